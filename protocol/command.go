@@ -1,0 +1,96 @@
+package protocol
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// MaxCommand is the largest command in bytes. esp-mqtt's buffer is 1024 bytes and holds the topic as well.
+const MaxCommand = 512
+
+// Action is what a command asks for.
+type Action string
+
+// The four actions of the original tool.
+const (
+	ActionCheck    Action = "check"    // look whether there is a release, and say so
+	ActionUpdate   Action = "update"   // install the release offered
+	ActionRollback Action = "rollback" // go back to the other slot
+	ActionStatus   Action = "status"   // say the status now
+)
+
+// Command is one order from server or operator to devices. It is a wish, not an event: delivered twice, late or
+// retained it must end in the same state, so a device compares it with what it runs.
+type Command struct {
+	Action Action
+	// Force skips the version comparison of an update, and nothing else.
+	Force bool
+	// ID names the command in the statuses that answer it; at most 64 bytes, may be empty.
+	ID string
+	// Version is the release wanted; empty means whatever the server offers. For a rollback it is the version to go
+	// back to, which makes a retained rollback harmless once it is done.
+	Version string
+	// ExpiresAt is the moment after which a device refuses the command; zero means never.
+	ExpiresAt time.Time
+}
+
+// ParseCommand reads a command. The error is a *Refusal with the reason a device answers.
+func ParseCommand(b []byte) (Command, error) {
+	if len(b) > MaxCommand {
+		return Command{}, refuse(ReasonOversize, "%d bytes", len(b))
+	}
+	fields, err := object(b)
+	if err != nil {
+		return Command{}, refuse(ReasonBadCommand, "%v", err)
+	}
+	var c Command
+	var expires string
+	r := reader{fields: fields}
+	r.text("action", 32, (*string)(&c.Action))
+	r.take("force", &c.Force)
+	r.text("id", 64, &c.ID)
+	r.text("version", 64, &c.Version)
+	r.text("expires_at", 40, &expires)
+	if r.err != nil {
+		return Command{}, refuse(ReasonBadCommand, "%v", r.err)
+	}
+	if expires != "" {
+		if c.ExpiresAt, err = time.Parse(time.RFC3339, expires); err != nil {
+			return Command{}, refuse(ReasonBadCommand, "expires_at is not an RFC 3339 time")
+		}
+	}
+	switch c.Action {
+	case ActionCheck, ActionUpdate, ActionRollback, ActionStatus:
+		return c, nil
+	case "":
+		return Command{}, refuse(ReasonBadCommand, "no action")
+	}
+	return Command{}, refuse(ReasonUnknownAction, "%q", string(c.Action))
+}
+
+// Append writes the command as the original tool spells it: action and force first, the rest only when set. It fails
+// when the result would be larger than MaxCommand.
+func (c Command) Append(dst []byte) ([]byte, error) {
+	wire := struct {
+		Action    Action `json:"action"`
+		Force     bool   `json:"force"`
+		ID        string `json:"id,omitempty"`
+		Version   string `json:"version,omitempty"`
+		ExpiresAt string `json:"expires_at,omitempty"`
+	}{Action: c.Action, Force: c.Force, ID: c.ID, Version: c.Version}
+	if !c.ExpiresAt.IsZero() {
+		wire.ExpiresAt = c.ExpiresAt.UTC().Format(time.RFC3339)
+	}
+	b, err := json.Marshal(wire)
+	if err != nil {
+		return nil, fmt.Errorf("encode command: %w", err)
+	}
+	if len(b) > MaxCommand {
+		return nil, refuse(ReasonOversize, "%d bytes", len(b))
+	}
+	return append(dst, b...), nil
+}
+
+// Expired says whether the command's time has passed at now.
+func (c Command) Expired(now time.Time) bool { return !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt) }

@@ -1,0 +1,173 @@
+package protocol
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// MaxStatus is the largest status in bytes that a server reads.
+const MaxStatus = 4096
+
+// Status is what a device says of itself. The first nine fields are the original tool's, always present and in its
+// order; the rest is left out when it is empty.
+type Status struct {
+	TimestampUS      int64  `json:"timestamp_us"` // the device's clock, microseconds since 1970
+	UptimeSec        int64  `json:"uptime_sec"`
+	Status           Code   `json:"status"`
+	ProgressPct      int    `json:"progress_pct"` // 0 to 100
+	Message          string `json:"message"`      // for people
+	CurrentVersion   string `json:"current_version"`
+	AvailableVersion string `json:"available_version"`
+	RollbackPending  bool   `json:"rollback_pending"` // this boot is a trial
+	FreeHeap         int64  `json:"free_heap"`        // bytes
+
+	DeviceID  string `json:"device_id,omitempty"`
+	Protocol  int    `json:"protocol,omitempty"`
+	BootID    string `json:"boot_id,omitempty"` // new at every boot
+	Seq       uint64 `json:"seq,omitempty"`     // counts up within a boot, from 1
+	Phase     Phase  `json:"phase,omitempty"`
+	Reason    Reason `json:"reason,omitempty"` // for programs
+	CommandID string `json:"command_id,omitempty"`
+
+	Slot              string `json:"slot,omitempty"`      // the partition that runs, "ota_0"
+	SlotSize          int64  `json:"slot_size,omitempty"` // bytes of the slot an update would go to
+	Chip              string `json:"chip,omitempty"`
+	Project           string `json:"project,omitempty"`
+	SecureVersion     uint32 `json:"secure_version,omitempty"` // security floor
+	ImageSHA256       string `json:"image_sha256,omitempty"`   // digest of the image file that runs
+	FailedSHA256      string `json:"failed_sha256,omitempty"`  // with rolled_back: digest of the image that failed
+	RollbackProtected bool   `json:"rollback_protected"`       // bootloader and app undo a bad image
+	Signed            bool   `json:"signed_only"`              // holds a key and takes signed releases only
+	ResetReason       string `json:"reset_reason,omitempty"`
+
+	BytesDone        int64 `json:"bytes_done,omitempty"`
+	BytesTotal       int64 `json:"bytes_total,omitempty"`
+	Retries          int   `json:"retries,omitempty"`
+	MinFreeHeap      int64 `json:"min_free_heap,omitempty"`
+	LargestFreeBlock int64 `json:"largest_free_block,omitempty"`
+
+	Battery *Battery `json:"battery,omitempty"`
+}
+
+// Battery is what the monitor reads from the pack.
+type Battery struct {
+	SOCPct       float64 `json:"soc_pct"`        // state of charge, 0 to 100
+	PackCurrentA float64 `json:"pack_current_a"` // positive while charging
+	Charging     bool    `json:"charging"`
+}
+
+// Append writes the status as one JSON object.
+func (s Status) Append(dst []byte) ([]byte, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode status: %w", err)
+	}
+	if len(b) > MaxStatus {
+		return nil, fmt.Errorf("encode status: %d bytes, the limit is %d", len(b), MaxStatus)
+	}
+	return append(dst, b...), nil
+}
+
+// ParseStatus reads a status from the network. A status of the original tool has no phase: it gets the one its code
+// stands for. An unknown phase is an error, an unknown reason becomes ReasonOther.
+func ParseStatus(b []byte) (Status, error) {
+	if len(b) > MaxStatus {
+		return Status{}, fmt.Errorf("status is %d bytes, the limit is %d", len(b), MaxStatus)
+	}
+	fields, err := object(b)
+	if err != nil {
+		return Status{}, fmt.Errorf("status: %w", err)
+	}
+	var s Status
+	r := reader{fields: fields}
+	r.take("timestamp_us", &s.TimestampUS)
+	r.take("uptime_sec", &s.UptimeSec)
+	r.take("status", &s.Status)
+	r.take("progress_pct", &s.ProgressPct)
+	r.text("message", 512, &s.Message)
+	r.text("current_version", 64, &s.CurrentVersion)
+	r.text("available_version", 64, &s.AvailableVersion)
+	r.take("rollback_pending", &s.RollbackPending)
+	r.take("free_heap", &s.FreeHeap)
+	r.text("device_id", MaxDeviceID, &s.DeviceID)
+	r.take("protocol", &s.Protocol)
+	r.text("boot_id", 64, &s.BootID)
+	r.take("seq", &s.Seq)
+	r.text("phase", 32, (*string)(&s.Phase))
+	r.text("reason", 64, (*string)(&s.Reason))
+	r.text("command_id", 64, &s.CommandID)
+	r.text("slot", 16, &s.Slot)
+	r.take("slot_size", &s.SlotSize)
+	r.text("chip", 32, &s.Chip)
+	r.text("project", 32, &s.Project)
+	r.take("secure_version", &s.SecureVersion)
+	r.text("image_sha256", 64, &s.ImageSHA256)
+	r.text("failed_sha256", 64, &s.FailedSHA256)
+	r.take("rollback_protected", &s.RollbackProtected)
+	r.take("signed_only", &s.Signed)
+	r.text("reset_reason", 32, &s.ResetReason)
+	r.take("bytes_done", &s.BytesDone)
+	r.take("bytes_total", &s.BytesTotal)
+	r.take("retries", &s.Retries)
+	r.take("min_free_heap", &s.MinFreeHeap)
+	r.take("largest_free_block", &s.LargestFreeBlock)
+	if sub := r.sub("battery"); sub != nil {
+		s.Battery = &Battery{}
+		sub.take("soc_pct", &s.Battery.SOCPct)
+		sub.take("pack_current_a", &s.Battery.PackCurrentA)
+		sub.take("charging", &s.Battery.Charging)
+		r.err = errors.Join(r.err, sub.err)
+	}
+	if r.err != nil {
+		return Status{}, fmt.Errorf("status: %w", r.err)
+	}
+	return s, s.check()
+}
+
+// check holds the ranges that a fold relies on, and gives a status of the original tool its phase.
+func (s *Status) check() error {
+	if _, ok := fields9[s.Status]; !ok {
+		return fmt.Errorf("status: code %d is none of 0 to 6", s.Status)
+	}
+	if s.Phase == "" {
+		s.Phase = fields9[s.Status]
+	}
+	if _, ok := phases[s.Phase]; !ok {
+		return fmt.Errorf("status: unknown phase %q", s.Phase)
+	}
+	if s.ProgressPct < 0 || s.ProgressPct > 100 {
+		return fmt.Errorf("status: progress of %d %%", s.ProgressPct)
+	}
+	if s.BytesDone < 0 || s.BytesTotal < 0 || s.SlotSize < 0 || s.Retries < 0 || s.UptimeSec < 0 {
+		return errors.New("status: a negative count")
+	}
+	if s.ImageSHA256 != "" && !isDigest(s.ImageSHA256) || s.FailedSHA256 != "" && !isDigest(s.FailedSHA256) {
+		return errors.New("status: a digest is not 64 lower-case hex digits")
+	}
+	if s.DeviceID != "" {
+		if err := CheckDeviceID(s.DeviceID); err != nil {
+			return fmt.Errorf("status: %w", err)
+		}
+	}
+	s.Reason = s.Reason.Known()
+	return nil
+}
+
+// fields9 gives the phase that a status with only the original nine fields stands for.
+var fields9 = map[Code]Phase{
+	CodeIdle: PhaseIdle, CodeChecking: PhaseChecking, CodeDownloading: PhaseDownloading, CodeInstalling: PhaseVerifying,
+	CodeSuccess: PhaseConfirmed, CodeFailed: PhaseFailed, CodeRollback: PhaseRolledBack,
+}
+
+func isDigest(s string) bool {
+	if len(s) != 64 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,126 @@
+package fleet
+
+import (
+	"errors"
+	"time"
+
+	"bmsota/protocol"
+)
+
+// Errors a caller branches on. web maps them to HTTP statuses and cmd to exit codes, in one table each.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrConflict = errors.New("conflict")      // exists with other content
+	ErrRefused  = errors.New("refused")       // verification or policy says no
+	ErrInvalid  = errors.New("invalid")       // the request makes no sense
+	ErrDenied   = errors.New("not allowed")   // unknown, revoked, or without the right
+	ErrStorage  = errors.New("storage fault") // disk full, I/O error: nothing was acknowledged
+)
+
+// Release is an image and its manifest, published under (project, chip, version) and immutable.
+type Release struct {
+	SHA256        string // of the image file; the release's identity
+	Project, Chip string
+	Version       string
+	MinVersion    string
+	Description   string
+	ForceUpdate   bool
+	Size          int64 // bytes
+	SecureVersion uint32
+	BuildDate     time.Time
+	Manifest      string // compact JWS; empty for an unsigned release
+	PublishedAt   time.Time
+	PublishedBy   string
+	Withdrawn     bool // offered to nobody; the bytes stay
+}
+
+// DefaultChannel is the channel of a device or request that names none.
+const DefaultChannel = "stable"
+
+// Channel is a named pointer to a release, one for each project and chip.
+type Channel struct {
+	Project, Chip, Name string
+	SHA256              string
+	SetAt               time.Time
+	SetBy               string
+}
+
+// Device is one monitor as the fleet knows it.
+type Device struct {
+	ID          string
+	TokenSHA256 string // hex; empty when the device has never been enrolled here
+	EnrolledAt  time.Time
+	Revoked     bool
+	Channel     string // empty = DefaultChannel
+	Online      bool
+	FirstSeen   time.Time
+	LastSeen    time.Time       // of its last accepted status or connect
+	PhaseSince  time.Time       // when Status.Phase was entered
+	Status      protocol.Status // the last accepted one; zero when it has said nothing
+}
+
+// AttemptState is how an attempt stands.
+type AttemptState string
+
+// The states. All but open are final.
+const (
+	AttemptOpen       AttemptState = "open"
+	AttemptSucceeded  AttemptState = "succeeded"
+	AttemptFailed     AttemptState = "failed"
+	AttemptRefused    AttemptState = "refused"
+	AttemptRolledBack AttemptState = "rolled_back"
+	AttemptExpired    AttemptState = "expired"    // the device never took it up in time
+	AttemptSuperseded AttemptState = "superseded" // a later command took its place
+)
+
+// Attempt is one device's try at one command.
+type Attempt struct {
+	ID        string // the command's id and the device's: unique
+	CommandID string
+	DeviceID  string
+	Action    protocol.Action
+	Force     bool
+	Version   string // wanted; empty = whatever is offered
+	SHA256    string // digest wanted where it was known when the attempt was made
+	CreatedAt time.Time
+	CreatedBy string
+	ExpiresAt time.Time // zero = never
+	State     AttemptState
+	Phase     protocol.Phase // furthest the device has reported for it
+	Reason    protocol.Reason
+	Message   string
+	UpdatedAt time.Time
+	EndedAt   time.Time
+}
+
+// ProjectKey is a public key that may sign releases of a project. The first signed publish of a project registers its
+// key; after that a release signed by another key is refused, because devices would refuse it too.
+type ProjectKey struct {
+	Project      string
+	PublicKeyPEM string
+	AddedAt      time.Time
+	AddedBy      string
+}
+
+// Role is what an identity may do.
+type Role string
+
+// The roles. A device speaks for itself only; an operator may do everything an API offers.
+const (
+	RoleDevice   Role = "device"
+	RoleOperator Role = "operator"
+)
+
+// Identity is who stands behind a login.
+type Identity struct {
+	Name string // device id or operator name
+	Role Role
+}
+
+// Operator is an account of a person or a program.
+type Operator struct {
+	Name        string
+	TokenSHA256 string // hex of the SHA-256 of a 256-bit random token
+	CreatedAt   time.Time
+	Revoked     bool
+}
