@@ -1,0 +1,64 @@
+# One command each; CI runs the same. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+TOOL := go tool -modfile=tools/go.mod
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## server and three boards on this machine: a good update, a bad one that rolls back
+	go run ./cmd/bmsota demo
+
+.PHONY: build
+build: ## the binary, ./bmsota
+	go build -trimpath -o bmsota ./cmd/bmsota
+
+.PHONY: deps
+deps: ## install what the tests need from Debian's packages, where it is missing
+	@bash e2e/deps.sh
+
+.PHONY: test
+test: deps check race e2e ## everything a change must pass
+
+.PHONY: check
+check: ## format, vet, staticcheck, tidy, unit and architecture tests
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+	go mod tidy -diff
+	go test $$(go list ./... | grep -v /e2e)
+
+.PHONY: race
+race: ## the packages with goroutines under the race detector
+	go test -race ./server/... ./device/... ./deploy/... ./api/...
+
+.PHONY: e2e
+e2e: ## the stories over the real binary; NAME=rollback runs those that match
+	go test -count=1 ./e2e/... $(if $(NAME),-run '/$(NAME)')
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for T (default 30s) in turn
+	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(T),30s) $$p || exit 1; done; done
+
+.PHONY: powercut
+powercut: ## the long power-cut sweep: every operation, several tears
+	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...
+
+.PHONY: golden
+golden: ## rewrite golden files, then look at what changed
+	go test ./... -run Golden -update && git diff --stat
+
+.PHONY: bench
+bench: ## the benchmarks behind docs/benchmarks.md
+	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what is linked
+	$(TOOL) govulncheck ./...
+
+.PHONY: dead
+dead: ## code nothing reaches
+	$(TOOL) deadcode -test ./...
