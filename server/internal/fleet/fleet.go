@@ -1,0 +1,84 @@
+// Package fleet decides: which release a device is offered, what a status says about an attempt, who may log in.
+//
+// It promises that what it acknowledges is durable (bytes first, row second, words last), that every exported change
+// is one Store.Update, that a device is said to run a version only when that device reported it outside a trial, and
+// that every attempt ends: by the device's word, by its silence, or by its expiry.
+//
+// It refuses images that ESP-IDF would refuse, manifests that do not describe the bytes or are not signed by the
+// project's key, other bytes under a published version, and commands that are not commands.
+//
+// It knows no SQL, no HTTP and no MQTT: Store, Blobs and Commander (ports.go) are what it needs of them. What a status
+// means is Apply, a pure function; phases and reasons are those of package protocol.
+package fleet
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Config is what a Fleet needs. Store, Blobs and Log must be given.
+type Config struct {
+	Store Store
+	Blobs Blobs
+	Log   *slog.Logger
+	// Now gives the time of rows; nil means time.Now. Loops use real timers.
+	Now func() time.Time
+	// Silence is how long an updating device may say nothing before its attempt has failed; 0 means 30 minutes.
+	Silence time.Duration
+	// Expiry is the life of an update command that sets none; 0 means 7 days.
+	Expiry time.Duration
+	// AllowUnsigned lets releases without a manifest in.
+	AllowUnsigned bool
+	// DefaultProject is taken for requests that name none where several projects exist.
+	DefaultProject string
+	// AcceptSeedStatus lets statuses on the shared topic in; the device is then the MQTT login.
+	AcceptSeedStatus bool
+}
+
+// Fleet is the state of the server. All methods are safe for concurrent use.
+type Fleet struct {
+	cfg Config
+
+	folds   chan *fold    // callers of Fold to the committer of Run
+	running chan struct{} // closed when the committer takes folds
+	stopped chan struct{} // closed when it takes no more
+	started atomic.Bool   // Run may be called once
+
+	catalog catalogCache
+	wake    chan struct{} // capacity 1: dirty is not empty, or drops is not
+
+	mu    sync.Mutex
+	dirty map[string]struct{} // devices whose attempts changed; guarded by mu
+	drops map[string]struct{} // devices whose sessions must end; guarded by mu
+}
+
+// New makes a Fleet. It starts nothing: Run does.
+func New(cfg Config) (*Fleet, error) {
+	if cfg.Store == nil || cfg.Blobs == nil || cfg.Log == nil {
+		return nil, errors.New("fleet: a store, blobs and a log are needed")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = 30 * time.Minute
+	}
+	if cfg.Expiry == 0 {
+		cfg.Expiry = 7 * 24 * time.Hour
+	}
+	if cfg.Silence < 0 || cfg.Expiry < 0 {
+		return nil, errors.New("fleet: silence and expiry cannot be negative")
+	}
+	return &Fleet{
+		cfg:     cfg,
+		folds:   make(chan *fold, foldQueue),
+		running: make(chan struct{}),
+		stopped: make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		dirty:   make(map[string]struct{}),
+		drops:   make(map[string]struct{}),
+	}, nil
+}
