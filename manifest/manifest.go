@@ -60,7 +60,7 @@ func New(b []byte, img *appimage.Image, version string) (Manifest, error) {
 	if img.Desc == nil && version == "" {
 		return Manifest{}, errors.New("image has no description: give the version")
 	}
-	m := Manifest{Format: 1, Chip: appimage.ChipID(img.Header.ChipID).String(), Size: int64(len(b)), Version: version}
+	m := Manifest{Format: 1, Chip: img.Header.Chip.String(), Size: int64(len(b)), Version: version}
 	if img.Desc != nil {
 		m.Project, m.SecureVersion = img.Desc.Project, img.Desc.SecureVersion
 		if version == "" {

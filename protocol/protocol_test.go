@@ -1,0 +1,335 @@
+package protocol_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"bmsota/protocol"
+
+	"pgregory.net/rapid"
+)
+
+func TestStatusBeginsWithTheNineFieldsInOrder(t *testing.T) {
+	b, err := protocol.Status{Phase: protocol.PhaseIdle, DeviceID: "bms-1"}.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"timestamp_us":0,"uptime_sec":0,"status":0,"progress_pct":0,"message":"","current_version":"",` +
+		`"available_version":"","rollback_pending":false,"free_heap":0,`
+	if !strings.HasPrefix(string(b), want) {
+		t.Errorf("got %s", b)
+	}
+}
+
+func TestHostileStatusesAreRefused(t *testing.T) {
+	for name, text := range map[string]string{
+		"empty":               "",
+		"array":               "[]",
+		"code 7":              `{"status":7}`,
+		"code as text":        `{"status":"2"}`,
+		"negative code":       `{"status":-1}`,
+		"progress 101":        `{"status":2,"progress_pct":101}`,
+		"unknown phase":       `{"status":2,"phase":"flying"}`,
+		"negative bytes":      `{"status":2,"bytes_done":-1}`,
+		"number overflow":     `{"status":0,"free_heap":1e400}`,
+		"digest upper case":   `{"status":0,"image_sha256":"` + strings.Repeat("A", 64) + `"}`,
+		"digest short":        `{"status":0,"image_sha256":"00"}`,
+		"id with wildcard":    `{"status":0,"device_id":"a+b"}`,
+		"key twice":           `{"status":0,"status":1}`,
+		"control character":   `{"status":0,"message":"a\u0000b"}`,
+		"escape sequence":     `{"status":0,"message":"a\u001b[2Jb"}`,
+		"invalid UTF-8":       "{\"status\":0,\"message\":\"\xff\"}",
+		"byte order mark":     "\ufeff{\"status\":0}",
+		"deep nesting":        `{"status":0,"x":` + strings.Repeat("[", 2000) + strings.Repeat("]", 1999) + `}`,
+		"message of 513":      `{"status":0,"message":"` + strings.Repeat("a", 513) + `"}`,
+		"larger than any":     `{"status":0,"message":"` + strings.Repeat("a", protocol.MaxStatus) + `"}`,
+		"battery not object":  `{"status":0,"battery":7}`,
+		"battery soc as text": `{"status":0,"battery":{"soc_pct":"full"}}`,
+	} {
+		if s, err := protocol.ParseStatus([]byte(text)); err == nil {
+			t.Errorf("%s: read as %+v", name, s)
+		}
+	}
+}
+
+func TestSeedStatusGetsThePhaseOfItsCode(t *testing.T) {
+	for code, want := range []protocol.Phase{"idle", "checking", "downloading", "verifying", "confirmed", "failed", "rolled_back"} {
+		b, err := json.Marshal(map[string]int{"status": code})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := protocol.ParseStatus(b); err != nil || s.Phase != want {
+			t.Errorf("code %d: %s, %v", code, s.Phase, err)
+		}
+	}
+}
+
+func TestTopicsAreComparedLiterally(t *testing.T) {
+	for topic, want := range map[string]struct {
+		kind   protocol.Kind
+		device string
+	}{
+		"bms/ota/command":           {protocol.KindCommand, ""},
+		"bms/ota/command/bms-1":     {protocol.KindCommand, "bms-1"},
+		"bms/ota/status":            {protocol.KindStatus, ""},
+		"bms/ota/status/bms-1":      {protocol.KindStatus, "bms-1"},
+		"bms/ota/comman":            {},
+		"bms/ota/command2":          {},
+		"bms/ota/command/":          {},
+		"bms/ota/command/+":         {},
+		"bms/ota/command/#":         {},
+		"bms/ota/command/a/b":       {},
+		"bms/ota/":                  {},
+		"bms/ota":                   {},
+		"":                          {},
+		"$SYS/bms/ota/command":      {},
+		"BMS/OTA/command":           {},
+		"bms/ota/status/bms-1\x00":  {},
+		"bms/ota/status/bms\u00e91": {},
+	} {
+		kind, device := protocol.Topics{}.Parse(topic)
+		if kind != want.kind || device != want.device {
+			t.Errorf("%q: %v %q", topic, kind, device)
+		}
+	}
+}
+
+func TestDeviceIDs(t *testing.T) {
+	if got := protocol.DeviceID([6]byte{0x24, 0x6f, 0x28, 0xA1, 0xB2, 0xC3}); got != "bms-a1b2c3" {
+		t.Errorf("got %s", got)
+	}
+	for _, bad := range []string{"", "-a", ".a", "a/b", "a+b", "a#", "$a", "a b", "a\x00", "bms-é", strings.Repeat("a", 65)} {
+		if protocol.CheckDeviceID(bad) == nil {
+			t.Errorf("%q is taken as an id", bad)
+		}
+	}
+}
+
+// The strcmp of the first firmware took any other version for an update.
+func TestVersionOrderIsAStrictOrder(t *testing.T) {
+	version := rapid.Custom(func(t *rapid.T) string {
+		return rapid.StringMatching(`(0|[1-9][0-9]?)\.(0|[1-9])\.(0|[1-9])(-(alpha|rc\.[0-9]))?`).Draw(t, "v")
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		a, b, c := version.Draw(t, "a"), version.Draw(t, "b"), version.Draw(t, "c")
+		if protocol.Newer(a, a) || protocol.Newer(a, b) && protocol.Newer(b, a) {
+			t.Fatalf("%s and %s are both newer", a, b)
+		}
+		if protocol.Newer(a, b) && protocol.Newer(b, c) && !protocol.Newer(a, c) {
+			t.Fatalf("%s > %s > %s does not carry", a, b, c)
+		}
+		if protocol.Newer(a, b) != protocol.Older(b, a) {
+			t.Fatalf("Newer(%s, %s) and Older disagree", a, b)
+		}
+	})
+}
+
+func TestRefusalsComeInTheDocumentedOrder(t *testing.T) {
+	device := protocol.Device{Chip: "esp32", Project: "bms", Version: "1.5.0", ImageSHA256: "aa", SlotSize: 1000, SecureVersion: 2,
+		Quarantined: func(sum string) bool { return sum == "bad" }}
+	good := protocol.Release{Chip: "esp32", Project: "bms", Version: "1.6.0", SHA256: "bb", Size: 1000, SecureVersion: 2}
+	with := func(change func(*protocol.Release)) protocol.Release {
+		r := good
+		change(&r)
+		return r
+	}
+	for _, c := range []struct {
+		name    string
+		release protocol.Release
+		force   bool
+		want    protocol.Reason
+	}{
+		{"good", good, false, ""},
+		{"already running", with(func(r *protocol.Release) { r.SHA256, r.Chip = "aa", "esp32c3" }), true, protocol.ReasonUpToDate},
+		{"chip", with(func(r *protocol.Release) { r.Chip, r.Project = "esp32c3", "x" }), true, protocol.ReasonWrongChip},
+		{"project", with(func(r *protocol.Release) { r.Project, r.Size = "x", 2000 }), true, protocol.ReasonWrongProject},
+		{"size", with(func(r *protocol.Release) { r.Size, r.SecureVersion = 1001, 0 }), true, protocol.ReasonTooBig},
+		{"floor", with(func(r *protocol.Release) { r.SecureVersion, r.SHA256 = 1, "bad" }), true, protocol.ReasonSecurityFloor},
+		{"quarantine", with(func(r *protocol.Release) { r.SHA256, r.MinVersion = "bad", "9.0.0" }), true, protocol.ReasonQuarantined},
+		{"intermediate", with(func(r *protocol.Release) { r.MinVersion, r.Version = "1.5.1", "1.0.0" }), true, protocol.ReasonNeedsIntermediate},
+		{"intermediate met", with(func(r *protocol.Release) { r.MinVersion = "1.5.0" }), false, ""},
+		{"downgrade", with(func(r *protocol.Release) { r.Version = "1.4.9" }), false, protocol.ReasonDowngrade},
+		{"downgrade forced", with(func(r *protocol.Release) { r.Version = "1.4.9" }), true, ""},
+		{"same version, other bytes", with(func(r *protocol.Release) { r.Version = "1.5.0" }), false, protocol.ReasonSameVersion},
+		{"same version, forced", with(func(r *protocol.Release) { r.Version = "1.5.0" }), true, ""},
+		{"same version, digest unknown", protocol.Release{Version: "1.5.0", SecureVersion: 2}, false, protocol.ReasonUpToDate},
+		{"original tool's version.json", protocol.Release{Version: "1.6.0", SecureVersion: 2}, false, ""},
+	} {
+		got := protocol.Refuse(device, c.release, c.force)
+		if got == nil && c.want != "" || got != nil && got.Reason != c.want {
+			t.Errorf("%s: got %v, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestGates(t *testing.T) {
+	at := func(h, m int) time.Time { return time.Date(2026, 1, 2, h, m, 0, 0, time.UTC) }
+	soc := func(v float64) *protocol.Battery { return &protocol.Battery{SOCPct: v} }
+	for _, c := range []struct {
+		name    string
+		gate    protocol.Gate
+		battery *protocol.Battery
+		now     time.Time
+		want    protocol.Reason
+	}{
+		{"open", protocol.Gate{}, nil, at(12, 0), ""},
+		{"no reading", protocol.Gate{MinSOCPct: 20}, nil, at(12, 0), protocol.ReasonNoReading},
+		{"low", protocol.Gate{MinSOCPct: 20}, soc(19.9), at(12, 0), protocol.ReasonLowSOC},
+		{"exactly enough", protocol.Gate{MinSOCPct: 20}, soc(20), at(12, 0), ""},
+		{"not a number", protocol.Gate{MinSOCPct: 20}, soc(math.NaN()), at(12, 0), protocol.ReasonLowSOC},
+		{"charging", protocol.Gate{NotWhileCharging: true}, &protocol.Battery{Charging: true}, at(12, 0), protocol.ReasonCharging},
+		{"window", protocol.Gate{Window: "02:00-04:30"}, nil, at(4, 30), protocol.ReasonOutsideWindow},
+		{"in window", protocol.Gate{Window: "02:00-04:30"}, nil, at(4, 29), ""},
+		{"over midnight, late", protocol.Gate{Window: "22:00-06:00"}, nil, at(23, 0), ""},
+		{"over midnight, early", protocol.Gate{Window: "22:00-06:00"}, nil, at(5, 59), ""},
+		{"over midnight, noon", protocol.Gate{Window: "22:00-06:00"}, nil, at(12, 0), protocol.ReasonOutsideWindow},
+		{"unreadable window stays shut", protocol.Gate{Window: "night"}, nil, at(12, 0), protocol.ReasonOutsideWindow},
+	} {
+		if got := c.gate.Blocked(c.battery, c.now); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestConfigsOutOfRangeAreRefused(t *testing.T) {
+	for name, text := range map[string]string{
+		"empty":                    "",
+		"not JSON":                 "{",
+		"no url":                   `{}`,
+		"url without host":         `{"server_url":"https:///x"}`,
+		"other scheme":             `{"server_url":"ftp://h/x"}`,
+		"plain http, not asked":    `{"server_url":"http://h/x"}`,
+		"timeout below zero":       `{"server_url":"https://h/x","timeout_ms":-1}`,
+		"timeout as text":          `{"server_url":"https://h/x","timeout_ms":"60000"}`,
+		"health out of range":      `{"server_url":"https://h/x","health":{"deadline_s":-5}}`,
+		"health not an object":     `{"server_url":"https://h/x","health":5}`,
+		"window never opens":       `{"server_url":"https://h/x","gate":{"window":"02:00-02:00"}}`,
+		"soc above 100":            `{"server_url":"https://h/x","gate":{"min_soc_pct":101}}`,
+		"prefix with a wildcard":   `{"server_url":"https://h/x","topic_prefix":"a/#"}`,
+		"device id with a slash":   `{"server_url":"https://h/x","device_id":"a/b"}`,
+		"larger than any":          `{"server_url":"https://h/x","cert_pem":"` + strings.Repeat("a", protocol.MaxConfig) + `"}`,
+		"older form, broken line":  "url=https://h/x\nnonsense",
+		"older form, number wrong": "url=https://h/x\ntimeout_ms=soon",
+	} {
+		if c, err := protocol.ParseOTAConfig([]byte(text)); err == nil {
+			t.Errorf("%s: read as %+v", name, c)
+		}
+	}
+	for name, text := range map[string]string{
+		"no host":          `{}`,
+		"scheme in host":   `{"broker_host":"mqtt://h"}`,
+		"port too large":   `{"broker_host":"h","broker_port":65536}`,
+		"qos 3":            `{"broker_host":"h","qos":3}`,
+		"older, no broker": "username=a",
+		"older, bad url":   "broker=:::",
+		"older, bad port":  "broker=mqtt://h:99999",
+	} {
+		if c, err := protocol.ParseMQTTConfig([]byte(text)); err == nil {
+			t.Errorf("%s: read as %+v", name, c)
+		}
+	}
+	if c, err := protocol.ParseMQTTConfig([]byte(`{"broker_host":"h","tls":true}`)); err != nil || c.BrokerPort != 8883 {
+		t.Errorf("default port with TLS: %+v, %v", c, err)
+	}
+}
+
+func TestCommandLargerThanTheBufferIsRefusedBothWays(t *testing.T) {
+	var r *protocol.Refusal
+	big := `{"action":"update","x":"` + strings.Repeat("a", protocol.MaxCommand) + `"}`
+	if _, err := protocol.ParseCommand([]byte(big)); !errors.As(err, &r) || r.Reason != protocol.ReasonOversize {
+		t.Errorf("got %v", err)
+	}
+	if _, err := (protocol.Command{Action: "update", ID: strings.Repeat("a", 600)}).Append(nil); err == nil {
+		t.Error("an oversize command was written")
+	}
+}
+
+func TestOnlyABootMayLeaveADeadEnd(t *testing.T) {
+	for _, from := range protocol.Phases() {
+		for _, to := range []protocol.Phase{protocol.PhaseIdle, protocol.PhaseTrial, protocol.PhaseRolledBack} {
+			if !protocol.May(from, to, false) {
+				t.Errorf("a device that was %s may not start as %s", from, to)
+			}
+		}
+		if from != protocol.PhaseConfirmed && protocol.May(from, protocol.PhaseConfirmed, false) {
+			t.Errorf("a boot begins as confirmed after %s", from)
+		}
+	}
+}
+
+func FuzzParseCommand(f *testing.F) {
+	f.Add([]byte(`{"action":"update","force":true,"id":"a","version":"1.0.0","expires_at":"2026-01-01T00:00:00Z"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := protocol.ParseCommand(b)
+		if err != nil {
+			var r *protocol.Refusal
+			if !errors.As(err, &r) {
+				t.Fatalf("no reason: %v", err)
+			}
+			return
+		}
+		out, err := c.Append(nil)
+		if err != nil {
+			return // the canonical form may be longer than what came in
+		}
+		back, err := protocol.ParseCommand(out)
+		again, err2 := back.Append(nil)
+		if err != nil || err2 != nil || !bytes.Equal(out, again) {
+			t.Fatalf("%s became %s (%v, %v)", out, again, err, err2)
+		}
+	})
+}
+
+func FuzzParseStatus(f *testing.F) {
+	f.Add([]byte(`{"timestamp_us":1,"uptime_sec":2,"status":2,"progress_pct":45,"message":"m","current_version":"1.0.0","free_heap":3,"battery":{"soc_pct":5}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := protocol.ParseStatus(b)
+		if err != nil {
+			return
+		}
+		if _, err := s.Append(nil); err == nil {
+			return
+		} else if len(b) < 512 {
+			t.Fatalf("a small status cannot be written again: %v", err)
+		}
+	})
+}
+
+func FuzzParseVersionFile(f *testing.F) {
+	f.Add([]byte(`{"version":"1.1.0","min_version":"1.0.0","force_update":false,"size":5}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v, err := protocol.ParseVersionFile(b)
+		if err != nil {
+			return
+		}
+		out, err := v.Append(nil)
+		if err != nil {
+			return // indentation may take it over the limit
+		}
+		if back, err := protocol.ParseVersionFile(out); err != nil || back != v {
+			t.Fatalf("%+v became %+v (%v)", v, back, err)
+		}
+	})
+}
+
+func FuzzParseConfigs(f *testing.F) {
+	f.Add([]byte(`{"server_url":"https://h/x","health":{"deadline_s":5}}`))
+	f.Add([]byte("broker=mqtt://h:1\nurl=https://h/x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := protocol.ParseOTAConfig(b); err == nil {
+			if err := c.Check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c, err := protocol.ParseMQTTConfig(b); err == nil {
+			if err := c.Check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
