@@ -122,10 +122,10 @@ func TestOneFlippedBitSurvivesNowhereButInTheHashFlag(t *testing.T) {
 		for bit := range 8 {
 			b[i] ^= 1 << bit
 			img, err := Verify(bytes.NewReader(b), target)
-			if parsed, perr := Parse(b); (perr == nil) != (err == nil) && i >= HeaderSize {
-				t.Errorf("bit %d of byte %d: Parse says %v, Verify %v", bit, i, perr, err)
-			} else if err == nil && !reflect.DeepEqual(parsed, img) {
-				t.Errorf("bit %d of byte %d: Parse gives %+v, Verify %+v", bit, i, parsed, img)
+			if bit == i%8 || err == nil {
+				if parsed, perr := Parse(b); (perr == nil) != (err == nil) || err == nil && !reflect.DeepEqual(parsed, img) {
+					t.Errorf("bit %d of byte %d: Parse gives %+v, %v; Verify %+v, %v", bit, i, parsed, perr, img, err)
+				}
 			}
 			if err == nil {
 				survived = append(survived, fmt.Sprintf("%d.%d", i, bit))

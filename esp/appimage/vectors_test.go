@@ -57,32 +57,40 @@ var mutations = map[string]struct {
 	"flip_pad_hashed":          {"app-esp32-1.0.0.bin", func(b []byte) []byte { b[len(b)-34] = 0x55; return b }},
 }
 
-func TestVerifyGivesTheVerdictsOfESPIDF(t *testing.T) {
+// verifyCase is one case of image-verify.json: what esp_image_verify returned.
+type verifyCase struct {
+	Name, Chip, How, Ret string
+	Args                 struct {
+		Rev, PSize, Off *int64
+	}
+	ImageLen int64   `json:"image_len"`
+	ImageHex *string `json:"image_hex"`
+}
+
+func verifyCases(t testing.TB) []verifyCase {
+	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata", "image-verify.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var doc struct {
-		Cases []struct {
-			Name, Chip, How, Ret string
-			Args                 struct {
-				Rev, PSize, Off *int64
-			}
-			ImageLen int64   `json:"image_len"`
-			ImageHex *string `json:"image_hex"`
-		}
-	}
+	var doc struct{ Cases []verifyCase }
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		t.Fatal(err)
 	}
+	return doc.Cases
+}
+
+func TestVerifyGivesTheVerdictsOfESPIDF(t *testing.T) {
 	ran := 0
-	for _, c := range doc.Cases {
+	for _, c := range verifyCases(t) {
 		t.Run(c.Name, func(t *testing.T) {
 			var file []byte
 			if c.ImageHex != nil {
-				if file, err = hex.DecodeString(*c.ImageHex); err != nil {
+				b, err := hex.DecodeString(*c.ImageHex)
+				if err != nil {
 					t.Fatal(err)
 				}
+				file = b
 			} else {
 				m, ok := mutations[c.Name]
 				if !ok {
