@@ -81,8 +81,9 @@ type row struct {
 // ParseCSV reads a table from CSV text as gen_esp32part.py does: automatic offsets and "end address" sizes are resolved,
 // everything is checked. Use [DecodeCSV] to see the warnings.
 //
-// Errors are of type [*CSVError] and carry the generator's text. Where the generator ends in a Python exception (numbers
-// that do not fit their field, text that is not UTF-8), and for a label that cutting to 16 bytes would break, the text is our own.
+// Errors are of type [*CSVError] and carry the generator's text. The text is our own where the generator ends in a Python
+// exception (numbers that do not fit their field, text that is not UTF-8), and for the two things that it takes and we do
+// not: a label that the cut to 16 bytes would break, and digits that are not ASCII.
 func ParseCSV(text []byte, opt CSVOptions) (Table, error) {
 	d, err := DecodeCSV(text, opt)
 	if err != nil {
@@ -134,8 +135,8 @@ func DecodeCSV(text []byte, opt CSVOptions) (Decoded, error) {
 }
 
 // AppendCSV appends the table as gen_esp32part.py prints it: two comment lines, then a line for each row.
-// Flags without a name, and labels with commas or line ends (which only a table read from flash can have), do not
-// survive the way back.
+// What CSV has no way to say does not survive the way back: flags without a name, labels that start like a comment or a
+// variable, and labels with commas, line ends or outer blanks, which only a table read from flash can have.
 func (t Table) AppendCSV(dst []byte) []byte {
 	dst = append(dst, "# ESP-IDF Partition Table\n# Name, Type, SubType, Offset, Size, Flags\n"...)
 	for _, p := range t {

@@ -177,6 +177,9 @@ func TestBuildRefusesWhatFirmwareCouldNotUse(t *testing.T) {
 		{"past 16-bit page numbers", 16<<20 + 4096, nil, "16-bit page numbers"},
 		{"exactly full", testSize, []File{{"/a", make([]byte, full)}}, ""},
 		{"one byte too many", testSize, []File{{"/a", make([]byte, full+1)}}, "need 241 pages of 256 bytes, an image of 65536 bytes has 240"},
+		// 60000 data pages and 485 of index; the last page of 16 MiB would have the number that means "no page".
+		{"all of 16 MiB but its last page", 16 << 20, append(manyFiles(954), File{"/big", make([]byte, 60000*251)}), ""},
+		{"the last page of 16 MiB", 16 << 20, append(manyFiles(955), File{"/big", make([]byte, 60000*251)}), "need 61440 pages of 256 bytes, an image of 16777216 bytes has 61439"},
 		{"one file too many", 4096, manyFiles(16), "need 16 pages of 256 bytes, an image of 4096 bytes has 15"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
