@@ -47,12 +47,14 @@ type Fleet struct {
 	stopped chan struct{} // closed when it takes no more
 	started atomic.Bool   // Run may be called once
 
-	catalog catalogCache
-	wake    chan struct{} // capacity 1: dirty is not empty, or drops is not
+	catalog    catalogCache
+	publishing sync.Mutex // held by Publish: an image is in memory whole, one at a time
+	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
 
-	mu    sync.Mutex
-	dirty map[string]struct{} // devices whose attempts changed; guarded by mu
-	drops map[string]struct{} // devices whose sessions must end; guarded by mu
+	mu       sync.Mutex
+	dirty    map[string]struct{} // devices whose attempts changed; guarded by mu
+	drops    map[string]struct{} // devices whose sessions must end; guarded by mu
+	sessions map[string]int      // MQTT sessions of devices in this process; guarded by mu
 }
 
 // New makes a Fleet. It starts nothing: Run does.
@@ -80,5 +82,7 @@ func New(cfg Config) (*Fleet, error) {
 		wake:    make(chan struct{}, 1),
 		dirty:   make(map[string]struct{}),
 		drops:   make(map[string]struct{}),
+
+		sessions: make(map[string]int),
 	}, nil
 }

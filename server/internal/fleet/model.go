@@ -57,6 +57,18 @@ type Device struct {
 	LastSeen    time.Time       // of its last accepted status or connect
 	PhaseSince  time.Time       // when Status.Phase was entered
 	Status      protocol.Status // the last accepted one; zero when it has said nothing
+
+	// Version and SHA256 are what the device runs: as it last reported outside a trial. During a trial they are still
+	// those of the image before it, so that nobody is said to run what is not yet shown to work.
+	Version, SHA256 string
+	// PreviousVersion is what it ran before Version, where the image is still in the other slot; empty when unknown.
+	PreviousVersion string
+
+	// Boot and Seq order the statuses: those of the last accepted status that carried a boot id.
+	Boot string
+	Seq  uint64
+	// OldBoots are the boots before Boot, oldest first, at most eight: what still arrives from them is late.
+	OldBoots []string
 }
 
 // AttemptState is how an attempt stands.

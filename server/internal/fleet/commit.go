@@ -1,0 +1,304 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"bmsota/protocol"
+)
+
+// foldGroup is how many statuses one transaction takes, foldQueue how many wait. A synchronous commit costs the same
+// for one and for hundreds, and nobody is answered before it; a full queue blocks the callers, which is what slows the
+// devices down.
+const (
+	foldGroup = 500
+	foldQueue = 2 * foldGroup
+)
+
+// ErrStopped is the answer of Fold while Run is not running: the status was not stored.
+var ErrStopped = errors.New("fleet is not running")
+
+// fold is one change of one device that waits for the committer.
+type fold struct {
+	device string
+	status protocol.Status
+	online *bool      // set for a connect or disconnect, which carry no status
+	done   chan error // capacity 1, so that the committer never waits for a caller that has gone
+}
+
+// result is what a fold led to, for the log and the loop, once it is committed.
+type result struct {
+	effects Effects
+	waiting bool // the device has just connected, and an attempt waits for it
+	err     error
+}
+
+// Fold takes a status that device has published, as its topic and login prove; shared says that it came on the topic
+// of firmware that does not name itself. It returns nil after the commit, so that an acknowledgement sent then means
+// that the status is durable. A status that cannot be read, or that names another device, is ErrInvalid and changes
+// nothing; ErrStopped says that Run is not running.
+func (f *Fleet) Fold(ctx context.Context, device string, shared bool, payload []byte) error {
+	if shared && !f.cfg.AcceptSeedStatus {
+		return fmt.Errorf("%w: statuses on the shared topic are not accepted", ErrDenied)
+	}
+	if err := protocol.CheckDeviceID(device); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s, err := protocol.ParseStatus(payload)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if s.DeviceID != "" && s.DeviceID != device {
+		return fmt.Errorf("%w: %q sent a status of %q", ErrDenied, device, s.DeviceID)
+	}
+	return f.submit(ctx, &fold{device: device, status: s})
+}
+
+// Connected notes that a device has an MQTT session.
+func (f *Fleet) Connected(ctx context.Context, device string) error {
+	f.mu.Lock()
+	f.sessions[device]++
+	f.mu.Unlock()
+	return f.setOnline(ctx, device, true)
+}
+
+// Disconnected notes that a session of a device has ended. A device is offline when its last one has: a device that
+// comes back before its old connection was given up is never shown as gone.
+func (f *Fleet) Disconnected(ctx context.Context, device string) error {
+	f.mu.Lock()
+	left := f.sessions[device] - 1
+	if left > 0 {
+		f.sessions[device] = left
+	} else {
+		delete(f.sessions, device)
+	}
+	f.mu.Unlock()
+	if left > 0 {
+		return nil
+	}
+	return f.setOnline(ctx, device, false)
+}
+
+func (f *Fleet) setOnline(ctx context.Context, device string, online bool) error {
+	if err := protocol.CheckDeviceID(device); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	fo := &fold{device: device, online: &online}
+	err := f.submit(ctx, fo)
+	if !errors.Is(err, ErrStopped) {
+		return err
+	}
+	// The broker opens before Run and closes after it; these two need no group.
+	return f.commit(ctx, []*fold{fo})[0].err
+}
+
+// live says whether the broker of this process holds a session of device.
+func (f *Fleet) live(device string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sessions[device] > 0
+}
+
+// submit hands fo to the committer and waits for its commit.
+func (f *Fleet) submit(ctx context.Context, fo *fold) error {
+	select {
+	case <-f.running:
+	default:
+		return ErrStopped
+	}
+	fo.done = make(chan error, 1)
+	select {
+	case f.folds <- fo:
+	case <-f.stopped:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-fo.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-f.stopped:
+		// The committer answers its last group before it closes stopped.
+		select {
+		case err := <-fo.done:
+			return err
+		default:
+			return ErrStopped
+		}
+	}
+}
+
+// runCommitter takes folds in groups until ctx ends. A group that was begun is finished.
+func (f *Fleet) runCommitter(ctx context.Context) {
+	close(f.running)
+	defer close(f.stopped)
+	group := make([]*fold, 0, foldGroup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case fo := <-f.folds:
+			group = append(group[:0], fo)
+		}
+	gather:
+		for len(group) < foldGroup {
+			select {
+			case fo := <-f.folds:
+				group = append(group, fo)
+			default:
+				break gather
+			}
+		}
+		f.commitGroup(context.WithoutCancel(ctx), group)
+	}
+}
+
+// commitGroup commits group and answers every caller. When the group fails each fold is tried alone, so that one row
+// that cannot be read does not silence the devices that happen to report beside it.
+func (f *Fleet) commitGroup(ctx context.Context, group []*fold) {
+	results := f.commit(ctx, group)
+	if len(group) > 1 && results[0].err != nil && errors.Is(results[0].err, errGroup) {
+		for i, fo := range group {
+			results[i] = f.commit(ctx, []*fold{fo})[0]
+		}
+	}
+	for i, fo := range group {
+		fo.done <- results[i].err
+	}
+}
+
+// errGroup marks an error of the transaction, which every fold in it shares.
+var errGroup = errors.New("commit of statuses")
+
+// commit applies group in one transaction and then, because rows come before words, wakes the loop.
+func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
+	results := make([]result, len(group))
+	now := f.cfg.Now()
+	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+		clear(results) // this may be the second run
+		rows := make(map[string]*row, len(group))
+		for i, fo := range group {
+			r := rows[fo.device]
+			if r == nil {
+				var err error
+				if r, err = loadRow(tx, fo.device, now); err != nil {
+					return err
+				}
+				rows[fo.device] = r
+			}
+			results[i] = f.foldInto(r, fo, now)
+		}
+		for _, r := range rows {
+			if err := r.put(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errGroup, err)
+		for i := range results {
+			results[i] = result{err: err}
+		}
+		return results
+	}
+	for i, fo := range group {
+		e := results[i].effects
+		if e.Unlawful != "" {
+			f.cfg.Log.Warn("unlawful step", "device", fo.device, "phase", e.Unlawful)
+		}
+		if e.Ended || results[i].waiting {
+			f.touch(fo.device)
+		}
+	}
+	return results
+}
+
+// foldInto applies one fold to the row of its device.
+func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
+	if r.device.Revoked && (fo.online == nil || *fo.online) {
+		return result{err: fmt.Errorf("%w: device %q is revoked", ErrDenied, fo.device)}
+	}
+	if fo.online != nil {
+		if *fo.online {
+			r.device.LastSeen = now
+		}
+		r.device.Online, r.deviceChanged = *fo.online, true
+		return result{waiting: *fo.online && len(r.open) > 0}
+	}
+	// The last will of a connection that a newer one has replaced.
+	if fo.status.Phase == protocol.PhaseOffline && f.live(fo.device) {
+		return result{effects: Effects{Dropped: "offline"}}
+	}
+	i := r.pick(fo.status.CommandID)
+	var a *Attempt
+	if i >= 0 {
+		a = &r.open[i]
+	}
+	var e Effects
+	var next *Attempt
+	r.device, next, e = Apply(r.device, a, fo.status, now)
+	r.deviceChanged = r.deviceChanged || e.Device
+	if e.Attempt {
+		r.open[i] = *next
+		r.attemptChanged[i] = true
+	}
+	return result{effects: e}
+}
+
+// row is a device and its open attempts within one transaction.
+type row struct {
+	device         Device
+	deviceChanged  bool
+	open           []Attempt // oldest first; may end in here
+	attemptChanged map[int]bool
+}
+
+func loadRow(tx Tx, device string, now time.Time) (*row, error) {
+	r := &row{attemptChanged: make(map[int]bool)}
+	var err error
+	if r.device, err = tx.Device(device); errors.Is(err, ErrNotFound) {
+		r.device = Device{ID: device, FirstSeen: now}
+		return r, nil
+	} else if err != nil {
+		return nil, err
+	}
+	r.open, err = tx.OpenAttemptsOf(device)
+	return r, err
+}
+
+// pick is the index of the open attempt that a status with this command id is about: the one it names, else the
+// newest. -1 when none is open.
+func (r *row) pick(command string) int {
+	newest := -1
+	for i, a := range r.open {
+		if a.State != AttemptOpen {
+			continue
+		}
+		if command != "" && a.CommandID == command {
+			return i
+		}
+		newest = i
+	}
+	return newest
+}
+
+func (r *row) put(tx Tx) error {
+	if r.deviceChanged {
+		if err := tx.PutDevice(r.device); err != nil {
+			return err
+		}
+	}
+	for i := range r.open {
+		if r.attemptChanged[i] {
+			if err := tx.PutAttempt(r.open[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package fleet
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"bmsota/protocol"
+)
+
+// newToken is 256 random bits as 43 characters of the URL alphabet, and the digest that is kept of them. Guessing
+// such a token is out of reach, so one round of SHA-256 is enough and a storm of reconnects stays cheap.
+func newToken() (token, digest string) {
+	var secret [32]byte
+	rand.Read(secret[:]) // never fails (crypto/rand)
+	token = base64.RawURLEncoding.EncodeToString(secret[:])
+	return token, tokenDigest(token)
+}
+
+func tokenDigest(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+func sameDigest(a, b string) bool {
+	return a != "" && subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
+}
+
+// operator refuses everyone else.
+func operator(by Identity) error {
+	if by.Role != RoleOperator || by.Name == "" {
+		return fmt.Errorf("%w: %q is no operator", ErrDenied, by.Name)
+	}
+	return nil
+}
+
+// Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token, lifts
+// a revocation and ends the sessions of the old token.
+func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
+	if err := operator(by); err != nil {
+		return "", err
+	}
+	if err := protocol.CheckDeviceID(id); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	token, digest := newToken()
+	now := f.cfg.Now()
+	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		d, err := tx.Device(id)
+		if errors.Is(err, ErrNotFound) {
+			d, err = Device{ID: id}, nil
+		}
+		if err != nil {
+			return err
+		}
+		d.TokenSHA256, d.EnrolledAt, d.Revoked = digest, now, false
+		return tx.PutDevice(d)
+	})
+	if err != nil {
+		return "", err
+	}
+	f.drop(id)
+	return token, nil
+}
+
+// Revoke takes a device's right to log in, ends its open attempts and drops its live session. The row and its history
+// stay. Revoking twice is no error.
+func (f *Fleet) Revoke(ctx context.Context, by Identity, id string) error {
+	if err := operator(by); err != nil {
+		return err
+	}
+	now := f.cfg.Now()
+	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+		d, err := tx.Device(id)
+		if err != nil {
+			return fmt.Errorf("device %q: %w", id, err)
+		}
+		d.Revoked, d.Online = true, false
+		if err := tx.PutDevice(d); err != nil {
+			return err
+		}
+		return endOpen(tx, id, now, "the device was revoked")
+	})
+	if err != nil {
+		return err
+	}
+	f.later(id)
+	f.drop(id)
+	return nil
+}
+
+// drop asks the loop to end the sessions of a device, once its row says why.
+func (f *Fleet) drop(id string) {
+	f.mu.Lock()
+	f.drops[id] = struct{}{}
+	f.mu.Unlock()
+	f.wakeLoop()
+}
+
+// NewOperator makes an operator account and returns its token; only the token's SHA-256 is kept. A name that exists
+// gets a new token, the old one stops working.
+func (f *Fleet) NewOperator(ctx context.Context, name string) (token string, err error) {
+	if err := protocol.CheckDeviceID(name); err != nil { // the same alphabet: names stand in logs, rows and MQTT logins
+		return "", fmt.Errorf("%w: operator name: %w", ErrInvalid, err)
+	}
+	token, digest := newToken()
+	now := f.cfg.Now()
+	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		if _, err := tx.Device(name); err == nil {
+			return fmt.Errorf("%w: %q is the id of a device", ErrConflict, name)
+		} else if !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		return tx.PutOperator(Operator{Name: name, TokenSHA256: digest, CreatedAt: now})
+	})
+	if err != nil {
+		return "", err
+	}
+	return token, nil
+}
+
+// OperatorByToken says whose token it is; ErrDenied when it is nobody's.
+func (f *Fleet) OperatorByToken(ctx context.Context, token string) (Identity, error) {
+	var o Operator
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		var err error
+		o, err = tx.OperatorByToken(tokenDigest(token))
+		return err
+	})
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return Identity{}, fmt.Errorf("%w: unknown token", ErrDenied)
+	case err != nil:
+		return Identity{}, err
+	case o.Revoked:
+		return Identity{}, fmt.Errorf("%w: the account %q is revoked", ErrDenied, o.Name)
+	}
+	return Identity{Name: o.Name, Role: RoleOperator}, nil
+}
+
+// Authenticate checks an MQTT or HTTP login: name is a device id or an operator's name, secret its token. Everything
+// that is not exactly right is ErrDenied, without saying what was wrong; a fault of the store is another error.
+func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity, error) {
+	if name == "" || secret == "" || len(name) > protocol.MaxDeviceID || len(secret) > 256 {
+		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
+	}
+	digest := tokenDigest(secret)
+	id := Identity{}
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		id = Identity{}
+		d, err := tx.Device(name)
+		if err == nil && !d.Revoked && sameDigest(d.TokenSHA256, digest) {
+			id = Identity{Name: name, Role: RoleDevice}
+			return nil
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		o, err := tx.Operator(name)
+		if err == nil && !o.Revoked && sameDigest(o.TokenSHA256, digest) {
+			id = Identity{Name: name, Role: RoleOperator}
+		}
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return Identity{}, err
+	}
+	if id.Name == "" {
+		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
+	}
+	return id, nil
+}
+
+// Devices are all devices, by id.
+func (f *Fleet) Devices(ctx context.Context) ([]Device, error) {
+	var list []Device
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		list, err = tx.Devices()
+		return err
+	})
+	return list, err
+}
+
+// Device is one device.
+func (f *Fleet) Device(ctx context.Context, id string) (Device, error) {
+	var d Device
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		if d, err = tx.Device(id); err != nil {
+			return fmt.Errorf("device %q: %w", id, err)
+		}
+		return nil
+	})
+	return d, err
+}

@@ -1,0 +1,310 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bmsota/protocol"
+)
+
+// Query is what a device or a person says of itself when asking for a release. Empty fields are unknown.
+type Query struct{ Device, Project, Chip, Channel string }
+
+// Offer is a release and the version.json that announces it. File.URL is relative: the digest and ".bin".
+type Offer struct {
+	Release Release
+	File    protocol.VersionFile
+}
+
+// line is what releases succeed each other within.
+type line struct{ project, chip string }
+
+type versionKey struct{ project, chip, version string }
+
+type channelKey struct{ project, chip, name string }
+
+// catalog is every release and channel, arranged for reading. It never changes once it is made.
+type catalog struct {
+	bySHA     map[string]*Offer
+	byVersion map[versionKey]*Offer
+	lines     map[line][]*Offer // not withdrawn, newest version first
+	channels  map[channelKey]string
+	names     map[string][]line // the lines that have a channel of this name, sorted
+}
+
+// catalogCache keeps the catalog between changes, because every poll of every device reads it. The process that owns
+// the store is the only one that changes it.
+type catalogCache struct {
+	now atomic.Pointer[catalog]
+	mu  sync.Mutex // held while loading, so that a load that began before a change cannot be kept after it
+}
+
+// forget makes the next reader load. It is called after the commit and before the caller is answered.
+func (c *catalogCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now.Store(nil)
+}
+
+func (f *Fleet) catalogue(ctx context.Context) (*catalog, error) {
+	if c := f.catalog.now.Load(); c != nil {
+		return c, nil
+	}
+	f.catalog.mu.Lock()
+	defer f.catalog.mu.Unlock()
+	if c := f.catalog.now.Load(); c != nil {
+		return c, nil
+	}
+	var releases []Release
+	var channels []Channel
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		if releases, err = tx.Releases(); err != nil {
+			return err
+		}
+		channels, err = tx.Channels()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := newCatalog(releases, channels)
+	f.catalog.now.Store(c)
+	return c, nil
+}
+
+func newCatalog(releases []Release, channels []Channel) *catalog {
+	c := &catalog{
+		bySHA: make(map[string]*Offer, len(releases)), byVersion: make(map[versionKey]*Offer, len(releases)),
+		lines: make(map[line][]*Offer), channels: make(map[channelKey]string), names: make(map[string][]line),
+	}
+	for _, r := range releases {
+		o := &Offer{Release: r, File: versionFile(r)}
+		c.bySHA[r.SHA256] = o
+		c.byVersion[versionKey{r.Project, r.Chip, r.Version}] = o
+		if !r.Withdrawn {
+			l := line{r.Project, r.Chip}
+			c.lines[l] = append(c.lines[l], o)
+		}
+	}
+	for _, l := range c.lines {
+		slices.SortStableFunc(l, func(a, b *Offer) int {
+			switch {
+			case protocol.Newer(a.Release.Version, b.Release.Version):
+				return -1
+			case protocol.Newer(b.Release.Version, a.Release.Version):
+				return 1
+			}
+			return 0
+		})
+	}
+	for _, ch := range channels {
+		c.channels[channelKey{ch.Project, ch.Chip, ch.Name}] = ch.SHA256
+		c.names[ch.Name] = append(c.names[ch.Name], line{ch.Project, ch.Chip})
+	}
+	return c
+}
+
+func versionFile(r Release) protocol.VersionFile {
+	f := protocol.VersionFile{
+		Version: r.Version, Description: r.Description, MinVersion: r.MinVersion, ForceUpdate: r.ForceUpdate,
+		Project: r.Project, Chip: r.Chip, Size: r.Size, SHA256: r.SHA256, URL: r.SHA256 + ".bin",
+		SecureVersion: r.SecureVersion, Manifest: r.Manifest,
+	}
+	if !r.BuildDate.IsZero() {
+		f.BuildDate = r.BuildDate.UTC().Format(time.RFC3339)
+	}
+	return f
+}
+
+// Offer is the release for whoever asks: the one that an open update of the device names, else the one its channel
+// points at. A device that runs something older than that release's MinVersion is offered the newest release it can
+// take on the way there, so a must-pass-through version needs no care; when there is none it is offered the release
+// itself, and says why it refuses. A withdrawn release is offered to nobody.
+//
+// Project and chip come from the query, then from the device's last status, then from being the only ones. ErrNotFound
+// says that there is nothing to offer, ErrInvalid that the question must name a project or chip, ErrDenied that the
+// device is revoked.
+func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
+	cat, err := f.catalogue(ctx)
+	if err != nil {
+		return Offer{}, err
+	}
+	if q.Device == "" {
+		return cat.offer(q, nil, nil, f.cfg.DefaultProject)
+	}
+	if err := protocol.CheckDeviceID(q.Device); err != nil {
+		return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	var device *Device
+	var open []Attempt
+	err = f.cfg.Store.View(ctx, func(tx Tx) error {
+		d, err := tx.Device(q.Device)
+		if errors.Is(err, ErrNotFound) {
+			return nil // it has not said anything yet: what it asks is all that is known
+		}
+		if err != nil {
+			return err
+		}
+		device = &d
+		open, err = tx.OpenAttemptsOf(q.Device)
+		return err
+	})
+	if err != nil {
+		return Offer{}, err
+	}
+	if device != nil && device.Revoked {
+		return Offer{}, fmt.Errorf("%w: device %q is revoked", ErrDenied, q.Device)
+	}
+	var assigned *Attempt
+	if n := len(open); n > 0 && open[n-1].Action == protocol.ActionUpdate && open[n-1].Version != "" {
+		assigned = &open[n-1]
+	}
+	return cat.offer(q, device, assigned, f.cfg.DefaultProject)
+}
+
+func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject string) (Offer, error) {
+	if d != nil {
+		q.Channel = first(q.Channel, d.Channel)
+		q.Project = first(q.Project, d.Status.Project)
+		q.Chip = first(q.Chip, d.Status.Chip)
+	}
+	q.Channel = first(q.Channel, DefaultChannel)
+	l, err := c.find(q, defaultProject)
+	if err != nil {
+		return Offer{}, err
+	}
+	target := c.bySHA[c.channels[channelKey{l.project, l.chip, q.Channel}]]
+	if assigned != nil {
+		if o := c.byVersion[versionKey{l.project, l.chip, assigned.Version}]; o != nil {
+			target = o
+		}
+	}
+	if target == nil || target.Release.Withdrawn {
+		return Offer{}, fmt.Errorf("%w: no release of %s in channel %q", ErrNotFound, l, q.Channel)
+	}
+	if d == nil || d.Status.CurrentVersion == "" || !protocol.Older(d.Status.CurrentVersion, target.Release.MinVersion) {
+		return *target, nil
+	}
+	if step := c.step(l, target, *d); step != nil {
+		return *step, nil
+	}
+	return *target, nil
+}
+
+// step is the newest release that d can take and that is not above target.
+func (c *catalog) step(l line, target *Offer, d Device) *Offer {
+	me := protocol.Device{
+		Chip: d.Status.Chip, Project: d.Status.Project, Version: d.Status.CurrentVersion, ImageSHA256: d.Status.ImageSHA256,
+		SlotSize: d.Status.SlotSize, SecureVersion: d.Status.SecureVersion,
+	}
+	for _, o := range c.lines[l] {
+		r := o.Release
+		if protocol.Newer(r.Version, target.Release.Version) || o == target {
+			continue
+		}
+		if protocol.Refuse(me, releaseFacts(r), false) == nil {
+			return o
+		}
+	}
+	return nil
+}
+
+func releaseFacts(r Release) protocol.Release {
+	return protocol.Release{Chip: r.Chip, Project: r.Project, Version: r.Version, SHA256: r.SHA256, Size: r.Size,
+		SecureVersion: r.SecureVersion, MinVersion: r.MinVersion}
+}
+
+// find says which line of releases is meant.
+func (c *catalog) find(q Query, defaultProject string) (line, error) {
+	if q.Project != "" && q.Chip != "" {
+		return line{q.Project, q.Chip}, nil
+	}
+	var fits []line
+	for _, l := range c.names[q.Channel] {
+		if (q.Project == "" || l.project == q.Project) && (q.Chip == "" || l.chip == q.Chip) {
+			fits = append(fits, l)
+		}
+	}
+	if q.Project == "" && len(fits) > 1 && defaultProject != "" {
+		fits = slices.DeleteFunc(fits, func(l line) bool { return l.project != defaultProject })
+	}
+	switch len(fits) {
+	case 0:
+		return line{}, fmt.Errorf("%w: no release in channel %q", ErrNotFound, q.Channel)
+	case 1:
+		return fits[0], nil
+	}
+	projects, chips := make([]string, len(fits)), make([]string, len(fits))
+	for i, l := range fits {
+		projects[i], chips[i] = l.project, l.chip
+	}
+	slices.Sort(projects)
+	slices.Sort(chips)
+	if projects = slices.Compact(projects); len(projects) > 1 {
+		return line{}, fmt.Errorf("%w: channel %q has several projects: name one of %s", ErrInvalid, q.Channel, strings.Join(projects, ", "))
+	}
+	return line{}, fmt.Errorf("%w: project %q has releases for several chips: name one of %s", ErrInvalid, projects[0], strings.Join(slices.Compact(chips), ", "))
+}
+
+func (l line) String() string {
+	return fmt.Sprintf("project %q for %s", l.project, first(l.chip, "any chip"))
+}
+
+// first is the first text that is not empty.
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// Firmware opens the bytes of a release; ErrNotFound for bytes that no release stands for. A withdrawn release can
+// still be read: a download that has begun is not cut off.
+func (f *Fleet) Firmware(ctx context.Context, sha256 string) (Blob, error) {
+	cat, err := f.catalogue(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if cat.bySHA[sha256] == nil {
+		return nil, fmt.Errorf("firmware %.64q: %w", sha256, ErrNotFound)
+	}
+	return f.cfg.Blobs.Open(sha256)
+}
+
+// Releases are all releases, newest first.
+func (f *Fleet) Releases(ctx context.Context) ([]Release, error) {
+	var list []Release
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		list, err = tx.Releases()
+		return err
+	})
+	return list, err
+}
+
+// Channels are all channels, by project, chip and name.
+func (f *Fleet) Channels(ctx context.Context) ([]Channel, error) {
+	var list []Channel
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		list, err = tx.Channels()
+		return err
+	})
+	return list, err
+}
+
+// Release is one release.
+func (f *Fleet) Release(ctx context.Context, sha256 string) (Release, error) {
+	var r Release
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		if r, err = tx.Release(sha256); err != nil {
+			return fmt.Errorf("release %.64q: %w", sha256, err)
+		}
+		return nil
+	})
+	return r, err
+}

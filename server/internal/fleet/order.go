@@ -1,0 +1,194 @@
+package fleet
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"bmsota/protocol"
+)
+
+// Order takes a command that an operator has published to device, or to all when device is empty, and returns the
+// payload to send on: the same command with an id and, for an update, an expiry filled in; never more than
+// protocol.MaxCommand bytes. When it returns, every known device concerned has an attempt row that takes the place of
+// its older open ones: rows before words, so that no device can answer a command that the server does not remember.
+//
+// check and status make no rows. An id that a device already has an attempt for changes nothing for that device, so a
+// command delivered twice is one command. A retained rollback that names no version is refused, because it would act at
+// every boot. An empty retained payload is MQTT's way to take a retained message back and is passed on as it is.
+// Errors: ErrDenied, ErrInvalid (not a command), ErrNotFound (no such device), ErrRefused, ErrStorage.
+func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained bool, payload []byte) ([]byte, error) {
+	if err := operator(by); err != nil {
+		return nil, err
+	}
+	if retained && len(payload) == 0 {
+		return payload, nil
+	}
+	cmd, err := protocol.ParseCommand(payload)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	now := f.cfg.Now()
+	if cmd.Expired(now) {
+		return nil, fmt.Errorf("%w: the command expired at %s", ErrInvalid, cmd.ExpiresAt.UTC().Format(time.RFC3339))
+	}
+	if cmd.ID == "" {
+		var id [8]byte
+		rand.Read(id[:]) // never fails (crypto/rand)
+		cmd.ID = hex.EncodeToString(id[:])
+	}
+	if cmd.Action == protocol.ActionUpdate && cmd.ExpiresAt.IsZero() {
+		cmd.ExpiresAt = now.Add(f.cfg.Expiry).Truncate(time.Second)
+	}
+	if cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback {
+		if cmd, err = f.attempts(ctx, by, device, cmd, now, retained); err != nil {
+			return nil, err
+		}
+	}
+	out, err := cmd.Append(nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return out, nil
+}
+
+// attempts makes the rows of a command. It returns the command with the version of a rollback filled in, where it is
+// for one device.
+func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd protocol.Command, now time.Time, retained bool) (protocol.Command, error) {
+	cat, err := f.catalogue(ctx)
+	if err != nil {
+		return cmd, err
+	}
+	final := cmd
+	var touched []string
+	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		final, touched = cmd, nil
+		devices, err := recipients(tx, device)
+		if err != nil {
+			return err
+		}
+		if device != "" && cmd.Action == protocol.ActionRollback && cmd.Version == "" {
+			final.Version = devices[0].PreviousVersion
+		}
+		if retained && final.Action == protocol.ActionRollback && final.Version == "" {
+			return fmt.Errorf("%w: a retained rollback must name the version to go back to, or it repeats at every boot", ErrRefused)
+		}
+		if _, err := final.Append(nil); err != nil { // before a row speaks of a command that cannot be sent
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		for _, d := range devices {
+			made, err := putAttempt(tx, d, f.newAttempt(cat, d, final, by, now))
+			if err != nil {
+				return err
+			}
+			if made {
+				touched = append(touched, d.ID)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return cmd, err
+	}
+	f.touch(touched...)
+	return final, nil
+}
+
+// recipients are the devices a command is for: one, which must be known and not revoked, or all that are.
+func recipients(tx Tx, device string) ([]Device, error) {
+	if device != "" {
+		d, err := tx.Device(device)
+		if err != nil {
+			return nil, fmt.Errorf("device %q: %w", device, err)
+		}
+		if d.Revoked {
+			return nil, fmt.Errorf("%w: device %q is revoked", ErrRefused, device)
+		}
+		return []Device{d}, nil
+	}
+	all, err := tx.Devices()
+	if err != nil {
+		return nil, err
+	}
+	known := all[:0]
+	for _, d := range all {
+		if !d.Revoked {
+			known = append(known, d)
+		}
+	}
+	return known, nil
+}
+
+// newAttempt is the row of cmd for d.
+func (f *Fleet) newAttempt(cat *catalog, d Device, cmd protocol.Command, by Identity, now time.Time) Attempt {
+	a := Attempt{
+		ID: cmd.ID + "/" + d.ID, CommandID: cmd.ID, DeviceID: d.ID, Action: cmd.Action, Force: cmd.Force, Version: cmd.Version,
+		CreatedAt: now, CreatedBy: by.Name, ExpiresAt: cmd.ExpiresAt, State: AttemptOpen, UpdatedAt: now,
+	}
+	if a.ExpiresAt.IsZero() {
+		a.ExpiresAt = now.Add(f.cfg.Expiry).Truncate(time.Second) // every attempt ends
+	}
+	switch a.Action {
+	case protocol.ActionRollback:
+		if a.Version == "" {
+			a.Version = d.PreviousVersion
+		}
+	case protocol.ActionUpdate:
+		if a.Version != "" {
+			if o := cat.byVersion[versionKey{d.Status.Project, d.Status.Chip, a.Version}]; o != nil {
+				a.SHA256 = o.Release.SHA256
+			}
+		} else if o, err := cat.offer(Query{Device: d.ID}, &d, nil, f.cfg.DefaultProject); err == nil {
+			a.SHA256 = o.Release.SHA256
+		}
+	}
+	return a
+}
+
+// putAttempt adds a to the rows of its device and supersedes the open ones. made is false when a was there already.
+func putAttempt(tx Tx, d Device, a Attempt) (made bool, err error) {
+	if _, err := tx.Attempt(a.ID); err == nil {
+		return false, nil
+	} else if !errors.Is(err, ErrNotFound) {
+		return false, err
+	}
+	if err := endOpen(tx, d.ID, a.CreatedAt, "a later command took its place"); err != nil {
+		return false, err
+	}
+	return true, tx.PutAttempt(a)
+}
+
+// endOpen supersedes every open attempt of a device.
+func endOpen(tx Tx, device string, now time.Time, why string) error {
+	open, err := tx.OpenAttemptsOf(device)
+	if err != nil {
+		return err
+	}
+	for _, a := range open {
+		a.State, a.Message, a.UpdatedAt, a.EndedAt = AttemptSuperseded, why, now, now
+		if err := tx.PutAttempt(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Attempts are the newest attempts of a device, newest first; limit 0 means 100.
+func (f *Fleet) Attempts(ctx context.Context, device string, limit int) ([]Attempt, error) {
+	if limit <= 0 {
+		limit = 100
+	}
+	var list []Attempt
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		if _, err := tx.Device(device); err != nil {
+			return fmt.Errorf("device %q: %w", device, err)
+		}
+		var err error
+		list, err = tx.AttemptsOf(device, limit)
+		return err
+	})
+	return list, err
+}

@@ -1,0 +1,366 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"bmsota/protocol"
+)
+
+const (
+	// passEvery is how often all open attempts are looked at.
+	passEvery = 15 * time.Second
+	// patience is how long a connected device may leave a command unanswered before it is sent again; it doubles with
+	// every send up to maxPatience.
+	patience    = 30 * time.Second
+	maxPatience = time.Hour
+)
+
+// Run does what the fleet does by itself until ctx ends, and returns nil then: it commits folds in groups, sends the
+// commands of open attempts again until they are taken up, takes back the retained commands of attempts that have
+// ended, and ends attempts by silence and expiry. It may be called once.
+//
+// Commands are sent from rows, never from memory: after a restart every open attempt is sent again, and a command that
+// arrives twice is harmless by the protocol.
+func (f *Fleet) Run(ctx context.Context, out Commander) error {
+	if !f.started.CompareAndSwap(false, true) {
+		return errors.New("fleet: Run was called before")
+	}
+	if err := f.markAllOffline(ctx); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { f.runCommitter(ctx) })
+	l := &loop{fleet: f, out: out, sent: make(map[string]sending)}
+	l.run(ctx)
+	wg.Wait()
+	return nil
+}
+
+// markAllOffline forgets who was connected when the last process ended; whoever still is says so again.
+func (f *Fleet) markAllOffline(ctx context.Context) error {
+	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+		devices, err := tx.Devices()
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			if !d.Online || f.live(d.ID) {
+				continue
+			}
+			d.Online = false
+			if err := tx.PutDevice(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// touch asks the loop to look at a device, after its rows are committed.
+func (f *Fleet) touch(devices ...string) {
+	f.later(devices...)
+	f.wakeLoop()
+}
+
+// later is touch without the wake-up: the next pass will do.
+func (f *Fleet) later(devices ...string) {
+	f.mu.Lock()
+	for _, d := range devices {
+		f.dirty[d] = struct{}{}
+	}
+	f.mu.Unlock()
+}
+
+func (f *Fleet) wakeLoop() {
+	select {
+	case f.wake <- struct{}{}:
+	default: // a wake-up is already waiting, and the loop takes everything
+	}
+}
+
+// loop sends and takes back retained commands. All of it belongs to the goroutine of Run.
+type loop struct {
+	fleet *Fleet
+	out   Commander
+	sent  map[string]sending // by device: what this process last sent there
+}
+
+type sending struct {
+	attempt string
+	at      time.Time
+	wait    time.Duration // until it is sent again to a device that is connected and does not take it up
+}
+
+func (l *loop) run(ctx context.Context) {
+	tick := time.NewTicker(passEvery)
+	defer tick.Stop()
+	l.logged(ctx, "first pass", l.first)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.fleet.wake:
+			l.logged(ctx, "send commands", l.touched)
+		case <-tick.C:
+			l.logged(ctx, "sweep", l.fleet.sweep)
+			l.logged(ctx, "send commands", l.all)
+		}
+	}
+}
+
+func (l *loop) logged(ctx context.Context, what string, do func(context.Context) error) {
+	if err := do(ctx); err != nil && ctx.Err() == nil {
+		l.fleet.cfg.Log.Error(what, "err", err)
+	}
+}
+
+// first sends everything open, and takes back what the last process may have left retained: the command of an attempt
+// that ended just before that process did and that a device would still obey.
+func (l *loop) first(ctx context.Context) error {
+	now := l.fleet.cfg.Now()
+	var stale []string
+	err := l.fleet.cfg.Store.View(ctx, func(tx Tx) error {
+		stale = nil
+		devices, err := tx.Devices()
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			last, err := tx.AttemptsOf(d.ID, 1)
+			if err != nil {
+				return err
+			}
+			if len(last) == 1 && last[0].State != AttemptOpen && now.Before(last[0].ExpiresAt) {
+				stale = append(stale, d.ID)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range stale {
+		l.clear(ctx, id)
+	}
+	return l.all(ctx)
+}
+
+// job is a device and its newest open attempt, if it has one.
+type job struct {
+	device  Device
+	attempt *Attempt
+}
+
+// all looks at every open attempt.
+func (l *loop) all(ctx context.Context) error {
+	var jobs []job
+	err := l.fleet.cfg.Store.View(ctx, func(tx Tx) error {
+		jobs = nil
+		open, err := tx.OpenAttempts()
+		if err != nil {
+			return err
+		}
+		newest := make(map[string]*Attempt, len(open))
+		for i := range open {
+			newest[open[i].DeviceID] = &open[i]
+		}
+		for id, a := range newest {
+			d, err := tx.Device(id)
+			if err != nil {
+				return err
+			}
+			jobs = append(jobs, job{d, a})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		l.tend(ctx, j)
+	}
+	return l.touched(ctx)
+}
+
+// touched looks at the devices whose attempts have changed, and ends the sessions of those who lost their right.
+func (l *loop) touched(ctx context.Context) error {
+	f := l.fleet
+	f.mu.Lock()
+	dirty := slices.Collect(maps.Keys(f.dirty))
+	drops := slices.Collect(maps.Keys(f.drops))
+	clear(f.dirty)
+	clear(f.drops)
+	f.mu.Unlock()
+	for _, id := range drops {
+		if err := l.out.Drop(ctx, id); err != nil {
+			f.cfg.Log.Warn("end session", "device", id, "err", err)
+		}
+	}
+	if len(dirty) == 0 {
+		return nil
+	}
+	jobs := make([]job, 0, len(dirty))
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		jobs = jobs[:0]
+		for _, id := range dirty {
+			d, err := tx.Device(id)
+			if err != nil {
+				return err
+			}
+			open, err := tx.OpenAttemptsOf(id)
+			if err != nil {
+				return err
+			}
+			j := job{device: d}
+			if len(open) > 0 {
+				j.attempt = &open[len(open)-1]
+			}
+			jobs = append(jobs, j)
+		}
+		return nil
+	})
+	if err != nil {
+		f.later(dirty...)
+		return err
+	}
+	for _, j := range jobs {
+		l.tend(ctx, j)
+	}
+	return nil
+}
+
+// tend makes the retained command of one device what its rows say it should be.
+func (l *loop) tend(ctx context.Context, j job) {
+	id := j.device.ID
+	last, sent := l.sent[id]
+	switch a := j.attempt; {
+	case a == nil:
+		l.clear(ctx, id)
+	case a.Action == protocol.ActionRollback && a.Version == "":
+		// Retained it would roll back at every boot (protocol.ReasonStaleCommand): it lives by its first delivery alone,
+		// and must not leave an older command in its place.
+		if sent {
+			l.clear(ctx, id)
+		}
+	default:
+		now := l.fleet.cfg.Now()
+		same := sent && last.attempt == a.ID
+		if !due(j.device, a, last, same, sent, now) {
+			return
+		}
+		cmd := protocol.Command{Action: a.Action, Force: a.Force, ID: a.CommandID, Version: a.Version, ExpiresAt: a.ExpiresAt}
+		if err := l.out.Send(ctx, id, cmd); err != nil {
+			l.fleet.cfg.Log.Warn("send command", "device", id, "attempt", a.ID, "err", err)
+			return // the next pass tries again
+		}
+		next := sending{attempt: a.ID, at: now, wait: patience}
+		if same {
+			next.wait = min(2*last.wait, maxPatience)
+		}
+		l.sent[id] = next
+	}
+}
+
+// due says whether the command of a must be sent now. A device that is away finds it retained when it comes back, so
+// one send is enough; a connected one is given time to answer, and is asked again when it does not.
+func due(d Device, a *Attempt, last sending, same, sent bool, now time.Time) bool {
+	switch {
+	case sent && !same:
+		return true // the command of an older attempt is still retained there
+	case !d.Online:
+		return !same
+	case d.Status.Phase.Updating() && (d.Status.CommandID == "" || d.Status.CommandID == a.CommandID):
+		return false
+	case same:
+		return now.Sub(last.at) >= last.wait
+	}
+	since := a.CreatedAt
+	if d.PhaseSince.After(since) {
+		since = d.PhaseSince
+	}
+	return now.Sub(since) >= patience
+}
+
+func (l *loop) clear(ctx context.Context, device string) {
+	if err := l.out.Clear(ctx, device); err != nil {
+		l.fleet.cfg.Log.Warn("take back command", "device", device, "err", err)
+		l.fleet.later(device)
+		return
+	}
+	delete(l.sent, device)
+}
+
+// sweep ends attempts that no status will end.
+func (f *Fleet) sweep(ctx context.Context) error {
+	now := f.cfg.Now()
+	var ended []string
+	var candidates bool
+	// Most passes end nothing, and a transaction that writes nothing should not wait for the writer.
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		var err error
+		candidates, err = f.sweepTx(tx, now, func(Attempt) error { return nil })
+		return err
+	})
+	if err != nil || !candidates {
+		return err
+	}
+	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		ended = nil
+		_, err := f.sweepTx(tx, now, func(a Attempt) error {
+			ended = append(ended, a.DeviceID)
+			return tx.PutAttempt(a)
+		})
+		return err
+	})
+	if err == nil {
+		f.touch(ended...)
+	}
+	return err
+}
+
+func (f *Fleet) sweepTx(tx Tx, now time.Time, end func(Attempt) error) (any bool, err error) {
+	open, err := tx.OpenAttempts()
+	if err != nil {
+		return false, err
+	}
+	for _, a := range open {
+		d, err := tx.Device(a.DeviceID)
+		if err != nil {
+			return false, err
+		}
+		state, reason := overdue(d, a, now, f.cfg.Silence)
+		if state == AttemptOpen {
+			continue
+		}
+		any = true
+		a.State, a.Reason, a.Message = state, reason, reason.Text()
+		a.UpdatedAt, a.EndedAt = now, now
+		if err := end(a); err != nil {
+			return false, err
+		}
+	}
+	return any, nil
+}
+
+// overdue says how time has ended an attempt; AttemptOpen when it has not. A device that waits at a gate may be quiet
+// for as long as the command lives.
+func overdue(d Device, a Attempt, now time.Time, silence time.Duration) (AttemptState, protocol.Reason) {
+	waiting := d.Status.Phase == protocol.PhaseWaiting
+	heard := a.UpdatedAt
+	if d.LastSeen.After(heard) {
+		heard = d.LastSeen
+	}
+	switch {
+	case a.Phase.Updating() && !waiting && now.Sub(heard) > silence:
+		return AttemptFailed, protocol.ReasonSilent
+	case !a.ExpiresAt.IsZero() && now.After(a.ExpiresAt) && (waiting || a.Phase == "" || !d.Status.Phase.Updating()):
+		return AttemptExpired, protocol.ReasonExpired
+	}
+	return AttemptOpen, protocol.ReasonNone
+}
