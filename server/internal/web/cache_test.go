@@ -1,0 +1,98 @@
+package web
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+)
+
+func TestImagesInMemoryAreSharedAndBounded(t *testing.T) {
+	f := newFake()
+	c := newImageCache(1000)
+	var digests []string
+	for i := range 10 {
+		digests = append(digests, f.add("bms", fmt.Sprintf("1.%d.0", i), testImage(byte(i), 300)))
+	}
+	open := func(digest string) io.ReadSeeker {
+		blob, err := f.Firmware(t.Context(), digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := c.content(digest, blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first, again := open(digests[0]).(*imageReader), open(digests[0]).(*imageReader)
+	if &first.image[0] != &again.image[0] {
+		t.Error("one image is in memory twice")
+	}
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			digest := digests[i%len(digests)]
+			b, err := io.ReadAll(open(digest))
+			if err != nil || digestHex(b) != digest {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+		})
+	}
+	wg.Wait()
+	if c.used > c.limit || c.used != 300*int64(len(c.images)) || len(c.images) != c.recent.Len() {
+		t.Errorf("%d bytes counted, %d images, %d in the list", c.used, len(c.images), c.recent.Len())
+	}
+	// Too large to be worth the place of many: served from the file.
+	large := f.add("bms", "2.0.0", testImage(99, 501))
+	if _, ok := open(large).(fakeBlob); !ok {
+		t.Error("an image above half of the cache was taken into it")
+	}
+}
+
+func TestRottenFileIsAFaultAndNotServed(t *testing.T) {
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 100))
+	f.blobs[digest] = testImage(2, 100)
+	srv := start(t, f)
+	for range 2 { // the failure is not remembered as content
+		if resp, b := ask(t, "GET", srv.URL+"/firmware/firmware.bin"); resp.StatusCode != 503 || bytes.Contains(b, []byte("firmware firmware")) {
+			t.Errorf("%d %s", resp.StatusCode, b)
+		}
+	}
+	f.blobs[digest] = testImage(1, 100)
+	if resp, b := ask(t, "GET", srv.URL+"/firmware/firmware.bin"); resp.StatusCode != 200 || digestHex(b) != digest {
+		t.Errorf("after repair: %d", resp.StatusCode)
+	}
+}
+
+func TestVersionFilesInMemoryAreBounded(t *testing.T) {
+	var c versionCache
+	for i := range 3 * maxVersions {
+		v, err := c.body(protocol.VersionFile{Version: fmt.Sprintf("1.0.%d", i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := protocol.ParseVersionFile(v.body); err != nil || f.Version != fmt.Sprintf("1.0.%d", i) {
+			t.Fatalf("%+v, %v", f, err)
+		}
+	}
+	if len(c.files) > maxVersions {
+		t.Errorf("%d files are held", len(c.files))
+	}
+	if _, err := c.body(protocol.VersionFile{Manifest: string(make([]byte, protocol.MaxVersionFile))}); err == nil {
+		t.Error("a version.json that no device reads was made")
+	}
+}
+
+func TestShortFileIsAFault(t *testing.T) {
+	blob := fakeBlob{bytes.NewReader(testImage(1, 10)), newFake()}
+	if _, err := readImage(digestHex(testImage(1, 20)), 20, blob); !errors.Is(err, fleet.ErrStorage) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,208 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+)
+
+// firmware serves what devices read:
+//
+//	/firmware/                       listing for people
+//	/firmware/version[.json]         what the caller is offered
+//	/firmware/firmware.bin           the image of that offer
+//	/firmware/<sha256>.bin           one image, immutable
+//	/firmware/<project>/<channel>/…  the same names for one project and channel
+//
+// It knows these names and no others; nothing of a path reaches a file system.
+func (h *handler) firmware(w http.ResponseWriter, r *http.Request) {
+	if !h.allow(w, r) {
+		return
+	}
+	rest := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/firmware"), "/")
+	parts := strings.Split(rest, "/")
+	query, err := firmwareQuery(r)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	name := parts[len(parts)-1]
+	switch len(parts) {
+	case 1:
+	case 3:
+		query.Project, query.Channel = parts[0], parts[1]
+		if len(query.Project) > 64 || len(query.Channel) > 64 {
+			h.fail(w, r, errNoPath)
+			return
+		}
+	default:
+		h.fail(w, r, errNoPath)
+		return
+	}
+	digest, isBin := strings.CutSuffix(name, ".bin")
+	switch {
+	case name == "":
+		h.listing(w, r, query)
+	case name == "version", name == "version.json":
+		h.versionFile(w, r, query)
+	case name == "firmware.bin":
+		h.offeredImage(w, r, query)
+	case isBin && isDigest(digest):
+		w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+		h.image(w, r, digest)
+	default:
+		h.fail(w, r, errNoPath)
+	}
+}
+
+// firmwareQuery reads how a caller names itself: ?device=, ?chip=, ?project=, or the name of a basic login. Nothing here
+// is secret and nothing is granted for it, so a password is not asked for.
+func firmwareQuery(r *http.Request) (fleet.Query, error) {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fleet.Query{}, fmt.Errorf("%w: query cannot be read", fleet.ErrInvalid)
+	}
+	q := fleet.Query{Device: values.Get("device"), Chip: values.Get("chip"), Project: values.Get("project")}
+	if user, _, ok := r.BasicAuth(); ok && q.Device == "" {
+		q.Device = user
+	}
+	if q.Device != "" {
+		if err := protocol.CheckDeviceID(q.Device); err != nil {
+			return fleet.Query{}, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
+		}
+	}
+	if len(q.Chip) > 64 || len(q.Project) > 64 {
+		return fleet.Query{}, fmt.Errorf("%w: chip and project have at most 64 bytes", fleet.ErrInvalid)
+	}
+	return q, nil
+}
+
+func isDigest(s string) bool {
+	if len(s) != 64 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Query) {
+	offer, err := h.cfg.Fleet.Offer(r.Context(), q)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	if offer.File.URL == "" {
+		offer.File.URL = offer.Release.SHA256 + ".bin"
+	}
+	v, err := h.versions.body(offer.File)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-cache")
+	header.Set("ETag", v.etag)
+	oneRange(r, int64(len(v.body)))
+	http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(v.body))
+}
+
+// offeredImage asks for the offer once and then serves its bytes by digest: a channel that is switched during the
+// download has no part in it.
+func (h *handler) offeredImage(w http.ResponseWriter, r *http.Request, q fleet.Query) {
+	offer, err := h.cfg.Fleet.Offer(r.Context(), q)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Cache-Control", "no-cache")
+	h.image(w, r, offer.Release.SHA256)
+}
+
+func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
+	blob, err := h.cfg.Fleet.Firmware(r.Context(), digest)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	defer blob.Close()
+	content, err := h.images.content(digest, blob)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("ETag", `"`+digest+`"`)
+	oneRange(r, blob.Size())
+	http.ServeContent(paced(w), r, "", time.Time{}, content)
+}
+
+// oneRange leaves at most one range in the request, for http.ServeContent to answer. A list of ranges is dropped, so
+// that the answer is the whole content once (RFC 9110 §14.2 allows to ignore Range): ServeContent would answer each,
+// with a part header that is larger than a small range. HEAD has no ranges. The last zero bytes ("-0") cannot be sent,
+// and become a range that net/http answers with 416. An end beyond the content is cut by net/http, which esp_https_ota
+// relies on: it asks for bytes=S-<length>.
+func oneRange(r *http.Request, size int64) {
+	values := r.Header.Values("Range")
+	if len(values) == 0 {
+		return
+	}
+	if r.Method == http.MethodHead || len(values) > 1 || strings.Contains(values[0], ",") {
+		r.Header.Del("Range")
+		return
+	}
+	if suffix, ok := strings.CutPrefix(values[0], "bytes=-"); ok && strings.Trim(suffix, "0 \t") == "" {
+		r.Header.Set("Range", "bytes="+strconv.FormatInt(size, 10)+"-")
+	}
+}
+
+// maxListed bounds the listing for people.
+const maxListed = 200
+
+type listedRelease struct {
+	Project, Chip, Version, Channels, SHA256, Published string
+	Size                                                int64
+}
+
+func (h *handler) listing(w http.ResponseWriter, r *http.Request, q fleet.Query) {
+	releases, err := h.cfg.Fleet.Releases(r.Context())
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	channels, err := h.cfg.Fleet.Channels(r.Context())
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	names := channelNames(channels)
+	var rows []listedRelease
+	for _, rel := range releases {
+		if rel.Withdrawn || q.Project != "" && rel.Project != q.Project || q.Chip != "" && rel.Chip != q.Chip {
+			continue
+		}
+		if q.Channel != "" && !slices.Contains(names[rel.SHA256], q.Channel) {
+			continue
+		}
+		if len(rows) == maxListed {
+			break
+		}
+		rows = append(rows, listedRelease{
+			Project: rel.Project, Chip: rel.Chip, Version: rel.Version, Channels: strings.Join(names[rel.SHA256], " "),
+			SHA256: rel.SHA256, Size: rel.Size, Published: rel.PublishedAt.UTC().Format(time.DateOnly),
+		})
+	}
+	h.page(w, r, "firmware.html", rows)
+}

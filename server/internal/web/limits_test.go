@@ -1,0 +1,210 @@
+package web
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bmsota/server/internal/fleet"
+)
+
+// pipeListener hands out in-memory connections, which synctest can see through: time passes only when all wait.
+type pipeListener struct{ conns chan net.Conn }
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	c, ok := <-l.conns
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (l *pipeListener) Close() error   { return nil }
+func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
+
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "pipe" }
+
+// inBubble serves f inside a bubble of synctest and gives fn a connection to it.
+func inBubble(t *testing.T, f Fleet, fn func(conn net.Conn)) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &pipeListener{make(chan net.Conn)}
+		srv := Server(New(Config{Fleet: f, Log: quiet()}), quiet())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+				t.Errorf("serve: %v", err)
+			}
+		}()
+		client, server := net.Pipe()
+		l.conns <- server
+		fn(client)
+		client.Close()
+		close(l.conns)
+		srv.Close()
+		<-done
+	})
+}
+
+// A monitor on a bad link takes five minutes for an image, and gets it.
+func TestSlowDownloadIsNotCut(t *testing.T) {
+	f := newFake()
+	image := testImage(1, 1_500_000)
+	digest := f.add("bms", "1.0.0", image)
+	for _, limit := range []int64{0, -1} { // from memory, and from the file
+		inBubble(t, uncached{f, limit != 0}, func(conn net.Conn) {
+			start := time.Now()
+			if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			for {
+				n, err := io.CopyN(&got, conn, 5000)
+				time.Sleep(time.Second)
+				if n < 5000 {
+					if !errors.Is(err, io.EOF) {
+						t.Fatalf("after %d bytes and %v: %v", got.Len(), time.Since(start), err)
+					}
+					break
+				}
+			}
+			if took := time.Since(start); took < 290*time.Second {
+				t.Errorf("the download took %v only", took)
+			}
+			if _, body, _ := bytes.Cut(got.Bytes(), []byte("\r\n\r\n")); !bytes.Equal(body, image) {
+				t.Errorf("%d bytes that are not the image", len(body))
+			}
+		})
+	}
+}
+
+// uncached makes images larger than the cache takes when big is set, so that they are served from the file.
+type uncached struct {
+	*fakeFleet
+	big bool
+}
+
+type bigBlob struct{ fleet.Blob }
+
+func (u uncached) Firmware(ctx context.Context, digest string) (fleet.Blob, error) {
+	b, err := u.fakeFleet.Firmware(ctx, digest)
+	if err != nil || !u.big {
+		return b, err
+	}
+	return bigBlob{b}, nil
+}
+
+func (bigBlob) Size() int64 { return 1 << 40 }
+
+func TestStalledReaderIsCut(t *testing.T) {
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 1_500_000))
+	inBubble(t, f, func(conn net.Conn) {
+		if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, conn, 100_000); err != nil {
+			t.Fatal(err)
+		}
+		before := time.Now()
+		time.Sleep(stallTimeout + 5*time.Second) // reads nothing meanwhile
+		n, err := io.Copy(io.Discard, conn)
+		if time.Since(before) > stallTimeout+6*time.Second || n > pacedChunk {
+			t.Errorf("a reader that stalled got %d bytes more (%v) after %v", n, err, time.Since(before))
+		}
+		synctest.Wait()
+		if f.opened != 1 || f.closed != 1 {
+			t.Errorf("%d images opened, %d closed", f.opened, f.closed)
+		}
+	})
+}
+
+func TestSlowHeaderIsCut(t *testing.T) {
+	inBubble(t, newFake(), func(conn net.Conn) {
+		start := time.Now()
+		if _, err := io.WriteString(conn, "GET /firmware/version HTTP/1.1\r\nHost: x\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := io.Copy(io.Discard, conn)
+		if took := time.Since(start); took > headerTimeout+time.Second {
+			t.Errorf("a header that never ends was waited for %v (%v)", took, err)
+		}
+	})
+}
+
+func TestSlowBodyIsCut(t *testing.T) {
+	f := newFake()
+	inBubble(t, f, func(conn net.Conn) {
+		start := time.Now()
+		if _, err := io.WriteString(conn, "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+operatorToken+"\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(conn)
+		if took := time.Since(start); took > bodyTimeout+time.Second || !strings.HasPrefix(string(b), "HTTP/1.1 400") {
+			t.Errorf("a body that never ends was answered after %v with %q", took, b)
+		}
+	})
+}
+
+// An upload at 2 KB/s takes nine minutes and arrives; one that stalls is cut.
+func TestSlowUploadArrivesAndStalledOneIsCut(t *testing.T) {
+	f := newFake()
+	image := testImage(1, 1_000_000)
+	head := "PUT /api/v1/blobs/" + digestHex(image) + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + operatorToken + "\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n"
+	inBubble(t, f, func(conn net.Conn) {
+		if _, err := io.WriteString(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at < len(image); at += 20_000 {
+			time.Sleep(10 * time.Second)
+			if _, err := conn.Write(image[at : at+20_000]); err != nil {
+				t.Fatalf("at %d: %v", at, err)
+			}
+		}
+		if b, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 204") {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+	if len(f.blobs) != 1 {
+		t.Errorf("%d blobs are stored", len(f.blobs))
+	}
+	inBubble(t, f, func(conn net.Conn) {
+		if _, err := io.WriteString(conn, head+"some"); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) > stallTimeout+time.Second {
+			t.Errorf("a stalled upload was held for %v (%v)", time.Since(start), err)
+		}
+	})
+}
+
+// The connection stays usable after a long pause between requests: deadlines of one request do not end the next.
+func TestNextRequestHasItsOwnDeadlines(t *testing.T) {
+	f := newFake()
+	f.add("bms", "1.0.0", testImage(1, 10))
+	inBubble(t, f, func(conn net.Conn) {
+		for range 5 {
+			if _, err := io.WriteString(conn, "HEAD /firmware/version HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 1024)
+			n, err := conn.Read(buf)
+			if err != nil || !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 200") {
+				t.Fatalf("%q, %v", buf[:n], err)
+			}
+			time.Sleep(idleTimeout - time.Second)
+		}
+	})
+}
