@@ -32,6 +32,13 @@ func TestBuildMakesValidImagesForEveryChipAndSize(t *testing.T) {
 						if img.Length != int64(len(b)) || img.Header.Chip != chip || img.HashAppended == noHash {
 							t.Errorf("got length %d chip %s hash %t", img.Length, img.Header.Chip, img.HashAppended)
 						}
+						segments := 1
+						if size >= 128<<10 {
+							segments = 2
+						}
+						if len(img.Segments) != segments {
+							t.Errorf("%d segments, want %d", len(img.Segments), segments)
+						}
 						if d := img.Desc; d == nil || d.Project != "bms" || d.Version != "1.2.3" || d.SecureVersion != 7 {
 							t.Errorf("description is %+v", d)
 						}

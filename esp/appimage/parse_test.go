@@ -221,6 +221,34 @@ func TestChecksComeInTheLoadersOrder(t *testing.T) {
 	}
 }
 
+func TestSegmentsMustBeBelow16MiB(t *testing.T) {
+	b := mustBuild(t, BuildOptions{Chip: ESP32, Version: "1"})
+	for _, c := range []struct {
+		length uint32
+		offset int64 // of the complaint: the length, or the segment as too large for its partition
+	}{{16<<20 - 4, 24}, {16 << 20, 28}, {1<<32 - 4, 28}} {
+		binary.LittleEndian.PutUint32(b[28:], c.length)
+		_, err := Verify(flashReader{b}, Target{Chip: ESP32, PartitionSize: 16 << 20})
+		if ve, ok := errors.AsType[*VerifyError](err); !ok || ve.Offset != c.offset || ve.Code != CodeImageInvalid {
+			t.Errorf("length 0x%x: %v", c.length, err)
+		}
+	}
+}
+
+// TestTheESP32DoesNotReadItsBlockRevision: alone among the chips.
+func TestTheESP32DoesNotReadItsBlockRevision(t *testing.T) {
+	for _, chip := range Chips() {
+		b := mustBuild(t, BuildOptions{Chip: chip, Version: "1", NoHash: true})
+		// 9 and 9 in the same column leave the checksum as it is.
+		b[DescOffset+176] ^= 9
+		b[DescOffset+184] ^= 9
+		_, err := Verify(bytes.NewReader(b), Target{Chip: chip, PartitionSize: 1 << 20})
+		if (err == nil) != (chip == ESP32) {
+			t.Errorf("%s: %v", chip, err)
+		}
+	}
+}
+
 // meter counts what is read and fails when told to.
 type meter struct {
 	r       io.ReaderAt
