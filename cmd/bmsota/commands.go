@@ -3,8 +3,23 @@ package main
 import "github.com/spf13/cobra"
 
 // commands lists every command, in the order of the help text.
-func commands(s streams) []*cobra.Command {
+func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newPublishCmd(),
+		newReleasesCmd(),
+		newChannelCmd(),
+		newCheckCmd(),
+		newUpdateCmd(),
+		newRollbackCmd(),
+		newStatusCmd(),
+		newMonitorCmd(),
+		newDevicesCmd(),
+		newHealthCmd(),
+		newImageCmd(),
+		newKeysCmd(),
+		newPartitionCmd(),
+		newOTADataCmd(),
+		newSPIFFSCmd(),
 		newVersionCmd(),
 	}
 }

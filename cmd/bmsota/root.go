@@ -82,7 +82,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (verification, policy),
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.AddCommand(commands(s)...)
+	root.AddCommand(commands()...)
 	usageErrors(root)
 	return root
 }

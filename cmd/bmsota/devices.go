@@ -1,0 +1,169 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"bmsota/api"
+
+	"github.com/spf13/cobra"
+)
+
+func newDevicesCmd() *cobra.Command {
+	return group("devices", "list, show, enroll and revoke devices", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesRevokeCmd())
+}
+
+func newDevicesListCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list devices as the server knows them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			devices, err := client.Devices(cmd.Context())
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, emptyNotNull(devices))
+			}
+			if len(devices) == 0 {
+				return printf(cmd, "no devices yet; see 'bmsota devices enroll'\n")
+			}
+			return table(cmd, "DEVICE\tONLINE\tVERSION\tPHASE\tREASON\tCHIP\tSIGNED ONLY\tROLLBACK\tLAST SEEN", len(devices), func(i int) string {
+				d := devices[i]
+				return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.DeviceID, yesNo(d.Online), orDash(plain(d.CurrentVersion)),
+					orDash(string(d.Phase)), orDash(string(d.Reason)), orDash(d.Chip), yesNo(d.SignedOnly), yesNo(d.RollbackProtected), lastSeen(d.LastSeen))
+			})
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func lastSeen(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return ago(*t)
+}
+
+func newDevicesShowCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show DEVICE",
+		Short: "show one device and its latest attempts",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			d, err := client.Device(cmd.Context(), args[0])
+			if err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota devices list'"))
+			}
+			if asJSON {
+				d.Attempts = emptyNotNull(d.Attempts)
+				return printJSON(cmd, d)
+			}
+			return showDevice(cmd, d)
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
+	var b strings.Builder
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-13s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(&b, "%s\n", d.DeviceID)
+	row("online", "%s, last seen %s", yesNo(d.Online), lastSeen(d.LastSeen))
+	row("runs", "%s %s (%s), image %s", orDash(plain(d.Project)), orDash(plain(d.CurrentVersion)), orDash(d.Slot), orDash(d.ImageSHA256))
+	row("phase", "%s %s %s", orDash(string(d.Phase)), string(d.Reason), plain(d.Message))
+	row("chip", "%s, slot of %d bytes", orDash(d.Chip), d.SlotSize)
+	row("protection", "rollback %s, signed releases only %s", yesNo(d.RollbackProtected), yesNo(d.SignedOnly))
+	row("account", "enrolled %s, revoked %s, channel %s", yesNo(d.Enrolled), yesNo(d.Revoked), orDash(d.Channel))
+	if d.Battery != nil {
+		row("battery", "%.1f %%, %+.1f A, charging %s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging))
+	}
+	for i, t := range d.Attempts {
+		name := ""
+		if i == 0 {
+			name = "attempts"
+		}
+		row(name, "%s %s %s: %s %s (%s)", t.CreatedAt.Format(time.RFC3339), t.Action, t.Version, t.State, string(t.Reason), t.CommandID)
+	}
+	return printf(cmd, "%s", trimLines(b.String()))
+}
+
+// notFoundHint adds what to do about a name that the server does not know.
+func notFoundHint(err error, hint string) error {
+	var e *api.Error
+	if errors.As(err, &e) && e.Code == api.CodeNotFound {
+		return &fault{code: exitFailed, err: err, hint: hint}
+	}
+	return err
+}
+
+func newDevicesEnrollCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "enroll DEVICE",
+		Short: "give a device a login and print its token, this once",
+		Long: `Gives the device a new token in place of any it had, and prints it. The server keeps only its
+digest. The token is the password in the device's mqtt_config.txt.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			out, err := client.Enroll(cmd.Context(), args[0])
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, out)
+			}
+			return printf(cmd, "%s\n", out.Token)
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newDevicesRevokeCmd() *cobra.Command {
+	var a access
+	cmd := &cobra.Command{
+		Use:   "revoke DEVICE",
+		Short: "take a device's login away and end its session",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			if err := client.Revoke(cmd.Context(), args[0]); err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota devices list'"))
+			}
+			return printf(cmd, "revoked: %s\n", args[0])
+		},
+	}
+	a.serverFlags(cmd)
+	return cmd
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"time"
+
+	"bmsota/deploy"
+	"bmsota/esp/appimage"
+	"bmsota/manifest"
+
+	"github.com/spf13/cobra"
+)
+
+var signingKeyInput = inputKind{what: "a signing key in PEM", limit: 64 << 10}
+
+func newPublishCmd() *cobra.Command {
+	var (
+		a                                                      access
+		version, channel, description, minVersion, key, folder string
+		force, anyVersion, asJSON                              bool
+	)
+	cmd := &cobra.Command{
+		Use:   "publish IMAGE",
+		Short: "verify, sign and offer an image to the fleet",
+		Long: `Verifies IMAGE as a device would, signs a manifest of it with the key (which stays on this
+machine), uploads both and points the channel at the new release. Nobody is updated by this: see
+'bmsota update' for that, unless --force-update is given.
+
+With --folder the release goes into a folder that any web server can serve, instead of to a server.`,
+		Example: `  bmsota publish build/esp32-bms-monitor.bin --key release.pem
+  bmsota publish app.bin --key release.pem --channel beta --description "faster cell balancing"
+  bmsota publish app.bin --key release.pem --folder /var/www/firmware`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := imageKind.read(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
+				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
+			if r.Key, err = readSigningKey(cmd, key); err != nil {
+				return err
+			}
+			p, err := deploy.Prepare(r)
+			if err != nil {
+				return prepareFault(args[0], err)
+			}
+			if folder != "" {
+				return publishFolder(cmd, folder, p, asJSON)
+			}
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			out, err := deploy.Publish(cmd.Context(), client, p, channel, uploadProgress(cmd, asJSON))
+			if err != nil {
+				return serverFault(err)
+			}
+			for _, w := range merge(p.Warnings, out.Warnings) {
+				warn(cmd, "%s", w)
+			}
+			if asJSON {
+				return printJSON(cmd, out.Release)
+			}
+			return printf(cmd, "published %s %s for %s: %d bytes, sha256 %s\n",
+				out.Release.Project, out.Release.Version, out.Release.Chip, out.Release.Size, out.Release.SHA256)
+		},
+	}
+	a.serverFlags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&version, "version", "", "override the version of the image's own description")
+	f.StringVar(&channel, "channel", "", `channel to point at the release (default "stable")`)
+	f.StringVar(&description, "description", "", "what changed, for people")
+	f.StringVar(&minVersion, "min-version", "", "what a device must run at least to take this release")
+	f.BoolVar(&force, "force-update", false, "a device that checks installs it without being told to")
+	f.StringVar(&key, "key", "", "release key that signs the manifest; see 'bmsota keys new'")
+	f.StringVar(&folder, "folder", "", "write firmware and version.json into this folder instead")
+	f.BoolVar(&anyVersion, "allow-any-version", false, "take a version that is no SemVer")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// readSigningKey reads the key file; no file means an unsigned release.
+func readSigningKey(cmd *cobra.Command, path string) (*ecdsa.PrivateKey, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := signingKeyInput.read(cmd, path)
+	if err != nil {
+		return nil, err
+	}
+	key, err := manifest.ParsePrivateKey(text)
+	if err != nil {
+		return nil, badContent(path, err, "make one with 'bmsota keys new'")
+	}
+	return key, nil
+}
+
+func prepareFault(path string, err error) error {
+	hint := "see 'bmsota image info' for what the file holds"
+	if errors.Is(err, deploy.ErrImage) {
+		return badContent(path, err, hint)
+	}
+	return err
+}
+
+func publishFolder(cmd *cobra.Command, folder string, p *deploy.Prepared, asJSON bool) error {
+	files, err := deploy.WriteFolder(folder, p)
+	if err != nil {
+		return failure("is there room, and may this user write there?", "%w", err)
+	}
+	for _, w := range p.Warnings {
+		warn(cmd, "%s", w)
+	}
+	if asJSON {
+		return printJSON(cmd, p.VersionFile(p.Manifest.SHA256+".bin"))
+	}
+	for _, name := range files {
+		if err := printf(cmd, "wrote %s\n", shown(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildDate is when the image says it was compiled, zero when it does not say.
+func buildDate(b []byte) time.Time {
+	img, err := appimage.Parse(b)
+	if err != nil || img.Desc == nil {
+		return time.Time{}
+	}
+	t, err := time.Parse("Jan _2 2006 15:04:05", img.Desc.Date+" "+img.Desc.Time)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// merge joins two lists of warnings, each sentence once.
+func merge(a, b []string) []string {
+	seen := make(map[string]bool)
+	var all []string
+	for _, w := range append(append([]string(nil), a...), b...) {
+		if !seen[w] {
+			seen[w] = true
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+// uploadProgress shows an upload on a terminal, and nothing elsewhere.
+func uploadProgress(cmd *cobra.Command, quiet bool) func(done, total int64) {
+	screen := newScreen(cmd.ErrOrStderr())
+	if quiet || !screen.live {
+		return nil
+	}
+	return func(done, total int64) {
+		line := fmt.Sprintf("uploading %s %s", bar(done, total), sizes(done, total))
+		if done == total {
+			screen.clear()
+			return
+		}
+		screen.draw([]string{line})
+	}
+}

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"bmsota/api"
+
+	"github.com/spf13/cobra"
+)
+
+func newReleasesCmd() *cobra.Command {
+	return group("releases", "list, show and withdraw what is published", newReleasesListCmd(), newReleasesShowCmd(), newReleasesWithdrawCmd())
+}
+
+func newReleasesListCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list releases, newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			releases, err := client.Releases(cmd.Context())
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, emptyNotNull(releases))
+			}
+			if len(releases) == 0 {
+				return printf(cmd, "no releases yet; see 'bmsota publish'\n")
+			}
+			return table(cmd, "PROJECT\tCHIP\tVERSION\tCHANNELS\tSIZE\tSIGNED\tPUBLISHED\tSHA256", len(releases), func(i int) string {
+				r := releases[i]
+				channels := strings.Join(r.Channels, ",")
+				if r.Withdrawn {
+					channels = "(withdrawn)"
+				}
+				return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", plain(r.Project), r.Chip, r.Version, channels, r.Size, yesNo(r.Signed), ago(r.PublishedAt), r.SHA256[:min(12, len(r.SHA256))])
+			})
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newReleasesShowCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show VERSION|SHA256",
+		Short: "show one release",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			found, err := findRelease(cmd, client, args[0])
+			if err != nil {
+				return err
+			}
+			r, err := client.Release(cmd.Context(), found.SHA256)
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, r)
+			}
+			return printf(cmd, "%s %s for %s\n  sha256       %s\n  size         %d bytes\n  channels     %s\n  signed       %s\n  min version  %s\n  security     %d\n  force update %s\n  published    %s by %s\n  withdrawn    %s\n  description  %s\n",
+				plain(r.Project), r.Version, r.Chip, r.SHA256, r.Size, orDash(strings.Join(r.Channels, ", ")), yesNo(r.Signed), orDash(r.MinVersion),
+				r.SecureVersion, yesNo(r.ForceUpdate), r.PublishedAt.Format(time.RFC3339), r.PublishedBy, yesNo(r.Withdrawn), orDash(plain(r.Description)))
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newReleasesWithdrawCmd() *cobra.Command {
+	var a access
+	cmd := &cobra.Command{
+		Use:   "withdraw VERSION|SHA256",
+		Short: "offer a release to nobody any more; its bytes stay",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := findRelease(cmd, client, args[0])
+			if err != nil {
+				return err
+			}
+			if err := client.Withdraw(cmd.Context(), r.SHA256); err != nil {
+				return serverFault(err)
+			}
+			return printf(cmd, "withdrawn: %s %s for %s\n", plain(r.Project), r.Version, r.Chip)
+		},
+	}
+	a.serverFlags(cmd)
+	return cmd
+}
+
+// findRelease finds the one release that a version or the beginning of a digest names.
+func findRelease(cmd *cobra.Command, client *api.Client, name string) (api.Release, error) {
+	releases, err := client.Releases(cmd.Context())
+	if err != nil {
+		return api.Release{}, serverFault(err)
+	}
+	var found []api.Release
+	for _, r := range releases {
+		if r.Version == name || len(name) >= 8 && strings.HasPrefix(r.SHA256, name) {
+			found = append(found, r)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return api.Release{}, failure("see 'bmsota releases list'", "no release %q", name)
+	}
+	return api.Release{}, usagef("%d releases are called %q: give the beginning of the sha256", len(found), name)
+}
+
+func newChannelCmd() *cobra.Command {
+	return group("channel", "point channels at releases", newChannelSetCmd(), newChannelListCmd())
+}
+
+func newChannelSetCmd() *cobra.Command {
+	var a access
+	var project, chip string
+	cmd := &cobra.Command{
+		Use:     "set CHANNEL VERSION",
+		Short:   "point a channel at a published version",
+		Example: "  bmsota channel set stable 1.2.0",
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			releases, err := client.Releases(cmd.Context())
+			if err != nil {
+				return serverFault(err)
+			}
+			var found []api.Release
+			for _, r := range releases {
+				if r.Version == args[1] && (project == "" || r.Project == project) && (chip == "" || r.Chip == chip) {
+					found = append(found, r)
+				}
+			}
+			if len(found) == 0 {
+				return failure("see 'bmsota releases list'", "no release %q", args[1])
+			}
+			if len(found) > 1 {
+				return usagef("%d releases are called %q: name --project and --chip", len(found), args[1])
+			}
+			c, err := client.SetChannel(cmd.Context(), api.SetChannelRequest{Project: found[0].Project, Chip: found[0].Chip, Channel: args[0], Version: args[1]})
+			if err != nil {
+				return serverFault(err)
+			}
+			return printf(cmd, "%s of %s for %s is now %s\n", c.Channel, plain(c.Project), c.Chip, c.Version)
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().StringVar(&project, "project", "", "where several projects have that version")
+	cmd.Flags().StringVar(&chip, "chip", "", "where several chips have that version")
+	return cmd
+}
+
+func newChannelListCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list channels",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			channels, err := client.Channels(cmd.Context())
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, emptyNotNull(channels))
+			}
+			return table(cmd, "PROJECT\tCHIP\tCHANNEL\tVERSION\tSET", len(channels), func(i int) string {
+				c := channels[i]
+				return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", plain(c.Project), c.Chip, c.Channel, c.Version, ago(c.SetAt))
+			})
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// table prints rows under a heading, in columns.
+func table(cmd *cobra.Command, heading string, n int, row func(i int) string) error {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, heading)
+	for i := range n {
+		fmt.Fprintln(w, row(i))
+	}
+	if err := w.Flush(); err != nil {
+		return failure("", "write table: %w", err)
+	}
+	return printf(cmd, "%s", trimLines(b.String()))
+}
+
+func emptyNotNull[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// ago says how long since t, in the largest unit.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	d := time.Since(t)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+}
