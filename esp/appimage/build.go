@@ -71,7 +71,7 @@ func Build(opt BuildOptions) ([]byte, error) {
 		return nil, fmt.Errorf("build image: %w", err)
 	}
 
-	segs := layout(chip, hashed)
+	segs := layout(chip, hashed, hashed+opt.tail())
 	out := AppendHeader(make([]byte, 0, hashed+HashSize), buildHeader(opt, chip, len(segs)))
 	rng := rand.NewChaCha8(seed)
 	var xor uint64
@@ -103,12 +103,17 @@ func Build(opt BuildOptions) ([]byte, error) {
 	return out, nil
 }
 
+// tail is how many bytes follow the checksum.
+func (opt BuildOptions) tail() int64 {
+	if opt.NoHash {
+		return 0
+	}
+	return HashSize
+}
+
 // hashedLength returns the length up to and including the checksum byte.
 func hashedLength(opt BuildOptions) (int64, error) {
-	var tail int64 = HashSize
-	if opt.NoHash {
-		tail = 0
-	}
+	tail := opt.tail()
 	smallest := (int64(DescOffset)+int64(minFirstSegment)+16)&^15 + tail
 	switch {
 	case opt.Size == 0:
@@ -121,16 +126,17 @@ func hashedLength(opt BuildOptions) (int64, error) {
 	return opt.Size - tail, nil
 }
 
-// layout places the segments of an image of hashed bytes so that every flash
-// address is congruent to its load address modulo the MMU page.
-func layout(chip chipInfo, hashed int64) []Segment {
+// layout places the segments of a file of size bytes, of which the first hashed
+// end with the checksum, so that every flash address is congruent to its load
+// address modulo the MMU page.
+func layout(chip chipInfo, hashed, size int64) []Segment {
 	end := hashed - 4 // leaves room for the checksum and keeps lengths multiples of 4
 	first := Segment{LoadAddr: chip.drom.low + DescOffset, Offset: DescOffset}
-	if hashed < 2*defaultPage {
+	if size < 2*defaultPage {
 		first.Length = end - DescOffset
 		return []Segment{first}
 	}
-	split := hashed / 2 / defaultPage * defaultPage
+	split := size / 2 / defaultPage * defaultPage
 	first.Length = split + HeaderSize - DescOffset
 	second := Segment{LoadAddr: chip.irom.low + uint32(split) + DescOffset, Offset: split + DescOffset}
 	second.Length = end - second.Offset
