@@ -1,0 +1,89 @@
+package deploy_test
+
+import (
+	"testing"
+
+	"bmsota/deploy"
+	"bmsota/protocol"
+)
+
+// say is a report of device d in a phase, with the command's id when it still knows it.
+func say(d string, phase protocol.Phase, reason protocol.Reason, id string) deploy.Report {
+	code, _ := phase.Code()
+	return deploy.Report{Device: d, Status: protocol.Status{Phase: phase, Status: code, Reason: reason, CommandID: id, CurrentVersion: "1.0.0"}}
+}
+
+func TestTrackEndsWithTheRightVerdict(t *testing.T) {
+	const id = "c1"
+	retained := func(r deploy.Report) deploy.Report { r.Retained = true; return r }
+	for _, c := range []struct {
+		name    string
+		action  protocol.Action
+		reports []deploy.Report
+		want    deploy.Verdict
+		reason  protocol.Reason
+	}{
+		{"good", protocol.ActionUpdate, []deploy.Report{
+			retained(say("a", "idle", "", "")), say("a", "checking", "", id), say("a", "downloading", "", id), say("a", "rebooting", "", id),
+			say("a", "offline", "", ""), say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Done, ""},
+		{"crash", protocol.ActionUpdate, []deploy.Report{
+			say("a", "downloading", "", id), say("a", "rebooting", "", id), say("a", "rolled_back", "crash", "")}, deploy.Failed, "crash"},
+		{"refused", protocol.ActionUpdate, []deploy.Report{say("a", "checking", "", id), say("a", "refused", "wrong_chip", id)}, deploy.Refused, "wrong_chip"},
+		{"there already", protocol.ActionUpdate, []deploy.Report{say("a", "checking", "", id), say("a", "idle", "up_to_date", id)}, deploy.Done, "up_to_date"},
+		{"bad command", protocol.ActionUpdate, []deploy.Report{say("a", "idle", "expired_command", id)}, deploy.Refused, "expired_command"},
+		{"answer to another command", protocol.ActionUpdate, []deploy.Report{say("a", "idle", "up_to_date", "other")}, deploy.Pending, ""},
+		{"old verdict kept by the broker", protocol.ActionUpdate, []deploy.Report{retained(say("a", "failed", "stalled", id))}, deploy.Pending, ""},
+		{"verdict of an earlier update", protocol.ActionUpdate, []deploy.Report{say("a", "rolled_back", "crash", "")}, deploy.Pending, ""},
+		{"rollback ordered", protocol.ActionRollback, []deploy.Report{say("a", "rebooting", "operator", id), say("a", "rolled_back", "operator", "")}, deploy.Done, "operator"},
+		{"check", protocol.ActionCheck, []deploy.Report{say("a", "checking", "", id), say("a", "idle", "update_available", id)}, deploy.Done, "update_available"},
+		{"check failed", protocol.ActionCheck, []deploy.Report{say("a", "checking", "", id), say("a", "failed", "server_unreachable", id)}, deploy.Failed, "server_unreachable"},
+	} {
+		track := deploy.NewTrack(protocol.Command{Action: c.action, ID: id}, "a")
+		for _, r := range c.reports {
+			track.Apply(r)
+		}
+		row := track.Rows()[0]
+		if row.Verdict != c.want || c.want != deploy.Pending && row.Reason != c.reason {
+			t.Errorf("%s: %q %q, want %q %q", c.name, row.Verdict, row.Reason, c.want, c.reason)
+		}
+		if track.Ended() != (c.want != deploy.Pending) {
+			t.Errorf("%s: ended is %v", c.name, track.Ended())
+		}
+	}
+}
+
+func TestTrackOfEverybodyLeavesOutWhoIsOffline(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"})
+	if track.Ended() {
+		t.Error("ended with nobody heard of")
+	}
+	track.Apply(say("off", "offline", "", ""))
+	track.Apply(say("on", "idle", "", ""))
+	if rows := track.Rows(); len(rows) != 1 || rows[0].Device != "on" {
+		t.Errorf("rows: %+v", rows)
+	}
+}
+
+func TestSilenceIsAVerdict(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"}, "gone", "gated", "never")
+	track.Apply(say("gone", "downloading", "", "c1"))
+	track.Apply(say("gone", "offline", "", ""))
+	track.Apply(say("gated", "waiting", "charging", "c1"))
+	track.Expire()
+	want := map[string]deploy.Verdict{"gone": deploy.Silent, "gated": deploy.Waiting, "never": deploy.Waiting}
+	for _, row := range track.Rows() {
+		if row.Verdict != want[row.Device] {
+			t.Errorf("%s: %q, want %q", row.Device, row.Verdict, want[row.Device])
+		}
+	}
+	if !track.Ended() {
+		t.Error("not ended")
+	}
+}
+
+func TestUnreadableStatusesChangeNothing(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"}, "a")
+	if row := track.Apply(deploy.Report{Device: "a", Err: deploy.ErrDenied}); row != nil {
+		t.Errorf("changed %+v", row)
+	}
+}
