@@ -48,7 +48,7 @@ type Fleet struct {
 	started atomic.Bool   // Run may be called once
 
 	catalog    catalogCache
-	publishing sync.Mutex // held by Publish: an image is in memory whole, one at a time
+	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
 
 	mu       sync.Mutex

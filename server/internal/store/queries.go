@@ -1,0 +1,87 @@
+package store
+
+// The queries, in the subset that SQLite and PostgreSQL share: $1 placeholders, ON CONFLICT, no casts. Columns stand in
+// the order of the fields they fill (rows.go).
+const (
+	releaseColumns  = `sha256, project, chip, version, min_version, description, force_update, size, secure_version, build_date, manifest, published_at, published_by, withdrawn`
+	channelColumns  = `project, chip, name, sha256, set_at, set_by`
+	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status`
+	attemptColumns  = `id, command_id, device_id, action, force, version, sha256, created_at, created_by, expires_at, state, phase, reason, message, updated_at, ended_at`
+	keyColumns      = `project, public_key, added_at, added_by`
+	operatorColumns = `name, token_sha256, created_at, revoked`
+)
+
+// query is an index into queries and into the statements prepared from them.
+type query int
+
+const (
+	qRelease query = iota
+	qReleaseByVersion
+	qReleases
+	qPutRelease
+	qChannel
+	qChannels
+	qPutChannel
+	qDevice
+	qDevices
+	qPutDevice
+	qAttempt
+	qAttemptsOf
+	qOpenAttempts
+	qOpenAttemptsOf
+	qPutAttempt
+	qKeys
+	qPutKey
+	qOperator
+	qOperatorByToken
+	qPutOperator
+	queryCount
+)
+
+var queries = [queryCount]string{
+	qRelease:          `SELECT ` + releaseColumns + ` FROM releases WHERE sha256 = $1`,
+	qReleaseByVersion: `SELECT ` + releaseColumns + ` FROM releases WHERE project = $1 AND chip = $2 AND version = $3`,
+	qReleases:         `SELECT ` + releaseColumns + ` FROM releases ORDER BY published_at DESC, sha256`,
+	qPutRelease: `INSERT INTO releases (` + releaseColumns + `)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+ON CONFLICT (sha256) DO UPDATE SET project = excluded.project, chip = excluded.chip, version = excluded.version,
+ min_version = excluded.min_version, description = excluded.description, force_update = excluded.force_update,
+ size = excluded.size, secure_version = excluded.secure_version, build_date = excluded.build_date,
+ manifest = excluded.manifest, published_at = excluded.published_at, published_by = excluded.published_by,
+ withdrawn = excluded.withdrawn`,
+
+	qChannel:  `SELECT ` + channelColumns + ` FROM channels WHERE project = $1 AND chip = $2 AND name = $3`,
+	qChannels: `SELECT ` + channelColumns + ` FROM channels ORDER BY project, chip, name`,
+	qPutChannel: `INSERT INTO channels (` + channelColumns + `) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (project, chip, name) DO UPDATE SET sha256 = excluded.sha256, set_at = excluded.set_at, set_by = excluded.set_by`,
+
+	qDevice:  `SELECT ` + deviceColumns + ` FROM devices WHERE id = $1`,
+	qDevices: `SELECT ` + deviceColumns + ` FROM devices ORDER BY id`,
+	qPutDevice: `INSERT INTO devices (` + deviceColumns + `)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, enrolled_at = excluded.enrolled_at,
+ revoked = excluded.revoked, channel = excluded.channel, online = excluded.online, first_seen = excluded.first_seen,
+ last_seen = excluded.last_seen, phase_since = excluded.phase_since, phase = excluded.phase, version = excluded.version,
+ sha256 = excluded.sha256, previous_version = excluded.previous_version, boot = excluded.boot, seq = excluded.seq,
+ old_boots = excluded.old_boots, status = excluded.status`,
+
+	qAttempt:        `SELECT ` + attemptColumns + ` FROM attempts WHERE id = $1`,
+	qAttemptsOf:     `SELECT ` + attemptColumns + ` FROM attempts WHERE device_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2`,
+	qOpenAttempts:   `SELECT ` + attemptColumns + ` FROM attempts WHERE state = 'open' ORDER BY created_at, id`,
+	qOpenAttemptsOf: `SELECT ` + attemptColumns + ` FROM attempts WHERE device_id = $1 AND state = 'open' ORDER BY created_at, id`,
+	qPutAttempt: `INSERT INTO attempts (` + attemptColumns + `)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+ON CONFLICT (id) DO UPDATE SET command_id = excluded.command_id, device_id = excluded.device_id, action = excluded.action,
+ force = excluded.force, version = excluded.version, sha256 = excluded.sha256, created_at = excluded.created_at,
+ created_by = excluded.created_by, expires_at = excluded.expires_at, state = excluded.state, phase = excluded.phase,
+ reason = excluded.reason, message = excluded.message, updated_at = excluded.updated_at, ended_at = excluded.ended_at`,
+
+	qKeys: `SELECT ` + keyColumns + ` FROM project_keys WHERE project = $1 ORDER BY added_at, public_key`,
+	qPutKey: `INSERT INTO project_keys (` + keyColumns + `) VALUES ($1, $2, $3, $4)
+ON CONFLICT (project, public_key) DO UPDATE SET added_at = excluded.added_at, added_by = excluded.added_by`,
+
+	qOperator:        `SELECT ` + operatorColumns + ` FROM operators WHERE name = $1`,
+	qOperatorByToken: `SELECT ` + operatorColumns + ` FROM operators WHERE token_sha256 = $1`,
+	qPutOperator: `INSERT INTO operators (` + operatorColumns + `) VALUES ($1, $2, $3, $4)
+ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, created_at = excluded.created_at, revoked = excluded.revoked`,
+}

@@ -1,0 +1,123 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"bmsota/server/internal/fleet"
+)
+
+// scanner is *sql.Row and *sql.Rows.
+type scanner interface{ Scan(...any) error }
+
+// millis is how a time stands in a row: milliseconds since 1970, 0 for the zero time.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// instant scans a column of milliseconds into a time.
+type instant struct{ t *time.Time }
+
+func (i instant) Scan(v any) error {
+	ms, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("a time is %T, not an integer", v)
+	}
+	*i.t = fromMillis(ms)
+	return nil
+}
+
+func fromMillis(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+func scanRelease(s scanner) (r fleet.Release, err error) {
+	err = s.Scan(&r.SHA256, &r.Project, &r.Chip, &r.Version, &r.MinVersion, &r.Description, &r.ForceUpdate, &r.Size,
+		&r.SecureVersion, instant{&r.BuildDate}, &r.Manifest, instant{&r.PublishedAt}, &r.PublishedBy, &r.Withdrawn)
+	return r, err
+}
+
+func releaseArgs(r fleet.Release) []any {
+	return []any{r.SHA256, r.Project, r.Chip, r.Version, r.MinVersion, r.Description, r.ForceUpdate, r.Size,
+		int64(r.SecureVersion), millis(r.BuildDate), r.Manifest, millis(r.PublishedAt), r.PublishedBy, r.Withdrawn}
+}
+
+func scanChannel(s scanner) (c fleet.Channel, err error) {
+	err = s.Scan(&c.Project, &c.Chip, &c.Name, &c.SHA256, instant{&c.SetAt}, &c.SetBy)
+	return c, err
+}
+
+func channelArgs(c fleet.Channel) []any {
+	return []any{c.Project, c.Chip, c.Name, c.SHA256, millis(c.SetAt), c.SetBy}
+}
+
+func scanDevice(s scanner) (d fleet.Device, err error) {
+	var phase string // a copy of what stands in status, for the database to look at
+	var seq int64
+	var oldBoots, status []byte
+	err = s.Scan(&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
+		instant{&d.LastSeen}, instant{&d.PhaseSince}, &phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &seq,
+		&oldBoots, &status)
+	if err != nil {
+		return d, err
+	}
+	d.Seq = uint64(seq) // the pattern of bits: a device may count beyond what an integer column holds
+	if len(oldBoots) > 0 {
+		if err := json.Unmarshal(oldBoots, &d.OldBoots); err != nil {
+			return d, fmt.Errorf("old boots of device %q: %w", d.ID, err)
+		}
+	}
+	if len(status) > 0 {
+		if err := json.Unmarshal(status, &d.Status); err != nil {
+			return d, fmt.Errorf("status of device %q: %w", d.ID, err)
+		}
+	}
+	return d, nil
+}
+
+func deviceArgs(d fleet.Device) ([]any, error) {
+	var oldBoots, status []byte
+	var err error
+	if len(d.OldBoots) > 0 {
+		if oldBoots, err = json.Marshal(d.OldBoots); err != nil {
+			return nil, fmt.Errorf("encode boots: %w", err)
+		}
+	}
+	if d.Status.Phase != "" {
+		if status, err = json.Marshal(d.Status); err != nil {
+			return nil, fmt.Errorf("encode status: %w", err)
+		}
+	}
+	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
+		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
+		int64(d.Seq), string(oldBoots), string(status)}, nil
+}
+
+func scanAttempt(s scanner) (a fleet.Attempt, err error) {
+	err = s.Scan(&a.ID, &a.CommandID, &a.DeviceID, &a.Action, &a.Force, &a.Version, &a.SHA256, instant{&a.CreatedAt},
+		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt})
+	return a, err
+}
+
+func attemptArgs(a fleet.Attempt) []any {
+	return []any{a.ID, a.CommandID, a.DeviceID, string(a.Action), a.Force, a.Version, a.SHA256, millis(a.CreatedAt),
+		a.CreatedBy, millis(a.ExpiresAt), string(a.State), string(a.Phase), string(a.Reason), a.Message, millis(a.UpdatedAt),
+		millis(a.EndedAt)}
+}
+
+func scanKey(s scanner) (k fleet.ProjectKey, err error) {
+	err = s.Scan(&k.Project, &k.PublicKeyPEM, instant{&k.AddedAt}, &k.AddedBy)
+	return k, err
+}
+
+func scanOperator(s scanner) (o fleet.Operator, err error) {
+	err = s.Scan(&o.Name, &o.TokenSHA256, instant{&o.CreatedAt}, &o.Revoked)
+	return o, err
+}

@@ -1,0 +1,136 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"bmsota/server/internal/fleet"
+)
+
+// sqlTx is fleet.Tx over prepared statements.
+type sqlTx struct {
+	ctx      context.Context // of the one Update or View that owns this value
+	tx       *sql.Tx
+	prepared *[queryCount]*sql.Stmt
+	fault    func(error) error // names the sentinel of a driver's error
+	readOnly bool
+	failed   error // of the first Put that failed: the transaction is void after it
+}
+
+var errReadOnly = errors.New("store: a change inside View")
+
+func (t *sqlTx) stmt(q query) *sql.Stmt { return t.tx.StmtContext(t.ctx, t.prepared[q]) }
+
+func (t *sqlTx) put(q query, args ...any) error {
+	if t.readOnly {
+		return errReadOnly
+	}
+	if t.failed != nil {
+		return t.failed
+	}
+	if _, err := t.stmt(q).ExecContext(t.ctx, args...); err != nil {
+		t.failed = t.fault(err)
+	}
+	return t.failed
+}
+
+// one reads at most one row.
+func one[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) (T, error) {
+	v, err := scan(t.stmt(q).QueryRowContext(t.ctx, args...))
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, fleet.ErrNotFound
+	}
+	if err != nil {
+		return v, t.fault(err)
+	}
+	return v, nil
+}
+
+// many reads all rows.
+func many[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) ([]T, error) {
+	rows, err := t.stmt(q).QueryContext(t.ctx, args...)
+	if err != nil {
+		return nil, t.fault(err)
+	}
+	defer rows.Close()
+	var list []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, t.fault(err)
+		}
+		list = append(list, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, t.fault(err)
+	}
+	return list, nil
+}
+
+func (t *sqlTx) Release(sha256 string) (fleet.Release, error) {
+	return one(t, scanRelease, qRelease, sha256)
+}
+
+func (t *sqlTx) ReleaseByVersion(project, chip, version string) (fleet.Release, error) {
+	return one(t, scanRelease, qReleaseByVersion, project, chip, version)
+}
+
+func (t *sqlTx) Releases() ([]fleet.Release, error) { return many(t, scanRelease, qReleases) }
+
+func (t *sqlTx) PutRelease(r fleet.Release) error { return t.put(qPutRelease, releaseArgs(r)...) }
+
+func (t *sqlTx) Channel(project, chip, name string) (fleet.Channel, error) {
+	return one(t, scanChannel, qChannel, project, chip, name)
+}
+
+func (t *sqlTx) Channels() ([]fleet.Channel, error) { return many(t, scanChannel, qChannels) }
+
+func (t *sqlTx) PutChannel(c fleet.Channel) error { return t.put(qPutChannel, channelArgs(c)...) }
+
+func (t *sqlTx) Device(id string) (fleet.Device, error) { return one(t, scanDevice, qDevice, id) }
+
+func (t *sqlTx) Devices() ([]fleet.Device, error) { return many(t, scanDevice, qDevices) }
+
+func (t *sqlTx) PutDevice(d fleet.Device) error {
+	args, err := deviceArgs(d)
+	if err != nil {
+		return fmt.Errorf("device %q: %w", d.ID, err)
+	}
+	return t.put(qPutDevice, args...)
+}
+
+func (t *sqlTx) Attempt(id string) (fleet.Attempt, error) { return one(t, scanAttempt, qAttempt, id) }
+
+func (t *sqlTx) AttemptsOf(device string, limit int) ([]fleet.Attempt, error) {
+	return many(t, scanAttempt, qAttemptsOf, device, int64(limit))
+}
+
+func (t *sqlTx) OpenAttempts() ([]fleet.Attempt, error) { return many(t, scanAttempt, qOpenAttempts) }
+
+func (t *sqlTx) OpenAttemptsOf(device string) ([]fleet.Attempt, error) {
+	return many(t, scanAttempt, qOpenAttemptsOf, device)
+}
+
+func (t *sqlTx) PutAttempt(a fleet.Attempt) error { return t.put(qPutAttempt, attemptArgs(a)...) }
+
+func (t *sqlTx) Keys(project string) ([]fleet.ProjectKey, error) {
+	return many(t, scanKey, qKeys, project)
+}
+
+func (t *sqlTx) PutKey(k fleet.ProjectKey) error {
+	return t.put(qPutKey, k.Project, k.PublicKeyPEM, millis(k.AddedAt), k.AddedBy)
+}
+
+func (t *sqlTx) Operator(name string) (fleet.Operator, error) {
+	return one(t, scanOperator, qOperator, name)
+}
+
+func (t *sqlTx) OperatorByToken(sha256 string) (fleet.Operator, error) {
+	return one(t, scanOperator, qOperatorByToken, sha256)
+}
+
+func (t *sqlTx) PutOperator(o fleet.Operator) error {
+	return t.put(qPutOperator, o.Name, o.TokenSHA256, millis(o.CreatedAt), o.Revoked)
+}
