@@ -91,7 +91,7 @@ func TestVersionFilesInMemoryAreBounded(t *testing.T) {
 }
 
 func TestShortFileIsAFault(t *testing.T) {
-	blob := fakeBlob{bytes.NewReader(testImage(1, 10)), newFake()}
+	blob := fakeBlob{bytes.NewReader(testImage(1, 10)), newFake(), t.Context()}
 	if _, err := readImage(digestHex(testImage(1, 20)), 20, blob); !errors.Is(err, fleet.ErrStorage) {
 		t.Errorf("%v", err)
 	}

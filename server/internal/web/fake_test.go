@@ -26,16 +26,18 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 
 // fakeFleet keeps the contract of the methods web calls, in memory. fail, when set, is what every method answers.
 type fakeFleet struct {
-	mu       sync.Mutex
-	blobs    map[string][]byte
-	opened   int
-	closed   int
-	releases []fleet.Release // newest first
-	channels []fleet.Channel
-	devices  []fleet.Device
-	attempts []fleet.Attempt
-	queries  []fleet.Query
-	fail     error
+	mu     sync.Mutex
+	blobs  map[string][]byte
+	opened int
+	closed int
+	// cancelled counts images whose request was no longer alive when they were closed.
+	cancelled int
+	releases  []fleet.Release // newest first
+	channels  []fleet.Channel
+	devices   []fleet.Device
+	attempts  []fleet.Attempt
+	queries   []fleet.Query
+	fail      error
 }
 
 func newFake() *fakeFleet { return &fakeFleet{blobs: make(map[string][]byte)} }
@@ -177,17 +179,21 @@ func (f *fakeFleet) Offer(_ context.Context, q fleet.Query) (fleet.Offer, error)
 
 type fakeBlob struct {
 	*bytes.Reader
-	f *fakeFleet
+	f   *fakeFleet
+	ctx context.Context // of the request
 }
 
 func (b fakeBlob) Close() error {
 	b.f.mu.Lock()
 	defer b.f.mu.Unlock()
 	b.f.closed++
+	if b.ctx.Err() != nil {
+		b.f.cancelled++
+	}
 	return nil
 }
 
-func (f *fakeFleet) Firmware(_ context.Context, digest string) (fleet.Blob, error) {
+func (f *fakeFleet) Firmware(ctx context.Context, digest string) (fleet.Blob, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b, ok := f.blobs[digest]
@@ -195,7 +201,7 @@ func (f *fakeFleet) Firmware(_ context.Context, digest string) (fleet.Blob, erro
 		return nil, fmt.Errorf("firmware %s: %w", digest, fleet.ErrNotFound)
 	}
 	f.opened++
-	return fakeBlob{bytes.NewReader(b), f}, nil
+	return fakeBlob{bytes.NewReader(b), f, ctx}, nil
 }
 
 func (f *fakeFleet) Enroll(_ context.Context, _ fleet.Identity, id string) (string, error) {

@@ -168,7 +168,7 @@ func TestOddPathsAreNotFoundAndNeverRedirected(t *testing.T) {
 	for _, path := range []string{
 		"/firmware/../firmware/version", "//firmware/version", "/firmware//version", "/firmware/./version", "/firmware/version/",
 		"/firmware/%2e%2e/version", "/firmware/..%2fversion", "/firmware/%2e%2e%2f%2e%2e%2fetc/passwd", "/firmware/firmware.bin%00",
-		"/firmware/..\\version", "/firmware/version.json%20", "/firmware/Version", "/firmware/FIRMWARE.BIN", "/firmware/ota.bin",
+		"/firmware%2fversion", "/firmware/%76ersion", "/%66irmware/version", "/firmware/..\\version", "/firmware/version.json%20", "/firmware/Version", "/firmware/FIRMWARE.BIN", "/firmware/ota.bin",
 		"/firmware/" + strings.ToUpper(digest) + ".bin", "/firmware/" + digest, "/firmware/" + digest + ".bin.bin", "/firmware/" + digest[1:] + ".bin",
 		"/firmware/" + digest + "a.bin", "/firmware/" + strings.Repeat("0", 64) + ".bin", "/firmware/.bin", "/firmware/bms", "/firmware/bms/",
 		"/firmware/bms/stable", "/firmware/bms/stable/x/version", "/firmware/bms/nope/version", "/firmware/nope/stable/firmware.bin",

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -65,25 +66,36 @@ func TestSlowDownloadIsNotCut(t *testing.T) {
 	for _, limit := range []int64{0, -1} { // from memory, and from the file
 		inBubble(t, uncached{f, limit != 0}, func(conn net.Conn) {
 			start := time.Now()
-			if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+			if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			in := bufio.NewReaderSize(conn, 1000)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
 				t.Fatal(err)
 			}
 			var got bytes.Buffer
-			for {
-				n, err := io.CopyN(&got, conn, 5000)
-				time.Sleep(time.Second)
-				if n < 5000 {
-					if !errors.Is(err, io.EOF) {
-						t.Fatalf("after %d bytes and %v: %v", got.Len(), time.Since(start), err)
-					}
-					break
+			for got.Len() < len(image) {
+				if _, err := io.CopyN(&got, resp.Body, min(5000, int64(len(image)-got.Len()))); err != nil {
+					t.Fatalf("after %d bytes and %v: %v", got.Len(), time.Since(start), err)
 				}
+				time.Sleep(time.Second)
 			}
 			if took := time.Since(start); took < 290*time.Second {
 				t.Errorf("the download took %v only", took)
 			}
-			if _, body, _ := bytes.Cut(got.Bytes(), []byte("\r\n\r\n")); !bytes.Equal(body, image) {
-				t.Errorf("%d bytes that are not the image", len(body))
+			if !bytes.Equal(got.Bytes(), image) {
+				t.Errorf("%d bytes that are not the image", got.Len())
+			}
+			// The connection is as good as new afterwards, and the request lived to its end.
+			if _, err := io.WriteString(conn, "GET /firmware/version HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if resp, err = http.ReadResponse(in, nil); err != nil || resp.StatusCode != 200 {
+				t.Errorf("the next request: %v, %v", resp, err)
+			}
+			if f.cancelled != 0 {
+				t.Errorf("%d downloads were cancelled on the way", f.cancelled)
 			}
 		})
 	}
@@ -126,6 +138,19 @@ func TestStalledReaderIsCut(t *testing.T) {
 		synctest.Wait()
 		if f.opened != 1 || f.closed != 1 {
 			t.Errorf("%d images opened, %d closed", f.opened, f.closed)
+		}
+	})
+}
+
+// A short answer counts too: whoever asks and never reads is cut, be it for an error.
+func TestReaderThatNeverReadsAnErrorIsCut(t *testing.T) {
+	inBubble(t, newFake(), func(conn net.Conn) {
+		if _, err := io.WriteString(conn, "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(stallTimeout + time.Second)
+		if b, err := io.ReadAll(conn); len(b) != 0 || err != nil {
+			t.Errorf("after a minute %d bytes were still to be had (%v)", len(b), err)
 		}
 	})
 }

@@ -136,7 +136,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Body != nil && r.Body != http.NoBody {
 		// Only for requests that bring a body: without one net/http reads in the background to notice a client that
-		// goes away, and a deadline there would end a long download.
+		// goes away, and a deadline there would cancel the request in the middle of a long download.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	}
 	if r.URL.Path == "/firmware" || strings.HasPrefix(r.URL.Path, "/firmware/") {
