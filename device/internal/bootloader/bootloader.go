@@ -7,7 +7,8 @@
 // falls back to its neighbours without a word in otadata, and a blank board
 // without a factory application is given its first record here. It adds no
 // safety of its own; that is the application's part, and both meet in the bytes
-// of the flash only.
+// of the flash only. In particular its own rewrite of a trial's record, torn by
+// a power cut, can leave a state that boots without a trial.
 //
 // It refuses a partition table that ESP-IDF's bootloader refuses. A board on
 // which nothing verifies is no error but a Result that booted "none"; real
