@@ -1,0 +1,397 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"bmsota/device/internal/otaops"
+	"bmsota/esp/appimage"
+	"bmsota/esp/otadata"
+	"bmsota/esp/parttable"
+	"bmsota/protocol"
+)
+
+// self is what the firmware finds out about itself from flash.
+type self struct {
+	id      string
+	image   *appimage.Image
+	digest  string // of the image file that runs, lower-case hex
+	sum     [32]byte
+	version string
+	project string
+	floor   uint32 // no release below it
+	target  parttable.Partition
+	trial   bool
+
+	rolledBack *rollback // a failure that was not told yet
+	buried     []string  // digests that are not installed again
+	held       string    // digest that an operator left: only an order given now brings it back
+	manual     bool      // the trial of a rollback that an operator ordered
+}
+
+// rollback is a story to tell: the image in slot failed, or was left.
+type rollback struct {
+	digest string
+	cause  protocol.Reason
+	slot   parttable.Partition // with a tombstone, or
+	record int                 // with a note behind this record
+	noted  bool
+	acked  bool
+}
+
+// boot derives everything from flash, and puts right what a failed update left. An error means that the power failed
+// or the flash cannot be read.
+func (a *agent) boot() error {
+	ops, err := otaops.New(a.env.Flash, a.env.Table, a.env.Running, a.env.Ops)
+	if err != nil {
+		return err
+	}
+	a.ops = ops
+	if a.cfg, err = readSettings(a.env.Flash, a.env.Table); err != nil {
+		return err
+	}
+	if err := a.know(); err != nil {
+		return err
+	}
+	if err := a.repair(); err != nil {
+		return err
+	}
+	a.connectors()
+	return nil
+}
+
+// know fills in what the running image and the configuration say.
+func (a *agent) know() error {
+	s := &a.self
+	img, err := a.verify(a.env.Running)
+	if err != nil {
+		return fmt.Errorf("running image: %w", err)
+	}
+	s.image = img
+	if s.sum, err = a.digest(a.env.Running, img); err != nil {
+		return err
+	}
+	s.digest = hex.EncodeToString(s.sum[:])
+	s.version = a.cfg.ota.CurrentVersion
+	if img.Desc != nil {
+		if v := img.Desc.Version; !generic(v) || s.version == "" {
+			s.version = printable(v)
+		}
+		s.project, s.floor = printable(img.Desc.Project), img.Desc.SecureVersion
+	}
+	if a.env.Ops.AntiRollback && a.env.Ops.Efuse != nil {
+		s.floor = *a.env.Ops.Efuse
+	}
+	s.target, _ = a.ops.NextUpdate()
+	s.id = a.cfg.ota.DeviceID
+	if s.id == "" {
+		s.id = protocol.DeviceID(a.env.MAC)
+	}
+	return nil
+}
+
+// generic says whether an image's version is a build system's and not a person's: blank, Arduino's "esp-idf: v4.4.6",
+// and the 1 that ESP-IDF fills in when it finds no other.
+func generic(v string) bool { return v == "" || v == "1" || strings.HasPrefix(v, "esp-idf: ") }
+
+// printable keeps a text from an image fit for a status.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// section is the part of flash that a partition is.
+func (a *agent) section(p parttable.Partition) *io.SectionReader {
+	return io.NewSectionReader(a.env.Flash, int64(p.Offset), int64(p.Size))
+}
+
+func (a *agent) verify(p parttable.Partition) (*appimage.Image, error) {
+	return appimage.Verify(a.section(p), appimage.Target{
+		Chip: a.env.Ops.Chip, Revision: a.env.Ops.ChipRevision, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
+}
+
+// digest is the SHA-256 of the file that img was published as.
+func (a *agent) digest(p parttable.Partition, img *appimage.Image) (sum [32]byte, err error) {
+	r := a.section(p)
+	return hashOf(io.NewSectionReader(r, 0, appimage.FileLength(r, r.Size(), img)))
+}
+
+func hashOf(r io.Reader) (sum [32]byte, err error) {
+	h := sha256.New()
+	var buf [16 << 10]byte
+	if _, err := io.CopyBuffer(h, onlyReader{r}, buf[:]); err != nil {
+		return sum, fmt.Errorf("read slot: %w", err)
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+// onlyReader hides WriterTo, which would allocate a buffer of its own.
+type onlyReader struct{ io.Reader }
+
+// repair settles what the last life left in flash. Only a power cut is returned; another error of the flash is
+// logged, because a board that cannot write a tombstone still has a battery to watch.
+func (a *agent) repair() error {
+	steps := []func() error{a.fallenBack, a.failedSlots, a.unprovenSlots, a.readGraves}
+	for _, step := range steps {
+		if err := step(); gone(err) {
+			return err
+		} else if err != nil {
+			a.log.Error("boot state not settled", "err", err)
+		}
+	}
+	return nil
+}
+
+// slots lists the slots that do not run.
+func (a *agent) otherSlots() []parttable.Partition {
+	var others []parttable.Partition
+	for _, p := range a.env.Table.Slots() {
+		if p != a.env.Running {
+			others = append(others, p)
+		}
+	}
+	return others
+}
+
+// fallenBack mends the records after the bootloader passed over a damaged slot without a word: they still name that
+// slot, and an update begun now would overwrite the record of the slot that runs.
+func (a *agent) fallenBack() error {
+	asked, ok, err := a.ops.BootPartition()
+	if err != nil {
+		return err
+	}
+	if ok && asked != a.env.Running && asked.IsOTA() && a.env.Running.IsOTA() {
+		// The tombstone before the records: the records are what tells of it, and mending them is what forgets.
+		if _, err := a.verify(asked); err != nil && !gone(err) {
+			if err := a.ops.WriteTombstone(asked, [32]byte{}, string(protocol.ReasonCorrupt)); err != nil {
+				return err
+			}
+		}
+	}
+	changed, err := a.ops.RepairRecords()
+	if changed {
+		a.log.Warn("boot records mended", "slot", a.env.Running.Name)
+	}
+	return err
+}
+
+// failedSlots buries every image that was given up or aborted: its slot is made unbootable BEFORE anything is told.
+// As long as the image is there, a few flipped bits in the records, which no checksum covers, boot it again for ever
+// on a board without a factory image.
+func (a *agent) failedSlots() error {
+	recs, err := a.ops.Records()
+	if err != nil {
+		return notFound(err)
+	}
+	slots := a.env.Table.Slots()
+	for i, r := range recs {
+		if r.Erased() || !r.CRCOK() {
+			continue
+		}
+		slot := slots[otadata.SlotIndex(r.Seq, len(slots))]
+		n, noted, err := a.readNote(i)
+		if err != nil {
+			return err
+		}
+		switch {
+		case slot == a.env.Running:
+			if err := a.ownRecord(i, r, n, noted); err != nil {
+				return err
+			}
+		case r.State == otadata.Invalid || r.State == otadata.Aborted:
+			if err := a.bury(i, r, slot, n, noted); err != nil {
+				return err
+			}
+		case noted && n.cause == protocol.ReasonOperator && !n.void:
+			a.self.held = digestText(n.digest)
+			if !n.told {
+				a.self.rolledBack = &rollback{digest: a.self.held, cause: n.cause, record: i, noted: true}
+			}
+			a.self.manual = true
+		}
+	}
+	return nil
+}
+
+// ownRecord looks at the record that the running slot has.
+func (a *agent) ownRecord(i int, r otadata.Record, n note, noted bool) error {
+	if r.State == otadata.PendingVerify && r.Usable() && a.env.Ops.Rollback {
+		a.self.trial = true
+	}
+	if noted && !n.void {
+		// Said by an earlier life of this image on its way out; it is back, so it says nothing any more.
+		return a.mark(i, noteVoid)
+	}
+	return nil
+}
+
+func (a *agent) bury(i int, r otadata.Record, slot parttable.Partition, n note, noted bool) error {
+	if _, ok, err := a.ops.ReadTombstone(slot); err != nil || ok {
+		return err
+	}
+	img, err := a.verify(slot)
+	switch {
+	case gone(err):
+		return err
+	case err != nil && !noted:
+		// Nothing that could boot, and nothing known: the record alone tells that it was tried.
+		n = note{cause: protocol.ReasonCorrupt}
+	case !noted:
+		n = note{cause: a.causeOf(r.State)}
+		if n.digest, err = a.digest(slot, img); err != nil {
+			return err
+		}
+		// The digest is known only as long as the image is there. So it is written down before the erase, and a
+		// power cut between erase and tombstone loses nothing.
+		if err := a.writeNote(i, n); gone(err) {
+			return err
+		} else if err != nil {
+			a.log.Warn("note of a failed slot not written", "slot", slot.Name, "err", err)
+		}
+	}
+	if a.env.Mutant == MutantKeepFailedSlot {
+		a.self.rolledBack = &rollback{digest: digestText(n.digest), cause: n.cause, slot: slot}
+		return nil
+	}
+	return a.ops.WriteTombstone(slot, n.digest, string(n.cause))
+}
+
+// causeOf reads the cause of a failed trial from how the chip was reset, where the firmware on trial left no note.
+func (a *agent) causeOf(st otadata.State) protocol.Reason {
+	switch {
+	case st == otadata.Invalid:
+		return protocol.ReasonOther // it gave itself up, and the power failed before it could say why
+	case a.env.Reset == PowerOn:
+		return protocol.ReasonPowerLoss
+	case a.env.Reset == Watchdog:
+		return protocol.ReasonWatchdog
+	case a.env.Reset == Brownout:
+		return protocol.ReasonBrownout
+	}
+	return protocol.ReasonCrash
+}
+
+// unprovenSlots makes images unbootable that no record vouches for: a download that was complete when the power went,
+// or a trial whose record was lost half way. Nobody has seen them run, and without records the bootloader takes the
+// lowest slot that verifies. An update that comes back for such an image fetches one block again.
+func (a *agent) unprovenSlots() error {
+	recs, err := a.ops.Records()
+	if err != nil {
+		return notFound(err)
+	}
+	slots := a.env.Table.Slots()
+	for i, slot := range slots {
+		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial {
+			continue
+		}
+		if recs[0].Names(i, len(slots)) || recs[1].Names(i, len(slots)) {
+			continue
+		}
+		if _, ok, err := a.ops.ReadTombstone(slot); err != nil || ok {
+			continue
+		}
+		if _, err := a.verify(slot); err == nil {
+			a.log.Warn("image that no record vouches for is made unbootable", "slot", slot.Name)
+			if err := a.unboot(slot); err != nil {
+				return err
+			}
+		} else if gone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// unboot erases the first sector of a slot that does not run.
+func (a *agent) unboot(slot parttable.Partition) error {
+	if slot == a.env.Running {
+		panic("agent: the running slot is not to be erased")
+	}
+	if err := a.env.Flash.Erase(int64(slot.Offset), otadata.SectorSize); err != nil {
+		return fmt.Errorf("erase first sector of %s: %w", slot.Name, err)
+	}
+	return nil
+}
+
+// readGraves reads the tombstones: what is not installed again, and what is not told yet.
+func (a *agent) readGraves() error {
+	for _, slot := range a.otherSlots() {
+		t, ok, err := a.ops.ReadTombstone(slot)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		cause := protocol.Reason(t.Cause).Known()
+		if cause != protocol.ReasonPowerLoss && cause != protocol.ReasonCorrupt && t.SHA256 != [32]byte{} {
+			// Power loss and a damaged slot are no fault of the image: it may be tried again.
+			a.self.buried = append(a.self.buried, digestText(t.SHA256))
+		}
+		if !t.Acked {
+			a.self.rolledBack = &rollback{digest: digestText(t.SHA256), cause: cause, slot: slot}
+		}
+	}
+	return nil
+}
+
+// notFound is err unless it only says that there is no otadata partition.
+func notFound(err error) error {
+	if errors.Is(err, otaops.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// connectors makes what the firmware talks through: link, reporter, web.
+func (a *agent) connectors() {
+	first := protocol.PhaseIdle
+	switch {
+	case a.self.rolledBack != nil:
+		first = protocol.PhaseRolledBack
+	case a.self.trial:
+		first = protocol.PhaseTrial
+	}
+	now := time.Now()
+	cur := protocol.Status{
+		Phase: first, CurrentVersion: a.self.version, RollbackPending: a.self.trial,
+		DeviceID: a.self.id, Protocol: protocol.Version, BootID: bootID(now, a.rand),
+		Slot: a.env.Running.Name, SlotSize: int64(a.self.target.Size), Chip: a.env.Ops.Chip.String(), Project: a.self.project,
+		SecureVersion: a.self.floor, ImageSHA256: a.self.digest, RollbackProtected: a.env.Ops.Rollback,
+		Signed: len(a.cfg.trusted) > 0, ResetReason: string(a.env.Reset),
+	}
+	a.rep = &reporter{
+		qos: byte(a.cfg.mqtt.QoS), log: a.log, onStatus: a.env.OnStatus, battery: a.env.Battery, heap: a.heap,
+		assert: a.env.Strict, cur: cur, booted: now, wake: make(chan struct{}, 1), lastPct: -1,
+	}
+	if a.cfg.haveOTA {
+		var err error
+		if a.web, err = newWeb(a.cfg.ota, &a.env, a.heap); err != nil {
+			a.cfg.problem = errors.Join(a.cfg.problem, err)
+		}
+	}
+	if !a.cfg.haveMQ {
+		return
+	}
+	will := cur
+	will.Phase, will.Message, will.ProgressPct = protocol.PhaseOffline, "connection lost", 0
+	payload, err := will.Append(nil)
+	if err != nil {
+		a.log.Error("last will", "err", err)
+	}
+	a.link = a.env.NewLink(LinkConfig{
+		DeviceID: a.self.id, Topics: protocol.Topics{Prefix: a.cfg.ota.TopicPrefix}, MQTT: a.cfg.mqtt, Roots: a.env.Roots, Trust: a.env.Trust,
+		Will: payload, Dial: a.env.Dial, Rand: newRand(a.env.Seed, 3), Log: a.log,
+	})
+	a.rep.link = a.link
+}

@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"bmsota/manifest"
+	"bmsota/protocol"
+)
+
+// offer is what the server has for this board, as far as the board believes it.
+type offer struct {
+	protocol.Release
+	url      *url.URL
+	force    bool               // start on a check, too
+	manifest *manifest.Manifest // nil: no promise about blocks
+}
+
+// folder is where the image lies, and version.json beside it.
+func (a *agent) folder() *url.URL {
+	u, err := url.Parse(a.cfg.ota.ServerURL)
+	if err != nil {
+		panic("agent: a checked server_url does not parse: " + err.Error())
+	}
+	u.RawQuery, u.Fragment, u.RawPath = "", "", ""
+	u.Path = u.Path[:strings.LastIndexByte(u.Path, '/')+1]
+	if u.Path == "" {
+		u.Path = "/"
+	}
+	return u
+}
+
+func (a *agent) versionURL() string {
+	u := a.folder()
+	u.Path += "version"
+	u.RawQuery = url.Values{"device": {a.self.id}, "chip": {a.env.Ops.Chip.String()}}.Encode()
+	return u.String()
+}
+
+// look asks the server what it offers: the fleet server's answer for this very device, else the file of a static one.
+func (a *agent) look(ctx context.Context) (offer, *fault) {
+	static := a.folder()
+	static.Path += "version.json"
+	f, fl := a.versionFile(ctx, a.versionURL())
+	at := a.versionURL()
+	if fl != nil && fl.phase == protocol.PhaseRefused {
+		at = static.String()
+		f, fl = a.versionFile(ctx, at)
+	}
+	if fl != nil {
+		return offer{}, fl
+	}
+	return a.believe(f, at)
+}
+
+// versionFile gets one version.json. What is missing or no version file comes back as a refusal, so that the other
+// place is tried.
+func (a *agent) versionFile(ctx context.Context, at string) (protocol.VersionFile, *fault) {
+	var none protocol.VersionFile
+	resp, fl := a.web.get(ctx, http.MethodGet, at, nil)
+	if fl != nil {
+		return none, fl
+	}
+	defer resp.stop()
+	switch {
+	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone:
+		return none, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonNotPublished, err: fmt.Errorf("no version file at %s", at)}
+	case resp.StatusCode != http.StatusOK:
+		return none, statusFault(resp.Response)
+	}
+	body, err := readCapped(resp.body, protocol.MaxVersionFile)
+	if errors.Is(err, errTooLong) {
+		return none, refused(protocol.ReasonBadVersionFile, err)
+	}
+	if err != nil {
+		return none, transient(resp.ctx, "read version file", err)
+	}
+	f, err := protocol.ParseVersionFile(body)
+	if err != nil {
+		return none, refused(protocol.ReasonBadVersionFile, err)
+	}
+	return f, nil
+}
+
+func refused(reason protocol.Reason, err error) *fault {
+	if r, ok := errors.AsType[*protocol.Refusal](err); ok {
+		reason = r.Reason
+	}
+	return &fault{phase: protocol.PhaseRefused, reason: reason, err: err}
+}
+
+// believe turns the version file into an offer. A board that holds a key takes every fact of the decision from the
+// manifest that a trusted key signed; what stands beside it may be anybody's. Only where the bytes are fetched is the
+// file's word, because bytes prove themselves.
+func (a *agent) believe(f protocol.VersionFile, at string) (offer, *fault) {
+	o := offer{force: f.ForceUpdate, Release: protocol.Release{
+		Chip: f.Chip, Project: f.Project, Version: f.Version, SHA256: f.SHA256, Size: f.Size,
+		SecureVersion: f.SecureVersion, MinVersion: f.MinVersion}}
+	if len(a.cfg.trusted) > 0 {
+		if f.Manifest == "" {
+			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonUnsigned, err: errors.New("version.json holds no manifest")}
+		}
+		m, err := manifest.Verify(f.Manifest, a.cfg.trusted...)
+		if err != nil {
+			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonBadSignature, err: err}
+		}
+		o.manifest, o.force = &m, m.ForceUpdate
+		o.Release = protocol.Release{Chip: m.Chip, Project: m.Project, Version: m.Version, SHA256: m.SHA256, Size: m.Size,
+			SecureVersion: m.SecureVersion, MinVersion: m.MinVersion}
+	} else if m, err := manifest.Unverified(f.Manifest); f.Manifest != "" && err == nil && m.SHA256 == f.SHA256 && m.Size == f.Size {
+		o.manifest = &m // for its block digests only: they must add up to the digest in any case
+	}
+	base, err := url.Parse(at)
+	if err == nil {
+		base, err = a.imageURL(base, f.URL)
+	}
+	if err != nil {
+		return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonBadVersionFile, err: err}
+	}
+	o.url = base
+	return o, nil
+}
+
+// imageURL is where the bytes are: the file's url, relative to the file itself, else the configured one.
+func (a *agent) imageURL(at *url.URL, ref string) (*url.URL, error) {
+	if ref == "" {
+		return url.Parse(a.cfg.ota.ServerURL)
+	}
+	u, err := at.Parse(ref)
+	if err != nil {
+		return nil, errors.New("url is not readable")
+	}
+	switch {
+	case u.Host == "" || u.User != nil:
+		return nil, fmt.Errorf("url %q names no server", ref)
+	case u.Scheme == "https", u.Scheme == "http" && a.cfg.ota.SkipCertVerification:
+		return u, nil
+	}
+	return nil, fmt.Errorf("url %q is not https", ref)
+}
+
+// judge decides whether this board takes the offer.
+func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
+	cmd := w.cmd
+	if cmd.Version != "" && !sameVersion(cmd.Version, o.Version) {
+		if sameVersion(cmd.Version, a.self.version) {
+			return &protocol.Refusal{Reason: protocol.ReasonUpToDate, Detail: cmd.Version}
+		}
+		return &protocol.Refusal{Reason: protocol.ReasonVersionMissing, Detail: fmt.Sprintf("%s is asked for, the server has %s", cmd.Version, o.Version)}
+	}
+	refusal := protocol.Refuse(protocol.Device{
+		Chip: a.env.Ops.Chip.String(), Project: a.self.project, Version: a.self.version, ImageSHA256: a.self.digest,
+		SlotSize: int64(a.self.target.Size), SecureVersion: a.self.floor,
+		Quarantined: func(sum string) bool { return slices.Contains(a.self.buried, sum) },
+	}, o.Release, cmd.Force)
+	if refusal == nil && w.retained && o.SHA256 != "" && o.SHA256 == a.self.held {
+		return &protocol.Refusal{Reason: protocol.ReasonQuarantined,
+			Detail: o.Version + " by command; an order given while the device listens brings it back"}
+	}
+	return refusal
+}

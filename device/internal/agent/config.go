@@ -1,0 +1,86 @@
+package agent
+
+import (
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"io"
+
+	"bmsota/esp/parttable"
+	"bmsota/esp/spiffs"
+	"bmsota/manifest"
+	"bmsota/protocol"
+)
+
+// maxStorage is the largest storage partition that is read, in bytes.
+const maxStorage = 16 << 20
+
+// settings is what the two files on the storage partition say. What cannot be read is left out, and problem tells; the
+// rest counts, so that a board with a broken file can still say so.
+type settings struct {
+	ota     protocol.OTAConfig
+	mqtt    protocol.MQTTConfig
+	haveOTA bool
+	haveMQ  bool
+	trusted []*ecdsa.PublicKey // empty: the board holds no key
+	problem error
+}
+
+// readSettings reads both files. The error is of the flash.
+func readSettings(flash io.ReaderAt, table parttable.Table) (settings, error) {
+	var s settings
+	files, err := mount(flash, table)
+	if err != nil {
+		if gone(err) {
+			return s, err
+		}
+		s.problem = err
+		return s, nil
+	}
+	var problems []error
+	if text, err := files.ReadFile(protocol.OTAConfigFile); err != nil {
+		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
+	} else if cfg, err := protocol.ParseOTAConfig(text); err != nil {
+		problems = append(problems, err)
+	} else if keys, err := trustedKeys(cfg.TrustedKeyPEM); err != nil {
+		// A board that was given a key and cannot read it must not go on as one that was given none: that one would
+		// install what nobody signed.
+		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
+	} else {
+		s.ota, s.haveOTA, s.trusted = cfg, true, keys
+	}
+	if text, err := files.ReadFile(protocol.MQTTConfigFile); err != nil {
+		problems = append(problems, fmt.Errorf("mqtt_config.txt: %w", err))
+	} else if cfg, err := protocol.ParseMQTTConfig(text); err != nil {
+		problems = append(problems, err)
+	} else {
+		s.mqtt, s.haveMQ = cfg, true
+	}
+	s.problem = errors.Join(problems...)
+	return s, nil
+}
+
+func trustedKeys(text string) ([]*ecdsa.PublicKey, error) {
+	if text == "" {
+		return nil, nil
+	}
+	return manifest.ParsePublicKeys([]byte(text))
+}
+
+// mount reads the first SPIFFS partition, which firmware mounts as /spiffs.
+func mount(flash io.ReaderAt, table parttable.Table) (*spiffs.FS, error) {
+	for _, p := range table {
+		if p.Type != parttable.TypeData || p.Subtype != parttable.SubtypeSPIFFS {
+			continue
+		}
+		if p.Size > maxStorage {
+			return nil, fmt.Errorf("storage partition %s has %d bytes, at most %d are read", p.Name, p.Size, maxStorage)
+		}
+		image := make([]byte, p.Size)
+		if _, err := flash.ReadAt(image, int64(p.Offset)); err != nil {
+			return nil, fmt.Errorf("read storage partition: %w", err)
+		}
+		return spiffs.Read(image)
+	}
+	return nil, errors.New("no storage partition in the table")
+}

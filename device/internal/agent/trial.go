@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bmsota/esp/otadata"
+	"bmsota/protocol"
+)
+
+// health is what a boot has shown so far.
+type health struct {
+	network atomic.Bool   // a connection to the broker's address was made
+	server  atomic.Bool   // the server answered over HTTPS
+	acked   chan struct{} // closed by the first PUBACK
+	once    sync.Once
+}
+
+func (h *health) ack() { h.once.Do(func() { close(h.acked) }) }
+
+func (h *health) broker() bool {
+	select {
+	case <-h.acked:
+		return true
+	default:
+		return false
+	}
+}
+
+// trial is the first boot of a new image: it stays when it has shown everything a monitor is there for within the
+// deadline, and is given up when not. A crash, a hang and a power cut need nothing of this: the record is PENDING, and
+// the bootloader ends it.
+func (a *agent) trial(ctx context.Context) outcome {
+	limits := a.cfg.ota.Health.WithDefaults()
+	if a.env.Mutant == MutantConfirmFirst {
+		return a.confirm()
+	}
+	probe, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { a.reachServer(probe) })
+
+	deadline := time.NewTimer(time.Duration(limits.DeadlineS) * time.Second)
+	defer deadline.Stop()
+	frame := time.NewTicker(a.env.FramePeriod)
+	defer frame.Stop()
+	frames := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return outcome{}
+		case <-deadline.C:
+			cause := a.missing(limits, frames)
+			stays, err := a.giveUp(cause)
+			switch {
+			case err != nil && gone(err):
+				return outcome{err: err}
+			case err == nil && stays == "":
+				return outcome{restart: true}
+			case err != nil:
+				stays = err.Error()
+			}
+			// It goes on watching: what is not undone may still become healthy.
+			a.log.Warn("new image is not healthy and stays", "reason", cause, "why", stays)
+			a.rep.phase(a.rep.current(), cause, cause.Text()+"; it stays because "+stays)
+		case <-frame.C:
+			if _, ok := a.env.Battery(); ok {
+				frames++
+			}
+			if a.missing(limits, frames) == protocol.ReasonNone {
+				return a.confirm()
+			}
+		}
+	}
+}
+
+// missing is the first thing that the image has not shown.
+func (a *agent) missing(limits protocol.Health, frames int) protocol.Reason {
+	free, _, _ := a.heap.read()
+	switch {
+	case !a.health.network.Load() && !a.health.server.Load() && !a.health.broker():
+		return protocol.ReasonNoNetwork
+	case !a.health.broker():
+		return protocol.ReasonNoBroker
+	case !a.health.server.Load():
+		return protocol.ReasonNoServer
+	case frames < limits.BMSFrames:
+		return protocol.ReasonBMSSilent
+	case free < limits.MinHeap:
+		return protocol.ReasonLowHeap
+	}
+	return protocol.ReasonNone
+}
+
+// reachServer asks for the version file until the server answers. Any answer below 500 will do: what is tested is the
+// way that the next update comes, not whether there is one.
+func (a *agent) reachServer(ctx context.Context) {
+	if a.web == nil {
+		return
+	}
+	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: 30 * time.Second}
+	for {
+		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL(), nil)
+		if f == nil {
+			resp.stop()
+			if resp.StatusCode < 500 {
+				a.health.server.Store(true)
+				return
+			}
+		}
+		if !sleep(ctx, pause.next()) {
+			return
+		}
+	}
+}
+
+func (a *agent) confirm() outcome {
+	// VALID first; otaops raises the security floor only when that is in flash. The other order would leave a board,
+	// after a power cut, whose one proven image is below its floor.
+	if err := a.ops.MarkValid(); gone(err) {
+		return outcome{err: err}
+	} else if err != nil {
+		a.log.Error("new image not confirmed", "err", err)
+	}
+	if a.env.Ops.AntiRollback && a.env.Ops.Efuse != nil {
+		a.self.floor = *a.env.Ops.Efuse
+	}
+	a.self.trial = false
+	a.rep.set(func(s *protocol.Status) { s.RollbackPending, s.SecureVersion = false, a.self.floor })
+	if a.rep.current() == protocol.PhaseTrial {
+		a.rep.phase(protocol.PhaseConfirmed, protocol.ReasonNone, "")
+		a.rep.phase(protocol.PhaseIdle, protocol.ReasonNone, "")
+	}
+	return outcome{}
+}
+
+// giveUp marks the running image as failed. stays says why it could not.
+func (a *agent) giveUp(cause protocol.Reason) (stays string, err error) {
+	if a.cfg.haveOTA && !a.cfg.ota.AutoRollbackEnabled {
+		return "auto_rollback_enabled is false", nil
+	}
+	possible, err := a.ops.CheckRollbackPossible()
+	if err != nil {
+		return "", err
+	}
+	if !possible {
+		return "there is no other image to go back to", nil
+	}
+	recs, err := a.ops.Records()
+	if err != nil {
+		return "", err
+	}
+	own := otadata.Select(recs)
+	if err := a.ops.MarkInvalid(); err != nil {
+		return "", err
+	}
+	// The cause goes where the record is, see note, and after it, because writing the record erases the sector.
+	if err := a.writeNote(own, note{digest: a.self.sum, cause: cause}); gone(err) {
+		return "", err
+	} else if err != nil {
+		a.log.Warn("cause not noted", "err", err)
+	}
+	a.rep.phase(protocol.PhaseRebooting, cause, "")
+	return "", nil
+}

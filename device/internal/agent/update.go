@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"bmsota/esp/appimage"
+	"bmsota/esp/otadata"
+	"bmsota/protocol"
+)
+
+const (
+	checkTries = 3               // of a check; an update tries until the overall deadline
+	gatePoll   = 5 * time.Second // between two looks at a closed gate
+)
+
+// carryOut does a check or an update from the first question to the restart. What went wrong is a status; the outcome
+// has an error only when the power failed.
+func (a *agent) carryOut(ctx context.Context, w *wish) outcome {
+	restart, fl := a.pursue(ctx, w)
+	if fl == nil {
+		return outcome{restart: restart}
+	}
+	if gone(fl.err) {
+		return outcome{err: fl.err}
+	}
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errReplaced) && a.rep.current() == protocol.PhaseWaiting:
+		return outcome{} // the order that took its place goes on from here
+	case cause != nil && !errors.Is(cause, errReplaced):
+		return outcome{} // power off: nobody to tell
+	}
+	a.log.Info("update ended", "phase", fl.phase, "reason", fl.reason, "err", fl.err)
+	if fl.phase == protocol.PhaseRefused && w.cmd.Action == protocol.ActionCheck {
+		fl.phase = protocol.PhaseIdle // a check refuses nothing, it answers
+	}
+	a.rep.phase(fl.phase, fl.reason, fl.err.Error())
+	return outcome{}
+}
+
+func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
+	for {
+		a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, "")
+		o, fl := a.check(ctx, w)
+		if fl != nil {
+			return false, fl
+		}
+		a.rep.set(func(s *protocol.Status) { s.AvailableVersion = o.Version })
+		if refusal := a.judge(o, w); refusal != nil {
+			fl := refused(refusal.Reason, refusal)
+			if refusal.Reason == protocol.ReasonUpToDate {
+				fl.phase = protocol.PhaseIdle
+			}
+			return false, fl
+		}
+		if w.cmd.Action == protocol.ActionCheck && !o.force {
+			a.rep.phase(protocol.PhaseIdle, protocol.ReasonUpdateExists, "")
+			return false, nil
+		}
+		waited, fl := a.wait(ctx, w)
+		if fl != nil {
+			return false, fl
+		}
+		if waited {
+			continue // the offer is as old as the wait was long: ask again
+		}
+		if fl := a.install(ctx, o); fl != nil {
+			return false, fl
+		}
+		return true, nil
+	}
+}
+
+// check looks at the offer, and again while the network or the server fails.
+func (a *agent) check(ctx context.Context, w *wish) (offer, *fault) {
+	ctx, cancel := context.WithTimeoutCause(ctx, overallDeadline, errDeadline)
+	defer cancel()
+	pause := pauses{rand: a.rand, first: time.Second, limit: time.Minute}
+	for try := 1; ; try++ {
+		o, fl := a.look(ctx)
+		if fl == nil || !fl.retry || w.cmd.Action == protocol.ActionCheck && try == checkTries {
+			return o, fl
+		}
+		if !sleep(ctx, max(pause.next(), fl.after)) {
+			return o, fl
+		}
+	}
+}
+
+// wait holds the update back while a gate is closed.
+func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
+	said := protocol.ReasonNone
+	for {
+		var battery *protocol.Battery
+		if b, ok := a.env.Battery(); ok {
+			battery = &b
+		}
+		reason := a.cfg.ota.Gate.Blocked(battery, time.Now())
+		if reason == protocol.ReasonNone {
+			return waited, nil
+		}
+		if w.cmd.Expired(time.Now()) {
+			return waited, &fault{phase: protocol.PhaseIdle, reason: protocol.ReasonExpired, err: errors.New("the order expired while the device waited")}
+		}
+		if reason != said {
+			a.rep.phase(protocol.PhaseWaiting, reason, "")
+			said = reason
+		}
+		waited = true
+		if !sleep(ctx, gatePoll) {
+			return waited, failed(protocol.ReasonOther, "%w", context.Cause(ctx))
+		}
+	}
+}
+
+// install brings the offered image into the other slot and makes it the one that boots.
+//
+// The order is the safety. The record is written last, after every byte of the slot was read back from flash and
+// matched; up to that one write the board boots what it boots now, whatever happens. After it, the bootloader boots
+// the new image once, on trial.
+func (a *agent) install(ctx context.Context, o offer) *fault {
+	slot := a.self.target
+	if slot == a.env.Running || !slot.IsOTA() {
+		return &fault{phase: protocol.PhaseFailed, reason: protocol.ReasonFlash, err: errors.New("there is no slot beside the running one")}
+	}
+	if a.env.Mutant == MutantSwitchFirst {
+		if err := a.mutantSwitch(); err != nil {
+			return flashFault(err)
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, overallDeadline, errDeadline)
+	defer cancel()
+	a.rep.phase(protocol.PhaseDownloading, protocol.ReasonNone, "")
+	d := newDownload(a, o, slot)
+	if fl := d.run(ctx); fl != nil {
+		return fl
+	}
+	a.rep.progress(d.size, d.size, d.retries)
+	a.rep.phase(protocol.PhaseVerifying, protocol.ReasonNone, "")
+	if fl := a.prove(o, d.size); fl != nil {
+		if gone(fl.err) {
+			return fl
+		}
+		// A whole image that is not the promised one must not stay bootable: without records the bootloader takes
+		// whatever verifies.
+		if err := a.unboot(slot); err != nil {
+			return flashFault(errors.Join(fl.err, err))
+		}
+		return fl
+	}
+	a.rep.phase(protocol.PhaseSwitching, protocol.ReasonNone, "")
+	if err := a.ops.Switch(slot); err != nil {
+		return flashFault(err)
+	}
+	a.rep.phase(protocol.PhaseRebooting, protocol.ReasonNone, "")
+	return nil
+}
+
+func flashFault(err error) *fault {
+	return &fault{phase: protocol.PhaseFailed, reason: protocol.ReasonFlash, err: err}
+}
+
+// prove judges what is in flash, not what was received: size bytes of it, from the start of the slot.
+func (a *agent) prove(o offer, size int64) *fault {
+	slot := a.self.target
+	r := a.section(slot)
+	// A signature sector of an earlier, longer file behind the image would count as a part of it.
+	if next := (size + otadata.SectorSize - 1) &^ (otadata.SectorSize - 1); next < r.Size() {
+		if err := a.blank(int64(slot.Offset) + next); err != nil {
+			return flashFault(err)
+		}
+	}
+	sum, err := hashOf(io.NewSectionReader(r, 0, size))
+	if err != nil {
+		return flashFault(err)
+	}
+	if o.SHA256 != "" && digestText(sum) != o.SHA256 && a.env.Mutant != MutantSkipReadBack {
+		return failed(protocol.ReasonDigestMismatch, "flash holds %s, promised is %s", digestText(sum), o.SHA256)
+	}
+	img, err := a.verify(slot)
+	switch {
+	case err != nil:
+		return failed(protocol.ReasonImageInvalid, "%w", err)
+	case appimage.FileLength(r, r.Size(), img) != size && a.env.Mutant != MutantSkipReadBack:
+		return failed(protocol.ReasonImageInvalid, "the image has %d bytes, the file %d", img.Length, size)
+	case sum == a.self.sum:
+		// Only without a promised digest: it would be installed again at every order.
+		return failed(protocol.ReasonUpToDate, "the server's file is the image that runs")
+	case img.Desc == nil:
+		return nil
+	case img.Desc.SecureVersion < a.self.floor:
+		return failed(protocol.ReasonSecurityFloor, "image has secure version %d, the floor is %d", img.Desc.SecureVersion, a.self.floor)
+	case o.manifest != nil && len(a.cfg.trusted) > 0 && img.Desc.SecureVersion != o.SecureVersion:
+		return failed(protocol.ReasonImageInvalid, "image has secure version %d, its manifest says %d", img.Desc.SecureVersion, o.SecureVersion)
+	}
+	return nil
+}
+
+// blank erases the sector at off unless it is erased.
+func (a *agent) blank(off int64) error {
+	var b [otadata.SectorSize]byte
+	if _, err := a.env.Flash.ReadAt(b[:], off); err != nil {
+		return err
+	}
+	for _, c := range b {
+		if c != 0xFF {
+			return a.env.Flash.Erase(off, otadata.SectorSize)
+		}
+	}
+	return nil
+}
