@@ -47,6 +47,7 @@ type imageReport struct {
 	Signatures     []signatureReport `json:"signatures"`
 	Warnings       []string          `json:"warnings"`
 
+	hint   string           // what to do about Error
 	header *appimage.Header // nil where there is none
 	img    *appimage.Image  // nil where it is not valid
 }
@@ -68,7 +69,7 @@ func describeImage(b []byte) *imageReport {
 	}
 	img, err := appimage.Parse(b)
 	if err != nil {
-		r.Error = err.Error()
+		r.Error, r.hint = err.Error(), imageHint
 		if r.header != nil && len(b) >= appimage.DescOffset {
 			if d, err := appimage.ParseDesc(b[appimage.DescOffset:]); err == nil {
 				r.describe(d)
@@ -100,16 +101,16 @@ func (r *imageReport) describe(d *appimage.Desc) {
 	r.BuildDate = strings.TrimSpace(d.Date + " " + d.Time)
 }
 
-// fail makes the report that of an image which is not valid.
-func (r *imageReport) fail(err error) {
-	r.Valid, r.Error = false, plain(err.Error())
+// refuse makes the report that of an image which is not valid, for a reason outside the image.
+func (r *imageReport) refuse(err error, hint string) {
+	r.Valid, r.Error, r.hint = false, err.Error(), hint
 }
 
 // readImageReport reads and describes a file. A file that is too long to be an image gets a report too.
 func readImageReport(cmd *cobra.Command, path string) (*imageReport, []byte, error) {
 	b, err := imageKind.read(cmd, path)
 	if tl, ok := errors.AsType[*tooLargeError](err); ok {
-		return &imageReport{Error: tl.Error(), FileSize: tl.size,
+		return &imageReport{Error: tl.Error(), hint: tl.kind.hint, FileSize: tl.size,
 			Segments: []segmentReport{}, Signatures: []signatureReport{}, Warnings: []string{}}, nil, nil
 	}
 	if err != nil {
@@ -144,7 +145,8 @@ func (r *imageReport) text() string {
 		row("project", "%s", plain(r.Project))
 		row("version", "%s", plain(r.Version))
 		row("secure version", "%d", r.SecureVersion)
-		row("built", "%s with ESP-IDF %s", plain(r.BuildDate), plain(r.IDFVersion))
+		row("built", "%s", plain(r.BuildDate))
+		row("ESP-IDF", "%s", plain(r.IDFVersion))
 		row("chip revisions", "%s", revisionsText(r.header))
 		row("flash", "%d MB, %s", 1<<r.header.SPISize, flashMode(r.header.SPIMode))
 		row("entry point", "0x%08x", r.header.EntryAddr)
@@ -196,21 +198,30 @@ func flashMode(mode byte) string {
 	return fmt.Sprintf("mode %d", mode)
 }
 
-// print writes the report, warnings to standard error, and turns an image that is not valid into exit code 3.
-func (r *imageReport) print(cmd *cobra.Command, path string, asJSON bool) error {
+// print writes the report as text or JSON, its warnings to standard error, and makes an image that is not valid exit code 3.
+func (r *imageReport) print(cmd *cobra.Command, path, text string, asJSON bool) error {
 	var err error
 	if asJSON {
 		err = printJSON(cmd, r)
 	} else {
-		err = printf(cmd, "%s", r.text())
+		err = printf(cmd, "%s", text)
 	}
 	for _, w := range r.Warnings {
 		warn(cmd, "%s: %s", shown(path), plain(w))
 	}
 	if !r.Valid {
-		err = errors.Join(err, badContent(path, errors.New("not a valid image: "+r.Error), imageHint))
+		err = errors.Join(err, r.refusal(path))
 	}
 	return err
+}
+
+// refusal is the fault for an image that is not valid, by itself or for a board or key.
+func (r *imageReport) refusal(path string) error {
+	reason := r.Error
+	if r.img == nil {
+		reason = "not a valid image: " + reason
+	}
+	return badContent(path, errors.New(reason), r.hint)
 }
 
 func newImageInfoCmd() *cobra.Command {
@@ -229,7 +240,7 @@ chip it is for. An image that is not valid is described as far as it can be read
 			if err != nil {
 				return err
 			}
-			return r.print(cmd, args[0], asJSON)
+			return r.print(cmd, args[0], r.text(), asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -288,37 +299,38 @@ signatures must be by that key (RSA-3072 or ECDSA P-256). The exit code is 3 whe
 			if !flags.Changed("chip") {
 				target.Chip = r.header.Chip
 			}
-			if signedBy, err = verifyImage(r, b, target, key); err != nil {
-				r.fail(err)
-			}
+			signedBy = r.verify(b, target, key)
 		}
-		if asJSON {
-			return r.print(cmd, args[0], true)
+		var text string
+		if r.Valid {
+			text = fmt.Sprintf("%s verifies: %s%s\n", shown(args[0]), r.name(), signedBy)
 		}
-		for _, w := range r.Warnings {
-			warn(cmd, "%s: %s", shown(args[0]), plain(w))
-		}
-		if !r.Valid {
-			return badContent(args[0], errors.New("does not verify: "+r.Error), imageHint)
-		}
-		return printf(cmd, "%s verifies: %s%s\n", shown(args[0]), r.name(), signedBy)
+		return r.print(cmd, args[0], text, asJSON)
 	}
 	return cmd
 }
 
-// verifyImage holds a sound image against a board, and against a key where there is one.
-func verifyImage(r *imageReport, b []byte, target appimage.Target, key crypto.PublicKey) (signedBy string, err error) {
+// verify holds a sound image against a board, and against a key where there is one; what does not hold goes into the
+// report. It gives the end of the sentence that says that all is well.
+func (r *imageReport) verify(b []byte, target appimage.Target, key crypto.PublicKey) (signedBy string) {
+	const boardHint = "give the image that was built for this board"
 	if _, err := appimage.Verify(bytes.NewReader(b), target); err != nil {
-		return "", err
+		r.refuse(err, boardHint)
+		return ""
 	}
 	// A file with its signature or anything else behind the image is written as a whole.
 	if r.FileSize > target.PartitionSize {
-		return "", fmt.Errorf("the file has %d bytes, the partition %d", r.FileSize, target.PartitionSize)
+		r.refuse(fmt.Errorf("the file has %d bytes, the partition %d", r.FileSize, target.PartitionSize), boardHint)
+		return ""
 	}
 	if key == nil {
-		return "", nil
+		return ""
 	}
-	return r.signedBy(b, key)
+	signedBy, err := r.signedBy(b, key)
+	if err != nil {
+		r.refuse(err, "see 'bmsota image info' for its signatures and 'bmsota image sign' to sign it with this key")
+	}
+	return signedBy
 }
 
 func newImageNewCmd() *cobra.Command {

@@ -60,7 +60,7 @@ func TestImageInfoJSONSaysWhatEsptoolSays(t *testing.T) {
 
 func TestImageInfoPrintsAReadableBlock(t *testing.T) {
 	got := mustRun(t, "image", "info", vector(t, "signed/app-esp32-1.0.0.rsa.bin"))
-	for _, want := range []string{"valid           yes", "esp32 (id 0)", "ota-demo", "Jan  2 2026 12:34:56 with ESP-IDF v5.5", "v0.0 to v3.99", "4 MB, DIO",
+	for _, want := range []string{"valid           yes", "esp32 (id 0)", "ota-demo", "Jan  2 2026 12:34:56\n", "ESP-IDF         v5.5\n", "v0.0 to v3.99", "4 MB, DIO",
 		"0x40080000", "checksum 0xfa", "81920 bytes, sha256", "rsa3072, key digest", "0x3f400020"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%s", want, got)

@@ -33,14 +33,17 @@ func signatureOffset(length int64) int64 {
 
 // addSignatures fills in the signatures and how long image and signatures are together; r.img is set.
 func (r *imageReport) addSignatures(b []byte) {
+	file := bytes.NewReader(b)
 	sector := signatureOffset(r.ImageLength)
 	r.FileLength = r.ImageLength
-	end := r.FileSize // as espsecure, which takes the last sector of a file
-	if blocks, err := secureboot.Blocks(bytes.NewReader(b), min(r.FileSize, sector+secureboot.SectorSize)); err == nil && len(blocks) > 0 && r.FileSize >= sector+secureboot.SectorSize {
-		r.FileLength = sector + secureboot.SectorSize
-		end = r.FileLength
+	end := sector + secureboot.SectorSize
+	blocks, err := secureboot.Blocks(file, min(end, r.FileSize))
+	if r.FileSize >= end && len(blocks) > 0 {
+		r.FileLength = end
+	} else {
+		end = r.FileSize // where espsecure looks: the last sector of the file
+		blocks, err = secureboot.Blocks(file, end)
 	}
-	blocks, err := secureboot.Blocks(bytes.NewReader(b), end)
 	if err != nil {
 		r.Warnings = append(r.Warnings, "signatures: "+err.Error())
 	}
@@ -120,7 +123,7 @@ are kept, up to three. OUT may be IN: it is replaced as a whole or not at all. -
 func signImage(cmd *cobra.Command, path string, b []byte, key crypto.Signer, add bool) ([]byte, error) {
 	r := describeImage(b)
 	if !r.Valid {
-		return nil, badContent(path, errors.New("not a valid image: "+r.Error), imageHint)
+		return nil, r.refusal(path)
 	}
 	var opts []secureboot.Option
 	switch {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -55,4 +57,27 @@ func TestForbiddenFilesAndFoldersAreNamed(t *testing.T) {
 			mustFail(t, exitFailed, "this user may not write", args...)
 		}
 	})
+}
+
+func TestPipeIsWrittenToAndNotReplacedByAFile(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Opened for both, so that neither side waits for the other; the table fits in the pipe's buffer.
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	mustRun(t, "partition", "convert", "testdata/partition/partitions.csv", pipe)
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Fatalf("the pipe is now %v, %v", info.Mode(), err)
+	}
+	want := readFile(t, "testdata/partition/partitions.bin")
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(reader, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the pipe got other bytes, %v", err)
+	}
 }
