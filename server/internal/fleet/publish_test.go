@@ -425,4 +425,3 @@ func TestUploadIsHeldToItsPromise(t *testing.T) {
 		}
 	}
 }
-
