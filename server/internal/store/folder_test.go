@@ -1,0 +1,265 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/iotest"
+
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+)
+
+func openFolder(t *testing.T, dir string) *store.Folder {
+	t.Helper()
+	f, err := store.OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// files lists every file below dir.
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			rel, _ := filepath.Rel(dir, path)
+			list = append(list, filepath.ToSlash(rel))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func read(t *testing.T, f *store.Folder, sha string) []byte {
+	t.Helper()
+	b, err := f.Open(sha)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	got, err := io.ReadAll(b)
+	if err != nil || int64(len(got)) != b.Size() {
+		t.Errorf("read %d of %d bytes (%v)", len(got), b.Size(), err)
+	}
+	return got
+}
+
+func TestFolderKeepsBytesUnderTheirDigest(t *testing.T) {
+	dir := t.TempDir()
+	f := openFolder(t, dir)
+	for _, b := range [][]byte{{}, []byte("x"), bytes.Repeat([]byte("firmware"), 100_000)} {
+		var steps []string
+		f.SetStep(func(name string) error { steps = append(steps, name); return nil })
+		for range 2 {
+			if err := f.Put(t.Context(), digest(b), int64(len(b)), iotest.OneByteReader(bytes.NewReader(b))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := read(t, f, digest(b)); !bytes.Equal(got, b) {
+			t.Errorf("read %d other bytes, want %d", len(got), len(b))
+		}
+		if want := "create write fsync mkdir rename fsync dir done"; strings.Join(slices.Compact(steps), " ") != want {
+			t.Errorf("steps of a first and a second Put: %v, want those of one: %s", slices.Compact(steps), want)
+		}
+	}
+	if _, err := f.Open(digest([]byte("never"))); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if got := files(t, dir); len(got) != 3 {
+		t.Errorf("files %v, want three", got)
+	}
+}
+
+func TestFolderRefusesOtherBytesThanPromised(t *testing.T) {
+	dir := t.TempDir()
+	f := openFolder(t, dir)
+	b := []byte("firmware")
+	broken := errors.New("connection lost")
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		name   string
+		ctx    context.Context
+		digest string
+		size   int64
+		r      io.Reader
+		want   error
+	}{
+		{"too few", t.Context(), digest(b), 9, bytes.NewReader(b), fleet.ErrInvalid},
+		{"too many", t.Context(), digest(b), 7, bytes.NewReader(b), fleet.ErrInvalid},
+		{"endless", t.Context(), digest(b), 8, endless{}, fleet.ErrInvalid},
+		{"other bytes", t.Context(), digest(b), 8, strings.NewReader("firmwarE"), fleet.ErrInvalid},
+		{"negative", t.Context(), digest(b), -1, bytes.NewReader(b), fleet.ErrInvalid},
+		{"lost connection", t.Context(), digest(b), 8, io.MultiReader(strings.NewReader("firm"), iotest.ErrReader(broken)), broken},
+		{"given up", cancelled, digest(b), 8, bytes.NewReader(b), context.Canceled},
+		{"no digest", t.Context(), "../../../../etc/passwd", 8, bytes.NewReader(b), fleet.ErrInvalid},
+		{"capitals", t.Context(), strings.ToUpper(digest(b)), 8, bytes.NewReader(b), fleet.ErrInvalid},
+		{"short digest", t.Context(), "ab", 8, bytes.NewReader(b), fleet.ErrInvalid},
+	} {
+		if err := f.Put(c.ctx, c.digest, c.size, c.r); !errors.Is(err, c.want) || errors.Is(err, fleet.ErrStorage) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		if got := files(t, dir); len(got) != 0 {
+			t.Fatalf("%s: left %v", c.name, got)
+		}
+	}
+	for _, name := range []string{"", "..", "ab/../../x", strings.Repeat("/", 64)} {
+		if _, err := f.Open(name); !errors.Is(err, fleet.ErrInvalid) {
+			t.Errorf("open %q: %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
+func TestFullDiskAtAnyStepLeavesTheFolderAsItWas(t *testing.T) {
+	dir := t.TempDir()
+	f := openFolder(t, dir)
+	b := bytes.Repeat([]byte("firmware"), 20_000)
+	put := func() error { return f.Put(t.Context(), digest(b), int64(len(b)), bytes.NewReader(b)) }
+	for _, step := range []string{"create", "write", "fsync", "mkdir", "rename"} {
+		f.SetStep(func(name string) error {
+			if name == step {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		if err := put(); !errors.Is(err, fleet.ErrStorage) || !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v, want ErrStorage that wraps ENOSPC", step, err)
+		}
+		if got := files(t, dir); len(got) != 0 {
+			t.Errorf("%s: left %v", step, got)
+		}
+	}
+	f.SetStep(nil)
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, f, digest(b)); !bytes.Equal(got, b) {
+		t.Error("other bytes")
+	}
+}
+
+func TestDamagedFileIsReplacedByTheNextPut(t *testing.T) {
+	dir := t.TempDir()
+	f := openFolder(t, dir)
+	b := []byte("firmware")
+	sha := digest(b)
+	put := func() error { return f.Put(t.Context(), sha, 8, bytes.NewReader(b)) }
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	for _, damage := range []string{"", "firmwarE", "firmware and more"} {
+		if err := os.WriteFile(filepath.Join(dir, sha[:2], sha+".bin"), []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, f, sha); !bytes.Equal(got, b) {
+			t.Errorf("%q stayed", got)
+		}
+	}
+}
+
+func TestOpenFolderSweepsInterruptedUploadsOnly(t *testing.T) {
+	dir := t.TempDir()
+	b := []byte("firmware")
+	if err := openFolder(t, dir).Put(t.Context(), digest(b), 8, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"upload-0123456789abcdef", "README"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	openFolder(t, dir)
+	if got, want := files(t, dir), []string{"README", digest(b)[:2] + "/" + digest(b) + ".bin"}; !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		t.Errorf("files %v, want %v", got, want)
+	}
+}
+
+func TestNoLinkLeadsOutOfTheFolder(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	b := []byte("firmware")
+	sha := digest(b)
+	if err := os.WriteFile(filepath.Join(outside, sha+".bin"), []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(dir, sha[:2])); err != nil {
+		t.Fatal(err)
+	}
+	f := openFolder(t, dir)
+	if blob, err := f.Open(sha); err == nil {
+		blob.Close()
+		t.Error("a link was followed out of the folder")
+	}
+	if err := f.Put(t.Context(), sha, 8, bytes.NewReader(b)); err == nil {
+		t.Error("a link was followed out of the folder")
+	}
+	if got, err := os.ReadFile(filepath.Join(outside, sha+".bin")); err != nil || string(got) != "secret" {
+		t.Errorf("%q (%v)", got, err)
+	}
+}
+
+func TestReadersSeeWholeFilesOnly(t *testing.T) {
+	f := openFolder(t, t.TempDir())
+	b := bytes.Repeat([]byte("firmware"), 50_000)
+	sha := digest(b)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := f.Put(t.Context(), sha, int64(len(b)), bytes.NewReader(b)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for {
+			if blob, err := f.Open(sha); err == nil {
+				if blob.Size() != int64(len(b)) {
+					t.Errorf("a reader saw %d bytes", blob.Size())
+				}
+				blob.Close()
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	})
+	wg.Wait()
+	close(done)
+	reader.Wait()
+	if got := read(t, f, sha); !bytes.Equal(got, b) {
+		t.Error("other bytes")
+	}
+}
