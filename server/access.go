@@ -1,0 +1,152 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"strings"
+
+	"bmsota/api"
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+)
+
+// operatorName is the account made at first start.
+const operatorName = "operator"
+
+// openAccess makes operator.json say how tools on this machine reach the server. Its token stays the same from start to
+// start; where the file is gone or its token no longer works, the operator gets a new one.
+func (s *Server) openAccess(ctx context.Context) error {
+	old, err := api.ReadAccess(s.AccessFile())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		s.firstStart = true
+	case err != nil:
+		s.log.Warn("operator.json cannot be read and is made again", "err", err)
+	default:
+		_, err := s.fleet.OperatorByToken(ctx, old.Token)
+		if err != nil && !errors.Is(err, fleet.ErrDenied) {
+			return fmt.Errorf("check operator token: %w", err)
+		}
+		if err == nil {
+			s.access.Token = old.Token
+		}
+	}
+	if s.access.Token == "" {
+		// Row before file: a crash between the two leaves a token that does not work, and the next start makes another.
+		if s.access.Token, err = s.fleet.NewOperator(ctx, operatorName); err != nil {
+			return fmt.Errorf("make operator account: %w", err)
+		}
+		s.log.Info("operator token was made", "path", s.AccessFile())
+	}
+	s.fillAccess()
+	if s.access == old {
+		return nil
+	}
+	b, err := json.MarshalIndent(s.access, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode operator.json: %w", err)
+	}
+	return writeFile(s.AccessFile(), append(b, '\n'))
+}
+
+// fillAccess says how this machine reaches its own server.
+func (s *Server) fillAccess() {
+	a := &s.access
+	if s.https != nil {
+		a.Server = "https://" + hostPort(s.trustedHost(nearHost(s.https)), portOf(s.https), 443)
+		a.CAFile = absolute(s.certs.caFile())
+	} else {
+		a.Server = "http://" + hostPort(nearHost(s.plain), portOf(s.plain), 80)
+	}
+	a.MQTT = api.AccessMQTT{Username: operatorName, Password: a.Token, Prefix: s.cfg.MQTT.Prefix}
+	switch {
+	case s.cfg.MQTT.External.URL != "":
+		// The broker knows the server's login, not ours.
+		ext := s.cfg.MQTT.External
+		a.MQTT.Host, a.MQTT.Port, a.MQTT.TLS = s.mqtt.Host, s.mqtt.Port, s.mqtt.TLS
+		a.MQTT.Username, a.MQTT.Password, a.MQTT.CAFile = ext.Username, ext.Password, absolute(ext.CAFile)
+	case s.mqttPlain != nil:
+		a.MQTT.Host, a.MQTT.Port = nearHost(s.mqttPlain), portOf(s.mqttPlain)
+	default:
+		a.MQTT.Host, a.MQTT.Port, a.MQTT.TLS = s.trustedHost(nearHost(s.mqttTLS)), portOf(s.mqttTLS), true
+		a.MQTT.CAFile = absolute(s.certs.caFile())
+	}
+}
+
+// absolute makes a path good for a tool that runs in another folder; empty stays empty.
+func absolute(path string) string {
+	if path == "" {
+		return ""
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// trustedHost is near where the certificate covers it, else a name that it does cover.
+func (s *Server) trustedHost(near string) string {
+	leaf := s.certs.current.Load().Leaf
+	if leaf.VerifyHostname(near) == nil {
+		return near
+	}
+	return s.host
+}
+
+// Placeholders in the files that Banner shows.
+const (
+	deviceHere = "DEVICE-ID"
+	tokenHere  = "TOKEN"
+)
+
+// Banner is what a person needs to go on: the addresses, where the operator's token is, and the two files of a device.
+// It holds no secret.
+func (s *Server) Banner() string {
+	var b strings.Builder
+	scheme := "mqtt"
+	if s.mqtt.TLS {
+		scheme = "mqtts"
+	}
+	fmt.Fprintf(&b, "bmsota %s\n\n", s.cfg.Version)
+	fmt.Fprintf(&b, "  web        %s/\n", s.URL())
+	fmt.Fprintf(&b, "  firmware   %s/firmware/\n", s.URL())
+	fmt.Fprintf(&b, "  mqtt       %s://%s  (topics below %s)\n\n", scheme, net.JoinHostPort(s.mqtt.Host, fmt.Sprint(s.mqtt.Port)), s.mqtt.Prefix)
+	fmt.Fprintf(&b, "The bmsota tool on this machine finds its token in\n  %s\n\n", s.AccessFile())
+	fmt.Fprintf(&b, "To let a device in, give it a token (shown once):\n  bmsota devices enroll %s\n\n", deviceHere)
+	b.WriteString("and put two files into its storage partition.\n")
+	ota, mqtt, err := s.DeviceFiles(deviceHere, tokenHere)
+	if err != nil {
+		fmt.Fprintf(&b, "They cannot be made from this configuration: %v\n", err)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "\nota_config.txt:\n%s\nmqtt_config.txt:\n%s", ota, mqtt)
+	return b.String()
+}
+
+// DeviceFiles are ota_config.txt and mqtt_config.txt for one device. A key that signs releases is not in them, because
+// the server does not hold it: add it as trusted_key_pem.
+func (s *Server) DeviceFiles(id, token string) (ota, mqtt []byte, err error) {
+	oc := protocol.OTAConfig{
+		ServerURL: s.URL() + "/firmware/firmware.bin", CertPEM: string(s.certs.caPEM), TimeoutMS: 60_000,
+		SkipCertVerification: strings.HasPrefix(s.URL(), "http:"), AutoRollbackEnabled: true, DeviceID: id,
+	}
+	if s.mqtt.Prefix != protocol.DefaultPrefix {
+		oc.TopicPrefix = s.mqtt.Prefix
+	}
+	mc := protocol.MQTTConfig{
+		BrokerHost: s.mqtt.Host, BrokerPort: s.mqtt.Port, Username: id, Password: token, QoS: 1,
+		TLS: s.mqtt.TLS, CAPEM: string(s.caOf),
+	}
+	if ota, err = oc.Append(nil); err != nil {
+		return nil, nil, err
+	}
+	if mqtt, err = mc.Append(nil); err != nil {
+		return nil, nil, err
+	}
+	return ota, mqtt, nil
+}

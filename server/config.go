@@ -1,0 +1,385 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"bmsota/protocol"
+)
+
+// Config is everything that can be set, and these comments are the manual. In the JSON file a key that is left out, an
+// empty text and a zero mean the default. A key that is not known is refused. Paths are taken from the working folder.
+type Config struct {
+	// Version is bmsota's own. The program sets it; it is no key of the file.
+	Version string `json:"-"`
+
+	// DataDir is the folder for everything the server keeps: database, firmware, certificates, operator.json. It is
+	// made on first start, readable by the server's account only. Only one server can use it at a time. Removing
+	// operator.json from it makes the next start replace the operator's token.
+	// Default "./bmsota-data".
+	DataDir string `json:"data_dir"`
+
+	// Host is the name or address by which devices reach this server. It goes into the certificate and into the files
+	// made for devices. Default: the machine's first IPv4 address that is not loopback, else its name.
+	Host string `json:"host"`
+
+	// PublicURL is the address of the web side where it is not https://<host>:<port of https.listen>, as behind a
+	// reverse proxy. Without a path. Default: none.
+	PublicURL string `json:"public_url"`
+
+	// HTTPS is the web side: firmware for devices, the API for operators.
+	HTTPS HTTPS `json:"https"`
+
+	// TLS says which certificate the web side and the broker show. With nothing set the server makes its own authority
+	// in <data_dir>/tls and a certificate for every name and address of this machine; devices are given ca.pem.
+	TLS TLS `json:"tls"`
+
+	// MQTT is the broker: the embedded one, or a connection to yours.
+	MQTT MQTT `json:"mqtt"`
+
+	// Fleet holds the rules for releases and devices.
+	Fleet Fleet `json:"fleet"`
+}
+
+// HTTPS is the section "https".
+type HTTPS struct {
+	// Listen is the address for HTTPS, host:port or :port. "off" closes it, which makes sense behind a reverse proxy
+	// only. Default ":8443".
+	Listen string `json:"listen"`
+
+	// PlainListen is an address for plain HTTP, for a reverse proxy that holds the certificate. Operator tokens cross
+	// it in the clear. Default: closed.
+	PlainListen string `json:"plain_listen"`
+
+	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
+	CacheBytes int64 `json:"cache_bytes"`
+}
+
+// TLS is the section "tls".
+type TLS struct {
+	// Names are more names and addresses for the certificate the server makes itself.
+	Names []string `json:"names"`
+
+	// CertFile and KeyFile are a certificate of your own with its chain, and its key, both PEM. They are read again
+	// when they change. Excludes acme.
+	CertFile string `json:"cert_file"`
+	KeyFile  string `json:"key_file"`
+
+	// CAFile is the PEM that devices and tools shall trust for cert_file. Default: the public authorities they know.
+	CAFile string `json:"ca_file"`
+
+	// ACME gets the certificate from an authority such as Let's Encrypt.
+	ACME ACME `json:"acme"`
+}
+
+// ACME is the section "tls.acme".
+type ACME struct {
+	// Hosts are the names to get a certificate for; setting one turns ACME on. The authority must reach this server on
+	// port 443 under each name (TLS-ALPN-01 challenge). Under other names the server shows its own certificate.
+	Hosts []string `json:"hosts"`
+
+	// Email is who the authority may write to about the certificate. Default: nobody.
+	Email string `json:"email"`
+
+	// CacheDir keeps account and certificates. Default <data_dir>/tls/acme.
+	CacheDir string `json:"cache_dir"`
+
+	// DirectoryURL is the authority's ACME directory. Default: Let's Encrypt.
+	DirectoryURL string `json:"directory_url"`
+
+	// CAFile is the PEM to trust for directory_url, for an authority inside your network; devices are given it too.
+	// Default: the system's authorities.
+	CAFile string `json:"ca_file"`
+}
+
+// MQTT is the section "mqtt".
+type MQTT struct {
+	// Prefix is what all topics start with. Default "bms/ota".
+	Prefix string `json:"prefix"`
+
+	// TLSListen is the embedded broker's address for MQTT over TLS, "off" to close it. Default ":8883".
+	TLSListen string `json:"tls_listen"`
+
+	// Listen is the embedded broker's address for plain MQTT, "off" to close it. Default "127.0.0.1:1883".
+	Listen string `json:"listen"`
+
+	// PlainAnywhere allows listen to be an address that is not loopback. Tokens then cross the network in the clear.
+	PlainAnywhere bool `json:"plain_anywhere"`
+
+	// External is a broker of yours, used in place of the embedded one.
+	External ExternalBroker `json:"external"`
+}
+
+// ExternalBroker is the section "mqtt.external".
+type ExternalBroker struct {
+	// URL is the broker's address, mqtts://host:8883 or mqtt://host:1883; setting it turns the embedded broker off.
+	URL string `json:"url"`
+
+	// Username and Password are the server's login there. It must be allowed to publish commands and read statuses.
+	Username string `json:"username"`
+	Password string `json:"password"`
+
+	// CAFile is the PEM to trust for the broker. Default: the system's authorities.
+	CAFile string `json:"ca_file"`
+
+	// ClientID is what the server's sessions are called there; two servers need two. Default "bmsota".
+	ClientID string `json:"client_id"`
+}
+
+// Fleet is the section "fleet".
+type Fleet struct {
+	// Silence is how long an updating device may say nothing before its update counts as failed. Default "30m".
+	Silence Duration `json:"silence"`
+
+	// Expiry is how long an update order stays good that says nothing about it. Default "7d".
+	Expiry Duration `json:"expiry"`
+
+	// AllowUnsigned lets releases in that no key has signed.
+	AllowUnsigned bool `json:"allow_unsigned"`
+
+	// DefaultProject is offered to whoever names no project, where several exist.
+	DefaultProject string `json:"default_project"`
+
+	// AcceptSeedStatus takes statuses on the shared topic, which the original firmware uses; who speaks is then the
+	// MQTT login. Embedded broker only.
+	AcceptSeedStatus bool `json:"accept_seed_status"`
+}
+
+// off closes a listener.
+const off = "off"
+
+// Duration is a length of time written as "90s", "30m", "12h" or "7d".
+type Duration time.Duration
+
+// UnmarshalText reads a duration. Days are 24 hours.
+func (d *Duration) UnmarshalText(b []byte) error {
+	s := string(b)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return fmt.Errorf("%q is not a time like 30m, 12h or 7d", s)
+		}
+		*d = Duration(time.Duration(n) * 24 * time.Hour)
+		return nil
+	}
+	if s == "" {
+		*d = 0
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v < 0 {
+		return fmt.Errorf("%q is not a time like 30m, 12h or 7d", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// UnmarshalJSON refuses a bare number: 30 of what?
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("%s is not a time in quotes like \"30m\", \"12h\" or \"7d\"", b)
+	}
+	return d.UnmarshalText([]byte(s))
+}
+
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// maxConfigFile bounds the configuration file, in bytes.
+const maxConfigFile = 1 << 20
+
+// Load reads a configuration file over the defaults and checks it. The error says which key is wrong and, for one that
+// is not known, which may be meant.
+func Load(path string) (Config, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	if info.Size() > maxConfigFile {
+		return Config{}, fmt.Errorf("configuration %s is larger than %d bytes", path, maxConfigFile)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	var c Config
+	if err := decodeConfig(b, &c); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	c = c.withDefaults()
+	if err := c.Check(); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Default is the configuration of a server that was told nothing.
+func Default() Config { return Config{}.withDefaults() }
+
+func (c Config) withDefaults() Config {
+	set := func(s *string, value string) {
+		if *s == "" {
+			*s = value
+		}
+	}
+	set(&c.DataDir, "./bmsota-data")
+	set(&c.HTTPS.Listen, ":8443")
+	set(&c.HTTPS.PlainListen, off)
+	set(&c.MQTT.TLSListen, ":8883")
+	set(&c.MQTT.Listen, "127.0.0.1:1883")
+	set(&c.MQTT.Prefix, protocol.DefaultPrefix)
+	if c.HTTPS.CacheBytes == 0 {
+		c.HTTPS.CacheBytes = 64 << 20
+	}
+	if len(c.TLS.ACME.Hosts) > 0 {
+		set(&c.TLS.ACME.CacheDir, filepath.Join(c.DataDir, "tls", "acme"))
+	}
+	c.PublicURL = strings.TrimRight(c.PublicURL, "/")
+	return c
+}
+
+// Check says what is wrong with a configuration, by key, without opening anything.
+func (c Config) Check() error {
+	c = c.withDefaults()
+	for _, l := range []struct{ key, addr string }{
+		{"https.listen", c.HTTPS.Listen}, {"https.plain_listen", c.HTTPS.PlainListen},
+		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen},
+	} {
+		if err := checkListen(l.addr); err != nil {
+			return fmt.Errorf("%s: %w", l.key, err)
+		}
+	}
+	if c.HTTPS.Listen == off && c.HTTPS.PlainListen == off {
+		return errors.New("https.listen and https.plain_listen are both off: nothing would serve firmware")
+	}
+	if c.HTTPS.CacheBytes < 0 {
+		return errors.New("https.cache_bytes is negative")
+	}
+	if c.Host != "" && !isHost(c.Host) {
+		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)
+	}
+	if c.PublicURL != "" {
+		u, err := url.Parse(c.PublicURL)
+		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+			return fmt.Errorf("public_url: %q is not https://host:port", c.PublicURL)
+		}
+	}
+	if err := c.TLS.check(); err != nil {
+		return err
+	}
+	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
+}
+
+func (t TLS) check() error {
+	for _, name := range t.Names {
+		if !isHost(name) {
+			return fmt.Errorf("tls.names: %q is not a name or address", name)
+		}
+	}
+	switch {
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		return errors.New("tls.cert_file and tls.key_file go together")
+	case t.CertFile != "" && len(t.ACME.Hosts) > 0:
+		return errors.New("tls.cert_file and tls.acme exclude each other")
+	case t.CAFile != "" && t.CertFile == "":
+		return errors.New("tls.ca_file is for a certificate of your own: set tls.cert_file and tls.key_file too")
+	case len(t.ACME.Hosts) == 0 && (t.ACME.Email != "" || t.ACME.CacheDir != "" || t.ACME.DirectoryURL != "" || t.ACME.CAFile != ""):
+		return errors.New("tls.acme.hosts is empty: name what the certificate is for")
+	}
+	for _, name := range t.ACME.Hosts {
+		if _, err := netip.ParseAddr(name); err == nil || !isHost(name) || !strings.Contains(name, ".") {
+			return fmt.Errorf("tls.acme.hosts: %q is not a public host name", name)
+		}
+	}
+	if d := t.ACME.DirectoryURL; d != "" {
+		if u, err := url.Parse(d); err != nil || u.Scheme != "https" || u.Host == "" {
+			return fmt.Errorf("tls.acme.directory_url: %q is not an https address", d)
+		}
+	}
+	return nil
+}
+
+func (m MQTT) check(seedStatus bool) error {
+	if err := protocol.CheckPrefix(m.Prefix); err != nil {
+		return fmt.Errorf("mqtt.prefix: %w", err)
+	}
+	if m.External.URL != "" {
+		u, err := url.Parse(m.External.URL)
+		if err != nil {
+			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port", m.External.URL)
+		}
+		switch u.Scheme {
+		case "mqtt", "tcp", "mqtts", "ssl", "tls":
+		default:
+			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port or mqtt://host:port", u.Redacted())
+		}
+		switch {
+		case !isHost(u.Hostname()) || u.Path != "" || u.RawQuery != "":
+			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port", u.Redacted())
+		case u.User != nil:
+			return errors.New("mqtt.external.url: the login goes into username and password")
+		case seedStatus:
+			return errors.New("fleet.accept_seed_status needs the embedded broker: an external one does not say who sent a status")
+		}
+		return nil
+	}
+	if m.External != (ExternalBroker{}) {
+		return errors.New("mqtt.external.url is empty, but other keys of mqtt.external are set")
+	}
+	if m.TLSListen == off && m.Listen == off {
+		return errors.New("mqtt.tls_listen and mqtt.listen are both off, and there is no mqtt.external.url: no device could be reached")
+	}
+	if host, _, err := net.SplitHostPort(m.Listen); err == nil && !m.PlainAnywhere {
+		if addr, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !addr.IsLoopback()) {
+			return fmt.Errorf("mqtt.listen: plain MQTT on %q would show tokens to the network: use mqtt.tls_listen, or set mqtt.plain_anywhere", m.Listen)
+		}
+	}
+	return nil
+}
+
+func checkListen(addr string) error {
+	if addr == off {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port, :port or off", addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %q of %q is not within 0 to 65535", port, addr)
+	} else if host != "" && !isHost(host) {
+		return fmt.Errorf("host %q of %q is not a name or address (port %d)", host, addr, n)
+	}
+	return nil
+}
+
+// isHost says whether s is an IP address or could be a host name.
+func isHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+				return false
+			}
+		}
+	}
+	return true
+}

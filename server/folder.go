@@ -1,0 +1,105 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Names in the data folder.
+const (
+	lockName     = "server.lock"
+	databaseName = "bmsota.db"
+	firmwareName = "firmware"
+	tlsName      = "tls"
+)
+
+var errLocked = errors.New("locked")
+
+// openFolder makes the data folder and takes its lock, which the caller closes last of all. A folder that was there
+// keeps its permissions: it may be one that others need.
+func openFolder(dir string, log *slog.Logger) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data folder: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open data folder: %w", err)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		log.Warn("other accounts can write to the data folder", "path", dir, "mode", info.Mode().Perm().String())
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open data folder: %w", err)
+	}
+	if err := lockFile(lock); err != nil {
+		defer lock.Close()
+		if errors.Is(err, errLocked) {
+			return nil, fmt.Errorf("data folder %s is in use by another server%s: stop that one, or give this one another folder", dir, holder(lock))
+		}
+		return nil, fmt.Errorf("open data folder: %w", err)
+	}
+	// The process number is for people; the lock itself goes with the open file.
+	if err := lock.Truncate(0); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open data folder: %w", err)
+	}
+	if _, err := fmt.Fprintf(lock, "%d\n", os.Getpid()); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open data folder: %w", err)
+	}
+	return lock, nil
+}
+
+func holder(lock *os.File) string {
+	b, err := io.ReadAll(io.LimitReader(lock, 20))
+	if pid := strings.TrimSpace(string(b)); err == nil && pid != "" {
+		return " (process " + pid + ")"
+	}
+	return ""
+}
+
+// writeFile replaces path by data for the server's account only: other name, sync, rename, sync of the folder, so that
+// a power cut leaves the old file or the new one.
+func writeFile(path string, data []byte) (err error) {
+	dir := filepath.Dir(path)
+	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // made with mode 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			temp.Close()
+			os.Remove(temp.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	if _, err := temp.Write(data); err != nil {
+		return err
+	}
+	if err := temp.Sync(); err != nil {
+		return err
+	}
+	if err := temp.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(temp.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(dir)
+}
+
+// canWrite says whether a file can be made in dir now: what a full or read-only disk forbids.
+func canWrite(dir string) error {
+	f, err := os.CreateTemp(dir, ".ready-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte("x"))
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
+}

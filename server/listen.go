@@ -1,0 +1,76 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+)
+
+// errAddrInUseWindows is WSAEADDRINUSE, which has no name in package syscall on other systems.
+const errAddrInUseWindows = syscall.Errno(10048)
+
+// listen opens a TCP listener, nil for "off". The error says which key of the configuration to change.
+func listen(ctx context.Context, key, addr string) (net.Listener, error) {
+	if addr == off {
+		return nil, nil
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, errAddrInUseWindows):
+		return nil, fmt.Errorf("%s is taken by another program: stop it, or set %s to another port", addr, key)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("this account may not listen on %s: set %s to a port above 1023, or give the program the right to", addr, key)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("%s is no address of this machine: set %s to one, or to the port alone", addr, key)
+	case err != nil:
+		return nil, fmt.Errorf("listen on %s (%s): %w", addr, key, err)
+	}
+	return l, nil
+}
+
+// sendBuffer bounds what the kernel takes for a peer that reads slowly, in bytes. Without it the kernel grows the
+// buffer to megabytes, and a write that has "moved" says nothing about whether the peer has.
+const sendBuffer = 128 << 10
+
+// boundedListener bounds the send buffer of what it accepts.
+type boundedListener struct{ net.Listener }
+
+func (l boundedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(sendBuffer) // a connection that refuses is already gone
+	}
+	return conn, nil
+}
+
+func portOf(l net.Listener) int {
+	if l == nil {
+		return 0
+	}
+	if addr, ok := l.Addr().(*net.TCPAddr); ok {
+		return addr.Port
+	}
+	return 0
+}
+
+func addrOf(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	return l.Addr().String()
+}
+
+// nearHost is the host by which this machine reaches l: localhost for a listener on every address, its own address for
+// any other.
+func nearHost(l net.Listener) string {
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok || addr.IP.IsUnspecified() || addr.IP.IsLoopback() && addr.IP.To4() != nil {
+		return "localhost"
+	}
+	return addr.IP.String()
+}

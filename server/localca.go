@@ -1,0 +1,317 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+)
+
+// Files of the local authority, below <data_dir>/tls.
+const (
+	caCertName     = "ca.pem"
+	caKeyName      = "ca.key"
+	serverCertName = "server.pem"
+	serverKeyName  = "server.key"
+)
+
+const (
+	caLife     = 3652 * 24 * time.Hour // ten years: devices hold this certificate in flash
+	serverLife = 820 * 24 * time.Hour  // Apple's systems refuse more than 825 days, also of private authorities
+	renewAhead = 30 * 24 * time.Hour
+	backdate   = 24 * time.Hour // for clients whose clock is behind
+)
+
+// oldest is a day before which no clock can be right.
+var oldest = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// readLocal takes the local authority's certificate for this server into use, making first what is missing: the
+// authority once, the server's certificate whenever names are not covered any more or the end is near. It returns the
+// authority's PEM.
+func (c *certificates) readLocal() ([]byte, error) {
+	caPEM, ca, err := c.readCA()
+	if err != nil {
+		return nil, err
+	}
+	now := c.now()
+	if now.Add(365 * 24 * time.Hour).After(ca.NotAfter) {
+		c.log.Warn("the local authority ends within a year; devices must be given a new one before", "path", c.path(caCertName), "expires", ca.NotAfter)
+	}
+	cert, err := tls.LoadX509KeyPair(c.path(serverCertName), c.path(serverKeyName))
+	if err != nil || !c.good(cert.Leaf, ca, now) {
+		if cert, err = c.issue(ca, now); err != nil {
+			return nil, err
+		}
+	}
+	c.current.Store(&cert)
+	return caPEM, nil
+}
+
+// good says whether the server's certificate will do: of this authority, in time, covering every name.
+func (c *certificates) good(leaf, ca *x509.Certificate, now time.Time) bool {
+	// One that ends with its authority cannot be replaced by a longer one.
+	ending := now.Add(renewAhead).After(leaf.NotAfter) && leaf.NotAfter.Before(ca.NotAfter)
+	if leaf.CheckSignatureFrom(ca) != nil || now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) || ending {
+		return false
+	}
+	for _, name := range c.names {
+		if leaf.VerifyHostname(name) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *certificates) readCA() ([]byte, *x509.Certificate, error) {
+	text, err := os.ReadFile(c.path(caCertName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c.makeCA()
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read local authority: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, nil, fmt.Errorf("read local authority: %s is not a PEM certificate", c.path(caCertName))
+	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read local authority: %s: %w", c.path(caCertName), err)
+	}
+	if c.now().After(ca.NotAfter) {
+		return nil, nil, fmt.Errorf("the local authority has expired on %s: move %s away to make a new one, and give it to the devices", ca.NotAfter.Format(time.DateOnly), c.dir)
+	}
+	return text, ca, nil
+}
+
+// makeCA makes the authority. The certificate is written last: it is what devices are given, so from then on the key
+// must be there.
+func (c *certificates) makeCA() ([]byte, *x509.Certificate, error) {
+	now := c.now()
+	if now.Before(oldest) {
+		return nil, nil, errClock
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make local authority: %w", err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make local authority: %w", err)
+	}
+	id := sha256.Sum256(public)
+	serial, err := newSerial()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make local authority: %w", err)
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: "bmsota local authority " + hex.EncodeToString(id[:4])},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(caLife),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+		SubjectKeyId:          id[:20],
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make local authority: %w", err)
+	}
+	ca, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make local authority: %w", err)
+	}
+	if err := writeKey(c.path(caKeyName), key); err != nil {
+		return nil, nil, err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := writeFile(c.path(caCertName), text); err != nil {
+		return nil, nil, err
+	}
+	c.log.Info("local authority was made", "path", c.path(caCertName), "expires", ca.NotAfter)
+	return text, ca, nil
+}
+
+// issue makes the server's certificate. Key first: a certificate whose key is not beside it is made again at next start.
+func (c *certificates) issue(ca *x509.Certificate, now time.Time) (tls.Certificate, error) {
+	if now.Before(oldest) {
+		return tls.Certificate{}, errClock
+	}
+	text, err := os.ReadFile(c.path(caKeyName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, fmt.Errorf("a new server certificate is needed, and %s is gone: put it back, or move %s away to make a new authority, and give that to the devices", c.path(caKeyName), c.path(caCertName))
+	}
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("read local authority: %w", err)
+	}
+	signer, err := parseKey(text)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("read local authority: %s: %w", c.path(caKeyName), err)
+	}
+	if !signer.PublicKey.Equal(ca.PublicKey) {
+		return tls.Certificate{}, fmt.Errorf("%s is not the key of %s", c.path(caKeyName), c.path(caCertName))
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make server certificate: %w", err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make server certificate: %w", err)
+	}
+	end := now.Add(serverLife)
+	if end.After(ca.NotAfter) {
+		end = ca.NotAfter
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: commonName(c.names)},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              end,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+	}
+	template.DNSNames, template.IPAddresses = alternativeNames(c.names)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, signer)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make server certificate: %w", err)
+	}
+	if err := writeKey(c.path(serverKeyName), key); err != nil {
+		return tls.Certificate{}, err
+	}
+	if err := writeFile(c.path(serverCertName), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
+		return tls.Certificate{}, err
+	}
+	cert, err := tls.LoadX509KeyPair(c.path(serverCertName), c.path(serverKeyName))
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("read back server certificate: %w", err)
+	}
+	c.log.Info("server certificate was made", "names", c.names, "expires", end)
+	return cert, nil
+}
+
+// commonName is the first name that fits: X.520 allows 64 characters.
+func commonName(names []string) string {
+	for _, name := range names {
+		if len(name) <= 64 {
+			return name
+		}
+	}
+	return "bmsota"
+}
+
+// alternativeNames sorts names into the two kinds. An IPv4 address becomes both: older mbedTLS, as in ESP-IDF 4.4,
+// compares what it was told to connect to with DNS names only.
+func alternativeNames(names []string) (dns []string, ips []net.IP) {
+	for _, name := range names {
+		addr, err := netip.ParseAddr(name)
+		if err != nil {
+			dns = append(dns, name)
+			continue
+		}
+		ips = append(ips, addr.AsSlice())
+		if addr.Is4() {
+			dns = append(dns, name)
+		}
+	}
+	return dns, ips
+}
+
+// machineNames lists the names and addresses of this machine: extra first, then its name, localhost, and the addresses
+// of its interfaces. Link-local addresses are left out: they mean something only together with an interface.
+func machineNames(extra ...string) []string {
+	names := slices.Clone(extra)
+	if host, err := os.Hostname(); err == nil && isHost(host) {
+		names = append(names, host)
+	}
+	names = append(names, "localhost", "127.0.0.1", "::1")
+	for _, addr := range interfaceAddrs() {
+		names = append(names, addr.String())
+	}
+	seen := make(map[string]bool)
+	return slices.DeleteFunc(names, func(name string) bool {
+		again := name == "" || seen[name]
+		seen[name] = true
+		return again
+	})
+}
+
+// interfaceAddrs lists addresses of interfaces, IPv4 first, without loopback and link-local ones.
+func interfaceAddrs() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			continue
+		}
+		addr := prefix.Addr().Unmap()
+		if addr.IsLoopback() || !addr.IsGlobalUnicast() {
+			continue
+		}
+		out = append(out, addr)
+	}
+	slices.SortStableFunc(out, func(a, b netip.Addr) int {
+		if a.Is4() == b.Is4() {
+			return 0
+		}
+		if a.Is4() {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+func newSerial() (*big.Int, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, err
+	}
+	b[0] &= 0x7f // positive, and so no longer than it looks
+	return new(big.Int).SetBytes(b[:]), nil
+}
+
+func writeKey(path string, key *ecdsa.PrivateKey) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("no PEM block")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errors.New("not an ECDSA key")
+	}
+	return key, nil
+}

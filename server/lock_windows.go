@@ -1,0 +1,30 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+var procLockFileEx = syscall.NewLazyDLL("kernel32.dll").NewProc("LockFileEx")
+
+// lockFile takes an exclusive lock without waiting, on one byte far behind the end: what is locked cannot be read by
+// others here, and the process number in the file should be.
+func lockFile(file *os.File) error {
+	const (
+		failImmediately  = 1
+		exclusive        = 2
+		errLockViolation = syscall.Errno(33)
+	)
+	at := syscall.Overlapped{OffsetHigh: 1 << 20}
+	ok, _, err := procLockFileEx.Call(file.Fd(), failImmediately|exclusive, 0, 1, 0, uintptr(unsafe.Pointer(&at)))
+	if ok != 0 {
+		return nil
+	}
+	if errors.Is(err, errLockViolation) {
+		return errLocked
+	}
+	return fmt.Errorf("lock: %w", err)
+}

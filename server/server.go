@@ -1,0 +1,460 @@
+// Package server is the one door to the server half of bmsota: a configuration in, a running server out. It opens what
+// has to be opened (data folder, database, certificates, ports), wires fleet, broker and web, and ends them in order.
+//
+// It promises that a server with nothing configured works: it makes its own data folder, certificate authority and
+// operator account, and says what a device needs to know (Banner). A second start finds all of it again: authority,
+// operator token, devices and releases are the same. Two servers never share a data folder.
+//
+// It refuses a configuration with keys it does not know, ports that are taken, and clocks that cannot be right, each
+// with a sentence that says what to do.
+//
+// Secrets stay in the data folder, in files of the server's account only: tls/ca.key, tls/server.key, operator.json.
+// What can be configured is written at the fields of Config.
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bmsota/api"
+	"bmsota/protocol"
+	"bmsota/server/internal/broker"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+	"bmsota/server/internal/web"
+)
+
+const (
+	shutdown = 15 * time.Second // for ending everything
+	webGrace = 5 * time.Second  // of that, for downloads under way; a device resumes what is cut
+)
+
+// messageBroker is a broker of either kind.
+type messageBroker interface {
+	fleet.Commander
+	Run(ctx context.Context) error
+}
+
+// Server is an opened server: its files are open and its ports are taken, nothing runs yet. Run runs it and gives all
+// of it back; Close gives it back unrun.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+
+	opened    []io.Closer // closed last to first
+	closeOnce sync.Once
+	closeErr  error
+
+	certs  *certificates
+	store  fleet.Store
+	fleet  *fleet.Fleet
+	broker messageBroker
+	up     func() bool // whether the broker can carry commands
+
+	host string   // by which devices reach this machine
+	mqtt api.MQTT // as devices reach the broker
+	caOf []byte   // what devices need to trust that broker; empty = public authorities
+
+	https, plain       net.Listener // web side; nil = off
+	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
+
+	access     api.Access
+	firstStart bool
+
+	ready readiness
+}
+
+// Open checks cfg and opens a server. It starts nothing; ports are taken, so that connections wait until Run. The
+// error is a sentence for whoever started the program.
+func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Check(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	s := &Server{cfg: cfg, log: log, started: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	// The lock first: nothing in the folder is touched while another server uses it.
+	lock, err := openFolder(cfg.DataDir, log)
+	if err != nil {
+		return nil, err
+	}
+	s.keep(lock)
+	if err := s.listenAll(ctx); err != nil {
+		return nil, err
+	}
+	names := machineNames(append([]string{cfg.Host, hostOfURL(cfg.PublicURL), boundHost(s.https), boundHost(s.mqttTLS)}, cfg.TLS.Names...)...)
+	if s.certs, err = openCertificates(cfg.TLS, filepath.Join(cfg.DataDir, tlsName), names, time.Now, log); err != nil {
+		return nil, err
+	}
+	s.host = s.ownHost()
+	if err := s.openFleet(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.openBroker(); err != nil {
+		return nil, err
+	}
+	return s, s.openAccess(ctx)
+}
+
+func (s *Server) keep(c io.Closer) { s.opened = append(s.opened, c) }
+
+// Close gives back what Open took. It is safe to call more than once, and after Run.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() {
+		var errs []error
+		for i := len(s.opened) - 1; i >= 0; i-- {
+			if err := s.opened[i].Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+		s.closeErr = errors.Join(errs...)
+	})
+	return s.closeErr
+}
+
+func (s *Server) listenAll(ctx context.Context) error {
+	for _, l := range []struct {
+		to        *net.Listener
+		key, addr string
+	}{
+		{&s.https, "https.listen", s.cfg.HTTPS.Listen},
+		{&s.plain, "https.plain_listen", s.cfg.HTTPS.PlainListen},
+		{&s.mqttTLS, "mqtt.tls_listen", s.cfg.MQTT.TLSListen},
+		{&s.mqttPlain, "mqtt.listen", s.cfg.MQTT.Listen},
+	} {
+		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
+			continue
+		}
+		listener, err := listen(ctx, l.key, l.addr)
+		if err != nil {
+			return err
+		}
+		if listener != nil {
+			*l.to = listener
+			s.keep(listener)
+		}
+	}
+	return nil
+}
+
+func (s *Server) openFleet(ctx context.Context) error {
+	db, err := store.OpenSQLite(ctx, filepath.Join(s.cfg.DataDir, databaseName))
+	if err != nil {
+		return err
+	}
+	s.keep(db)
+	s.store = db
+	blobs, err := store.OpenFolder(filepath.Join(s.cfg.DataDir, firmwareName))
+	if err != nil {
+		return err
+	}
+	s.keep(blobs)
+	s.fleet, err = fleet.New(fleet.Config{
+		Store: db, Blobs: blobs, Log: s.log,
+		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
+		AllowUnsigned: s.cfg.Fleet.AllowUnsigned, DefaultProject: s.cfg.Fleet.DefaultProject,
+		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
+	})
+	return err
+}
+
+func (s *Server) openBroker() error {
+	topics := protocol.Topics{Prefix: s.cfg.MQTT.Prefix}
+	if s.cfg.MQTT.External.URL != "" {
+		return s.openExternal(topics)
+	}
+	embedded, err := broker.NewEmbedded(broker.Config{
+		Handler: s.fleet, Topics: topics, AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
+		Secure: s.mqttTLS, TLS: s.certs.config(false), Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
+		Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	running := &atomic.Bool{}
+	s.broker, s.up = flagged{embedded, running}, running.Load
+	s.mqtt = api.MQTT{Host: s.host, Port: portOf(s.mqttTLS), TLS: true, Prefix: s.cfg.MQTT.Prefix}
+	s.caOf = s.certs.caPEM
+	if s.mqttTLS == nil {
+		s.mqtt.Port, s.mqtt.TLS, s.caOf = portOf(s.mqttPlain), false, nil
+	}
+	return nil
+}
+
+// flagged says while its broker runs.
+type flagged struct {
+	*broker.Embedded
+	running *atomic.Bool
+}
+
+func (f flagged) Run(ctx context.Context) error {
+	f.running.Store(true)
+	defer f.running.Store(false)
+	return f.Embedded.Run(ctx)
+}
+
+func (s *Server) openExternal(topics protocol.Topics) error {
+	ext := s.cfg.MQTT.External
+	u, err := url.Parse(ext.URL)
+	if err != nil {
+		return fmt.Errorf("mqtt.external.url: %w", err)
+	}
+	secure := u.Scheme != "mqtt" && u.Scheme != "tcp"
+	s.mqtt = api.MQTT{Host: u.Hostname(), Port: 1883, TLS: secure, Prefix: s.cfg.MQTT.Prefix}
+	if secure {
+		s.mqtt.Port = 8883
+	}
+	if p := u.Port(); p != "" {
+		if s.mqtt.Port, err = strconv.Atoi(p); err != nil {
+			return fmt.Errorf("mqtt.external.url: %w", err)
+		}
+	}
+	u.Host = net.JoinHostPort(u.Hostname(), strconv.Itoa(s.mqtt.Port))
+	var conf *tls.Config
+	if secure {
+		conf = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname()}
+		if ext.CAFile != "" {
+			if s.caOf, err = readPEM(ext.CAFile); err != nil {
+				return fmt.Errorf("mqtt.external.ca_file: %w", err)
+			}
+			conf.RootCAs = x509.NewCertPool()
+			conf.RootCAs.AppendCertsFromPEM(s.caOf)
+		}
+	}
+	external, err := broker.NewExternal(broker.ExternalConfig{
+		Handler: s.fleet, Topics: topics, URL: u.String(), TLS: conf,
+		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.broker, s.up = external, external.Connected
+	return nil
+}
+
+// Run runs the server until ctx ends, or until a part of it cannot go on, which is the error. It ends in the order web,
+// broker, fleet, store: who brings work ends before who makes it durable. Run may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	err := runStages(ctx, shutdown, []stage{
+		{"certificates", s.certs.watch},
+		{"fleet", s.runFleet},
+		{"broker", s.broker.Run},
+		{"web", s.runWeb},
+	})
+	return errors.Join(err, s.Close())
+}
+
+// runFleet: an error after ctx has ended is a start that was broken off, which the database calls by another name.
+func (s *Server) runFleet(ctx context.Context) error {
+	err := s.fleet.Run(ctx, s.broker)
+	if err != nil && ctx.Err() != nil {
+		s.log.Info("fleet was ended while it started", "err", err)
+		return nil
+	}
+	return err
+}
+
+func (s *Server) runWeb(ctx context.Context) error {
+	handler := web.New(web.Config{
+		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
+	})
+	srv := web.Server(handler, s.log)
+	group, groupCtx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener) {
+		group.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
+	if s.https != nil {
+		serve(tls.NewListener(boundedListener{s.https}, s.certs.config(true)))
+	}
+	if s.plain != nil {
+		serve(boundedListener{s.plain})
+	}
+	group.Go(func() error {
+		<-groupCtx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), webGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// readiness remembers the last answer for a moment, because anyone may ask.
+type readiness struct {
+	mu  sync.Mutex
+	at  time.Time // guarded by mu
+	err error     // guarded by mu
+}
+
+const readyFor = 2 * time.Second
+
+// checkReady says why the server cannot do its work; nil when it can.
+func (s *Server) checkReady(ctx context.Context) error {
+	s.ready.mu.Lock()
+	defer s.ready.mu.Unlock()
+	if !s.ready.at.IsZero() && time.Since(s.ready.at) < readyFor {
+		return s.ready.err
+	}
+	// Not the asker's own context: its answer is for the others too.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyFor)
+	defer cancel()
+	s.ready.err = s.probe(ctx)
+	s.ready.at = time.Now()
+	return s.ready.err
+}
+
+func (s *Server) probe(ctx context.Context) error {
+	if err := canWrite(s.cfg.DataDir); err != nil {
+		s.log.Error("data folder cannot be written", "err", err)
+		return errors.New("data folder cannot be written")
+	}
+	if err := s.store.Update(ctx, func(fleet.Tx) error { return nil }); err != nil {
+		s.log.Error("database cannot be written", "err", err)
+		return errors.New("database cannot be written")
+	}
+	if !s.up() {
+		return errors.New("mqtt broker is not connected")
+	}
+	return nil
+}
+
+func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
+	info := api.ServerInfo{
+		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM),
+		MQTT: s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
+	}
+	for _, l := range []net.Listener{s.https, s.plain, s.mqttTLS, s.mqttPlain} {
+		if l != nil {
+			info.Addresses = append(info.Addresses, l.Addr().String())
+		}
+	}
+	if err := s.checkReady(ctx); err != nil {
+		info.Ready, info.NotReady = false, err.Error()
+	}
+	return info, nil
+}
+
+// URL is the server's address as devices should be told it, without a slash at the end.
+func (s *Server) URL() string {
+	if s.cfg.PublicURL != "" {
+		return s.cfg.PublicURL
+	}
+	if s.https != nil {
+		return "https://" + hostPort(s.host, portOf(s.https), 443)
+	}
+	return "http://" + hostPort(s.host, portOf(s.plain), 80)
+}
+
+// HTTPSAddr is where HTTPS is listened on, host:port; empty when it is off.
+func (s *Server) HTTPSAddr() string { return addrOf(s.https) }
+
+// PlainAddr is where plain HTTP is listened on; empty when it is off.
+func (s *Server) PlainAddr() string { return addrOf(s.plain) }
+
+// MQTTTLSAddr is where the embedded broker listens for MQTT over TLS; empty when that is off or the broker is external.
+func (s *Server) MQTTTLSAddr() string { return addrOf(s.mqttTLS) }
+
+// MQTTAddr is where the embedded broker listens for plain MQTT; empty when that is off or the broker is external.
+func (s *Server) MQTTAddr() string { return addrOf(s.mqttPlain) }
+
+// MQTT is how devices reach the broker.
+func (s *Server) MQTT() api.MQTT { return s.mqtt }
+
+// DataDir is the data folder, as an absolute path.
+func (s *Server) DataDir() string { return s.cfg.DataDir }
+
+// CAPEM is what devices need to trust the web side; empty when public authorities do.
+func (s *Server) CAPEM() []byte { return s.certs.caPEM }
+
+// Access is what operator.json says.
+func (s *Server) Access() api.Access { return s.access }
+
+// AccessFile is the path of operator.json.
+func (s *Server) AccessFile() string { return filepath.Join(s.cfg.DataDir, api.AccessFile) }
+
+// FirstStart says whether the operator account was made by this Open.
+func (s *Server) FirstStart() bool { return s.firstStart }
+
+func hostPort(host string, port, usual int) string {
+	if port == usual {
+		if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
+			return "[" + host + "]"
+		}
+		return host
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+func hostOfURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// boundHost is the address a listener is bound to, when it is a single one.
+func boundHost(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsUnspecified() {
+		return addr.IP.String()
+	}
+	return ""
+}
+
+// ownHost is the name or address by which devices reach this machine, as far as it can tell.
+func (s *Server) ownHost() string {
+	if s.cfg.Host != "" {
+		return s.cfg.Host
+	}
+	if hosts := s.cfg.TLS.ACME.Hosts; len(hosts) > 0 {
+		return hosts[0]
+	}
+	if s.cfg.TLS.CertFile != "" {
+		for _, name := range s.certs.current.Load().Leaf.DNSNames {
+			if isHost(name) {
+				return name
+			}
+		}
+	}
+	if bound := boundHost(cmp.Or(s.https, s.plain)); bound != "" {
+		return bound
+	}
+	for _, name := range interfaceAddrs() {
+		return name.String()
+	}
+	return "localhost"
+}

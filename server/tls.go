@@ -1,0 +1,216 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/acme"
+	"golang.org/x/crypto/acme/autocert"
+)
+
+// How often a running server looks at its certificates: at files of yours for a change, at its own for the end.
+const (
+	watchFiles = 30 * time.Second
+	watchLocal = 12 * time.Hour
+)
+
+// certificates is what the web side and the broker show. Exactly one of two is the base: a certificate of the user's
+// (files) or one of the local authority; ACME, when it is on, stands in front of the latter for its host names.
+type certificates struct {
+	cfg   TLS
+	dir   string   // <data_dir>/tls
+	names []string // the local certificate must cover
+	log   *slog.Logger
+	now   func() time.Time
+
+	current atomic.Pointer[tls.Certificate]
+	stamp   string            // of the files current was read from; owned by watch after open
+	acme    *autocert.Manager // nil when off
+	caPEM   []byte            // for devices that reach the server by its host name; empty = public authorities
+	localCA []byte            // for tools on this machine; empty = public authorities
+}
+
+func openCertificates(cfg TLS, dir string, names []string, now func() time.Time, log *slog.Logger) (*certificates, error) {
+	c := &certificates{cfg: cfg, dir: dir, names: names, log: log, now: now}
+	if cfg.CertFile != "" {
+		if err := c.readFiles(); err != nil {
+			return nil, err
+		}
+		if cfg.CAFile != "" {
+			pem, err := readPEM(cfg.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("tls.ca_file: %w", err)
+			}
+			c.caPEM, c.localCA = pem, pem
+		}
+		return c, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make certificate folder: %w", err)
+	}
+	ca, err := c.readLocal()
+	if err != nil {
+		return nil, err
+	}
+	c.localCA = ca
+	if len(cfg.ACME.Hosts) == 0 {
+		c.caPEM = ca
+		return c, nil
+	}
+	return c, c.openACME()
+}
+
+func (c *certificates) openACME() error {
+	client := &acme.Client{DirectoryURL: c.cfg.ACME.DirectoryURL, UserAgent: "bmsota"}
+	if c.cfg.ACME.CAFile != "" {
+		pem, err := readPEM(c.cfg.ACME.CAFile)
+		if err != nil {
+			return fmt.Errorf("tls.acme.ca_file: %w", err)
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(pem)
+		transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
+		client.HTTPClient = &http.Client{Transport: transport, Timeout: time.Minute}
+		c.caPEM = pem
+	}
+	c.acme = &autocert.Manager{
+		Prompt:     autocert.AcceptTOS,
+		Cache:      autocert.DirCache(c.cfg.ACME.CacheDir),
+		HostPolicy: autocert.HostWhitelist(c.cfg.ACME.Hosts...),
+		Email:      c.cfg.ACME.Email,
+		Client:     client,
+	}
+	return nil
+}
+
+// config is for the web side when alpn is set, for MQTT otherwise: a client that offers "mqtt" as its protocol must not
+// be refused for it.
+func (c *certificates) config(alpn bool) *tls.Config {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
+	if alpn {
+		conf.NextProtos = []string{"http/1.1"}
+		if c.acme != nil {
+			conf.NextProtos = append(conf.NextProtos, acme.ALPNProto)
+		}
+	}
+	return conf
+}
+
+func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c.acme != nil && slices.Contains(c.cfg.ACME.Hosts, hello.ServerName) {
+		return c.acme.GetCertificate(hello)
+	}
+	return c.current.Load(), nil
+}
+
+// expires is when the base certificate ends.
+func (c *certificates) expires() time.Time {
+	return c.current.Load().Leaf.NotAfter
+}
+
+// watch keeps the base certificate current until ctx ends. What cannot be read is logged once, and the old one stays.
+func (c *certificates) watch(ctx context.Context) error {
+	every, renew := watchLocal, func() error { _, err := c.readLocal(); return err }
+	if c.cfg.CertFile != "" {
+		every, renew = watchFiles, c.readChangedFiles
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := renew()
+		switch {
+		case err == nil:
+			said = ""
+		case err.Error() != said:
+			c.log.Error("certificate is not renewed", "err", err)
+			said = err.Error()
+		}
+	}
+}
+
+// readFiles takes the user's own certificate.
+func (c *certificates) readFiles() error {
+	stamp, err := stampOf(c.cfg.CertFile, c.cfg.KeyFile)
+	if err != nil {
+		return fmt.Errorf("own certificate: %w", err)
+	}
+	cert, err := tls.LoadX509KeyPair(c.cfg.CertFile, c.cfg.KeyFile)
+	if err != nil {
+		return fmt.Errorf("own certificate %s with key %s: %w", c.cfg.CertFile, c.cfg.KeyFile, err)
+	}
+	switch now := c.now(); {
+	case now.After(cert.Leaf.NotAfter):
+		return fmt.Errorf("own certificate %s has expired on %s", c.cfg.CertFile, cert.Leaf.NotAfter.Format(time.DateOnly))
+	case now.Before(cert.Leaf.NotBefore):
+		return fmt.Errorf("own certificate %s is not valid before %s: is the clock right?", c.cfg.CertFile, cert.Leaf.NotBefore.Format(time.DateTime))
+	}
+	c.current.Store(&cert)
+	c.stamp = stamp
+	return nil
+}
+
+// readChangedFiles reads the files again when they are not those in use. Two files cannot be replaced at once: a pair
+// that does not fit is read again at the next look.
+func (c *certificates) readChangedFiles() error {
+	stamp, err := stampOf(c.cfg.CertFile, c.cfg.KeyFile)
+	if err != nil || stamp == c.stamp {
+		return err
+	}
+	if err := c.readFiles(); err != nil {
+		return err
+	}
+	c.log.Info("certificate was replaced", "path", c.cfg.CertFile, "expires", c.expires())
+	return nil
+}
+
+func stampOf(paths ...string) (string, error) {
+	stamp := ""
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		stamp += fmt.Sprintf("%d %d;", info.ModTime().UnixNano(), info.Size())
+	}
+	return stamp, nil
+}
+
+// readPEM reads certificates to trust; at least one must be in it.
+func readPEM(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	return b, nil
+}
+
+func (c *certificates) path(name string) string { return filepath.Join(c.dir, name) }
+
+// caFile is the file that tools on this machine should trust; empty = the system's authorities.
+func (c *certificates) caFile() string {
+	if c.cfg.CertFile != "" {
+		return c.cfg.CAFile
+	}
+	return c.path(caCertName)
+}
+
+var errClock = errors.New("the clock of this machine is wrong: a certificate made now would not hold; set the clock first")
