@@ -5,6 +5,7 @@ import "github.com/spf13/cobra"
 // commands lists every command, in the order of the help text.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newServeCmd(),
 		newPublishCmd(),
 		newReleasesCmd(),
 		newChannelCmd(),
@@ -13,6 +14,7 @@ func commands() []*cobra.Command {
 		newRollbackCmd(),
 		newStatusCmd(),
 		newMonitorCmd(),
+		newDeviceCmd(),
 		newDevicesCmd(),
 		newHealthCmd(),
 		newImageCmd(),

@@ -1,0 +1,462 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"sync"
+
+	"bmsota/api"
+	"bmsota/deploy"
+	"bmsota/device"
+	"bmsota/esp/parttable"
+	"bmsota/protocol"
+
+	"github.com/spf13/cobra"
+)
+
+var (
+	configKind = inputKind{what: "a device's configuration file", limit: protocol.MaxConfig}
+	publicKind = inputKind{what: "a public key in PEM", limit: 64 << 10}
+)
+
+func newDeviceCmd() *cobra.Command {
+	return group("device", "virtual boards: create, run, boot and inspect them",
+		newDeviceCreateCmd(), newDeviceRunCmd(), newDeviceFleetCmd(), newDeviceBootCmd(), newDeviceInspectCmd())
+}
+
+// board is what create and fleet make boards from.
+type board struct {
+	access                        access
+	image, partitions, trustedKey string
+	otaConfig, mqttConfig         string
+	enroll                        bool
+}
+
+func (b *board) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&b.image, "image", "", "application image for the first slot")
+	f.StringVar(&b.partitions, "partitions", "", "partition table, CSV or binary (default the original layout: two slots of 1536K)")
+	f.StringVar(&b.trustedKey, "trusted-key", "", "with enrolment: public key that signs releases; without it the board takes unsigned ones")
+}
+
+// layout reads the files that a board is made of.
+func (b *board) layout(cmd *cobra.Command) (device.Layout, error) {
+	var l device.Layout
+	var err error
+	if err := needFlags(cmd, "image"); err != nil {
+		return l, err
+	}
+	if l.Image, err = imageKind.read(cmd, b.image); err != nil {
+		return l, err
+	}
+	if b.partitions != "" {
+		if l.Table, err = b.table(cmd); err != nil {
+			return l, err
+		}
+	}
+	if b.otaConfig != "" {
+		if l.OTAConfig, err = configKind.read(cmd, b.otaConfig); err != nil {
+			return l, err
+		}
+		if _, err := protocol.ParseOTAConfig(l.OTAConfig); err != nil {
+			return l, badContent(b.otaConfig, err, "docs/protocol.md §8 shows the file")
+		}
+	}
+	if b.mqttConfig != "" {
+		if l.MQTTConfig, err = configKind.read(cmd, b.mqttConfig); err != nil {
+			return l, err
+		}
+		if _, err := protocol.ParseMQTTConfig(l.MQTTConfig); err != nil {
+			return l, badContent(b.mqttConfig, err, "docs/protocol.md §8 shows the file")
+		}
+	}
+	return l, nil
+}
+
+func (b *board) table(cmd *cobra.Command) (parttable.Table, error) {
+	raw, err := tableKind.read(cmd, b.partitions)
+	if err != nil {
+		return nil, err
+	}
+	var t parttable.Table
+	if parttable.IsBinary(raw) {
+		t, err = parttable.ParseBinary(raw)
+	} else {
+		t, err = parttable.ParseCSV(raw, parttable.CSVOptions{MD5: true})
+	}
+	if err != nil {
+		return nil, badContent(b.partitions, err, "see 'bmsota partition show'")
+	}
+	return t, nil
+}
+
+// enrolment gives boards a login at a server and the files that go with it.
+type enrolment struct {
+	client  *api.Client
+	info    api.ServerInfo
+	trusted string
+}
+
+func (b *board) enrolment(cmd *cobra.Command) (*enrolment, error) {
+	e := &enrolment{}
+	if b.trustedKey != "" {
+		pem, err := publicKind.read(cmd, b.trustedKey)
+		if err != nil {
+			return nil, err
+		}
+		e.trusted = string(pem)
+	}
+	var err error
+	if e.client, err = b.access.client(cmd); err != nil {
+		return nil, err
+	}
+	if e.info, err = e.client.Server(cmd.Context()); err != nil {
+		return nil, serverFault(err)
+	}
+	return e, nil
+}
+
+// files enrolls the device and makes its two files.
+func (e *enrolment) files(ctx context.Context, id string, l *device.Layout) error {
+	out, err := e.client.Enroll(ctx, id)
+	if err != nil {
+		return serverFault(err)
+	}
+	ota, mqtt, err := deploy.DeviceFiles(e.info, id, out.Token, e.trusted)
+	if err != nil {
+		return failure("set host in the server's configuration", "%w", err)
+	}
+	if l.OTAConfig, err = ota.Append(nil); err != nil {
+		return failure("", "%w", err)
+	}
+	if l.MQTTConfig, err = mqtt.Append(nil); err != nil {
+		return failure("", "%w", err)
+	}
+	return nil
+}
+
+func newDeviceCreateCmd() *cobra.Command {
+	var b board
+	var flash, mac string
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "make the flash file of a new board",
+		Long: `Writes a 4 MiB flash image: partition table, application in the first slot, blank boot records, and
+the two configuration files in the SPIFFS partition. esptool could write the file to a real chip.
+
+With --enroll the board gets a login at the server and both files are made for it.`,
+		Example: `  bmsota device create --flash board.bin --image app.bin --enroll --trusted-key release.pub.pem
+  bmsota device create --flash board.bin --image app.bin --ota-config ota_config.txt --mqtt-config mqtt_config.txt`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "flash", "image"); err != nil {
+				return err
+			}
+			if b.enroll && (b.otaConfig != "" || b.mqttConfig != "") {
+				return usageFault(cmd, "--enroll makes both configuration files itself")
+			}
+			l, err := b.layout(cmd)
+			if err != nil {
+				return err
+			}
+			if l.MAC, err = parseMAC(cmd, mac); err != nil {
+				return err
+			}
+			// The flash is tried before the server is told: a board that cannot be made must not be enrolled.
+			if _, err := device.Build(l); err != nil {
+				return badContent(b.image, err, "")
+			}
+			id := protocol.DeviceID(l.MAC)
+			if b.enroll {
+				e, err := b.enrolment(cmd)
+				if err != nil {
+					return err
+				}
+				if err := e.files(cmd.Context(), id, &l); err != nil {
+					return err
+				}
+			}
+			if err := device.Create(flash, l); err != nil {
+				if errors.Is(err, fs.ErrExist) {
+					return failure("choose another name, or remove it", "%s is there already and is not overwritten", shown(flash))
+				}
+				return unwritable(flash, err)
+			}
+			return printf(cmd, "created %s: %s\n", shown(flash), id)
+		},
+	}
+	b.flags(cmd)
+	b.access.serverFlags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&flash, "flash", "", "flash file to make")
+	f.StringVar(&b.otaConfig, "ota-config", "", "file to put on the board as ota_config.txt")
+	f.StringVar(&b.mqttConfig, "mqtt-config", "", "file to put on the board as mqtt_config.txt")
+	f.StringVar(&mac, "mac", "", "MAC address, which gives the board its id (default random)")
+	f.BoolVar(&b.enroll, "enroll", false, "enroll the board at the server and make its configuration files")
+	return cmd
+}
+
+func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
+	var mac [6]byte
+	if text == "" {
+		if _, err := rand.Read(mac[:]); err != nil {
+			return mac, failure("", "make a MAC address: %w", err)
+		}
+		mac[0] = mac[0]&^1 | 2 // one station, locally administered (IEEE 802)
+		return mac, nil
+	}
+	hw, err := net.ParseMAC(text)
+	if err != nil || len(hw) != 6 {
+		return mac, usageFault(cmd, "%q is not a MAC address such as 24:6f:28:a1:b2:c3", text)
+	}
+	return [6]byte(hw), nil
+}
+
+func newDeviceRunCmd() *cobra.Command {
+	var (
+		flash, mac                       string
+		seed                             uint64
+		noRollback, antiRollback, asJSON bool
+		verbose, charging                bool
+		soc                              float64
+	)
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "run one board until stopped",
+		Long: `Switches the board on. Its statuses are printed as it says them; what it writes is in the flash file
+at once, so it may be stopped, or killed, at any moment and run again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "flash"); err != nil {
+				return err
+			}
+			sensors := device.NewSensors()
+			current := -1.5
+			if charging {
+				current = 6
+			}
+			sensors.Set(protocol.Battery{SOCPct: soc, PackCurrentA: current, Charging: charging})
+			say := statusPrinter(cmd, asJSON)
+			cfg := device.Config{Path: flash, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
+				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say}
+			if mac != "" {
+				var err error
+				if cfg.MAC, err = parseMAC(cmd, mac); err != nil {
+					return err
+				}
+			}
+			b, err := device.Open(cfg)
+			if err != nil {
+				return flashFault(flash, err)
+			}
+			err = b.Run(cmd.Context())
+			if err := errors.Join(err, b.Close()); err != nil {
+				return &fault{code: exitDevice, err: err, hint: "see 'bmsota device inspect --flash " + shown(flash) + "'"}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&flash, "flash", "", "flash file of the board")
+	f.Uint64Var(&seed, "seed", 1, "of everything random about the board")
+	f.StringVar(&mac, "mac", "", "MAC address, for a flash read from a real board")
+	f.BoolVar(&noRollback, "no-rollback", false, "bootloader and application are built without rollback")
+	f.BoolVar(&antiRollback, "anti-rollback", false, "and with anti-rollback")
+	f.Float64Var(&soc, "soc", 80, "state of charge that the battery reports, percent")
+	f.BoolVar(&charging, "charging", false, "the battery reports that it charges")
+	f.BoolVar(&asJSON, "json", false, "print statuses as JSON, one a line")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	return cmd
+}
+
+// statusPrinter prints what boards say, one line each; it may be called from many goroutines.
+func statusPrinter(cmd *cobra.Command, asJSON bool) func(protocol.Status) {
+	var mu sync.Mutex
+	return func(s protocol.Status) {
+		line := fmt.Sprintf("%s %-12s %3d %% %s %s", s.DeviceID, s.Phase, s.ProgressPct, orDash(plain(s.CurrentVersion)), plain(s.Message))
+		if asJSON {
+			b, err := s.Append(nil)
+			if err != nil {
+				return
+			}
+			line = string(b)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		// A board does not stop because nobody reads its console.
+		_, _ = fmt.Fprintln(cmd.OutOrStdout(), line)
+	}
+}
+
+func flashFault(path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return failure("make one with 'bmsota device create'", "there is no file %s", shown(path))
+	case errors.Is(err, fs.ErrPermission):
+		return failure("change its permissions or run as its owner", "this user may not use %s", shown(path))
+	case errors.Is(err, device.ErrInUse):
+		return failure("stop the board that runs from it first", "%s is in use by another process", shown(path))
+	}
+	return badContent(path, err, "a flash file has the size of a chip (4 MiB unless made otherwise) and its partition table at 0x8000")
+}
+
+func newDeviceFleetCmd() *cobra.Command {
+	var (
+		b             board
+		count         int
+		seed          uint64
+		quiet, asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "fleet",
+		Short: "run many boards in this process, enrolled at the server",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if count < 1 || count > 100_000 {
+				return usageFault(cmd, "--count of %d is not within 1 to 100000", count)
+			}
+			l, err := b.layout(cmd)
+			if err != nil {
+				return err
+			}
+			e, err := b.enrolment(cmd)
+			if err != nil {
+				return err
+			}
+			cfg := device.FleetConfig{Layout: l, Board: device.Config{Seed: seed}, Count: count}
+			if !quiet {
+				cfg.Board.OnStatus = statusPrinter(cmd, asJSON)
+			}
+			var enrollErr error
+			cfg.Each = func(_ int, l *device.Layout, c *device.Config) {
+				if enrollErr == nil {
+					enrollErr = e.files(cmd.Context(), protocol.DeviceID(c.MAC), l)
+				}
+			}
+			fleet, err := device.NewFleet(cfg)
+			if enrollErr != nil || err != nil {
+				return errors.Join(enrollErr, err)
+			}
+			err = fleet.Run(cmd.Context())
+			return errors.Join(err, fleet.Close())
+		},
+	}
+	b.flags(cmd)
+	b.access.serverFlags(cmd)
+	f := cmd.Flags()
+	f.IntVar(&count, "count", 10, "how many boards")
+	f.Uint64Var(&seed, "seed", 1, "of everything random about the boards")
+	f.BoolVarP(&quiet, "quiet", "q", false, "do not print statuses")
+	f.BoolVar(&asJSON, "json", false, "print statuses as JSON, one a line")
+	return cmd
+}
+
+func newDeviceBootCmd() *cobra.Command {
+	var (
+		flash                          string
+		rollback, antiRollback, asJSON bool
+		efuse                          uint32
+	)
+	cmd := &cobra.Command{
+		Use:   "boot",
+		Short: "make one boot decision as ESP-IDF's bootloader does, and apply it to the flash file",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "flash"); err != nil {
+				return err
+			}
+			opt := device.BootOptions{Rollback: rollback, AntiRollback: antiRollback}
+			if cmd.Flags().Changed("efuse") {
+				opt.Efuse = &efuse
+			}
+			r, err := device.Boot(flash, opt)
+			if err != nil {
+				return flashFault(flash, err)
+			}
+			if asJSON {
+				return printJSON(cmd, r)
+			}
+			return printf(cmd, "selected %s, booted %s\nrecord 0  %s\nrecord 1  %s\nefuse %d, operations %v\n",
+				r.Selected, r.Booted, r.RecordsAfter[0], r.RecordsAfter[1], r.EfuseAfter, r.Operations)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&flash, "flash", "", "flash file of the board")
+	f.BoolVar(&rollback, "rollback", false, "bootloader built with rollback")
+	f.BoolVar(&antiRollback, "anti-rollback", false, "bootloader built with rollback and anti-rollback")
+	f.Uint32Var(&efuse, "efuse", 0, "secure version burnt into the board (default: what the flash file keeps)")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newDeviceInspectCmd() *cobra.Command {
+	var flash string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect",
+		Short: "show partitions, boot records, images and configuration files of a flash file",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "flash"); err != nil {
+				return err
+			}
+			i, err := device.Inspect(flash)
+			if err != nil {
+				return flashFault(flash, err)
+			}
+			if asJSON {
+				return printJSON(cmd, i)
+			}
+			return showInspection(cmd, i)
+		},
+	}
+	cmd.Flags().StringVar(&flash, "flash", "", "flash file of the board")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func showInspection(cmd *cobra.Command, i device.Inspection) error {
+	if err := printf(cmd, "%s, %s, MAC %s, %s of flash, secure version %d\n\n", plain(i.DeviceID), i.Chip, i.MAC, sizeText(i.FlashSize), i.Efuse); err != nil {
+		return err
+	}
+	err := table(cmd, "PARTITION\tTYPE\tSUBTYPE\tOFFSET\tSIZE", len(i.Partitions), func(n int) string {
+		p := i.Partitions[n]
+		return fmt.Sprintf("%s\t%s\t%s\t0x%x\t%s", plain(p.Name), p.Type, p.Subtype, p.Offset, sizeText(int64(p.Size)))
+	})
+	if err != nil {
+		return err
+	}
+	err = errors.Join(printf(cmd, "\n"), table(cmd, "RECORD\tSEQ\tSTATE\tCRC\tSLOT\tACTIVE", len(i.Records), func(n int) string {
+		r := i.Records[n]
+		return fmt.Sprintf("%d\t%d\t%s\t%s\t%s\t%s", n, r.Seq, r.State, map[bool]string{true: "ok", false: "bad"}[r.CRCOK], orDash(r.Slot), yesNo(i.Active == n))
+	}))
+	if err != nil {
+		return err
+	}
+	err = errors.Join(printf(cmd, "\n"), table(cmd, "SLOT\tVALID\tPROJECT\tVERSION\tBYTES\tSHA256 / FAULT", len(i.Images), func(n int) string {
+		m := i.Images[n]
+		what := m.SHA256
+		if !m.Valid {
+			what = plain(m.Error)
+			if m.Quarantined != "" {
+				what += fmt.Sprintf(" (%s, %s)", m.Quarantined[:12], plain(m.Cause))
+			}
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s", m.Slot, yesNo(m.Valid), orDash(plain(m.Project)), orDash(plain(m.Version)), m.Length, what)
+	}))
+	if err != nil {
+		return err
+	}
+	err = errors.Join(printf(cmd, "\n"), table(cmd, "FILE\tBYTES\tFAULT", len(i.Files), func(n int) string {
+		f := i.Files[n]
+		return fmt.Sprintf("%s\t%d\t%s", plain(f.Name), f.Size, orDash(plain(f.Error)))
+	}))
+	for _, a := range i.Anomalies {
+		warn(cmd, "%s", plain(a))
+	}
+	return err
+}

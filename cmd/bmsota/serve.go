@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+
+	"bmsota/server"
+
+	"github.com/spf13/cobra"
+)
+
+func newServeCmd() *cobra.Command {
+	var (
+		config, data, host, https, mqtts, mqtt string
+		logJSON, verbose                       bool
+	)
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "run the server: firmware over HTTPS, the MQTT broker, the fleet",
+		Long: `Runs until interrupted. The first start makes the data folder, a certificate authority of its own,
+a certificate for this machine's names, and an operator token; then it prints the addresses and the
+files a device needs. A flag wins over the configuration file; every key of that is described in
+docs/configuration.md.`,
+		Example: `  bmsota serve
+  bmsota serve --data /var/lib/bmsota --host nas.local
+  bmsota serve --config /etc/bmsota.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg := server.Default()
+			if config != "" {
+				var err error
+				if cfg, err = server.Load(config); err != nil {
+					return configFault(err)
+				}
+			}
+			set := func(to *string, name, value string) {
+				if cmd.Flags().Changed(name) {
+					*to = value
+				}
+			}
+			if config == "" || cmd.Flags().Changed("data") {
+				cfg.DataDir = data
+			}
+			set(&cfg.Host, "host", host)
+			set(&cfg.HTTPS.Listen, "https", https)
+			set(&cfg.MQTT.TLSListen, "mqtts", mqtts)
+			set(&cfg.MQTT.Listen, "mqtt", mqtt)
+			if err := cfg.Check(); err != nil {
+				return usagef("%w", err)
+			}
+			srv, err := server.Open(cmd.Context(), cfg, newLog(cmd, logJSON, verbose))
+			if err != nil {
+				return err
+			}
+			if err := printf(cmd, "%s", srv.Banner()); err != nil {
+				return err
+			}
+			return srv.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&config, "config", "", "configuration file, JSON")
+	f.StringVar(&data, "data", defaultData(), "folder for everything the server keeps")
+	f.StringVar(&host, "host", "", "name or address by which devices reach this machine")
+	f.StringVar(&https, "https", "", `address for HTTPS (default ":8443")`)
+	f.StringVar(&mqtts, "mqtts", "", `address for MQTT over TLS, or off (default ":8883")`)
+	f.StringVar(&mqtt, "mqtt", "", `address for plain MQTT, or off (default "127.0.0.1:1883")`)
+	f.BoolVar(&logJSON, "log-json", false, "write the log as JSON")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log what goes right as well")
+	return cmd
+}
+
+func configFault(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return &fault{code: exitUsage, err: err, hint: "every key is described in docs/configuration.md"}
+}
+
+// newLog writes to stderr, so that stdout stays for what was asked.
+func newLog(cmd *cobra.Command, asJSON, verbose bool) *slog.Logger {
+	opt := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if verbose {
+		opt.Level = slog.LevelDebug
+	}
+	if asJSON {
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), opt))
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), opt))
+}
