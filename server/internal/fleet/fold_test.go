@@ -403,3 +403,71 @@ func TestReconnectNeverShowsADeviceAsGone(t *testing.T) {
 		online(true)
 	})
 }
+
+// poisoned is a store in which the row of one device cannot be read.
+type poisoned struct{ fleet.Store }
+
+type poisonedTx struct{ fleet.Tx }
+
+func (s poisoned) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	return s.Store.Update(ctx, func(tx fleet.Tx) error { return fn(poisonedTx{tx}) })
+}
+
+func (t poisonedTx) Device(id string) (fleet.Device, error) {
+	if id == "poison" {
+		return fleet.Device{}, fmt.Errorf("row cannot be read: %w", fleet.ErrStorage)
+	}
+	return t.Tx.Device(id)
+}
+
+func TestOneUnreadableRowSilencesOneDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &countingStore{Store: poisoned{store.NewMemory()}, slow: time.Millisecond}
+		f := newFleet(t, fleet.Config{Store: s})
+		stop := start(t, f, newOutbox())
+		defer stop()
+		time.Sleep(time.Second)
+		var wg sync.WaitGroup
+		for n := range 50 {
+			wg.Go(func() {
+				id := fmt.Sprintf("d%d", n)
+				if n == 25 {
+					id = "poison"
+				}
+				err := f.Fold(t.Context(), id, false, payload(t, status("b", 1, protocol.PhaseIdle)))
+				if (err != nil) != (id == "poison") {
+					t.Errorf("%s: %v", id, err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestSeedFirmwareIsHeardOnTheSharedTopicWhenAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop(t, fleet.Config{AcceptSeedStatus: true})
+		stop := start(t, s.Fleet, newOutbox())
+		defer stop()
+		synctest.Wait()
+		say := func(code int, version string) {
+			t.Helper()
+			text := fmt.Sprintf(`{"timestamp_us":%d,"uptime_sec":1,"status":%d,"progress_pct":0,"message":"","current_version":%q,"available_version":"","rollback_pending":false,"free_heap":1}`, time.Now().UnixMicro(), code, version)
+			if err := s.Fold(t.Context(), "old-one", true, []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		say(0, "1.0.0")
+		order(t, s.Fleet, "", `{"action":"update","force":false}`)
+		for i, code := range []int{1, 2, 3} {
+			say(code, "1.0.0")
+			if a := newest(t, s.Fleet, "old-one"); a.State != fleet.AttemptOpen || a.Phase != []protocol.Phase{protocol.PhaseChecking, protocol.PhaseDownloading, protocol.PhaseVerifying}[i] {
+				t.Errorf("after code %d: %+v", code, a)
+			}
+		}
+		say(4, "1.1.0")
+		if a := newest(t, s.Fleet, "old-one"); a.State != fleet.AttemptSucceeded {
+			t.Errorf("after success: %+v", a)
+		}
+	})
+}

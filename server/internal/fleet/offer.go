@@ -29,14 +29,29 @@ type versionKey struct{ project, chip, version string }
 
 type channelKey struct{ project, chip, name string }
 
-// catalog is every release and channel, arranged for reading. It never changes once it is made.
+// catalog is every release and channel, arranged for reading. But for what it remembers of steps it never changes once
+// it is made.
 type catalog struct {
 	bySHA     map[string]*Offer
 	byVersion map[versionKey]*Offer
 	lines     map[line][]*Offer // not withdrawn, newest version first
 	channels  map[channelKey]string
 	names     map[string][]line // the lines that have a channel of this name, sorted
+
+	mu    sync.Mutex
+	steps map[stepKey]*Offer // guarded by mu; nil where there is no step
 }
+
+// stepKey is everything that decides a step: the devices of a fleet differ in little of it, and a step is a walk over
+// all releases.
+type stepKey struct {
+	target, version, sha256 string
+	slotSize                int64
+	secureVersion           uint32
+}
+
+// maxSteps is how many steps are remembered, whatever devices say of themselves.
+const maxSteps = 4096
 
 // catalogCache keeps the catalog between changes, because every poll of every device reads it. The process that owns
 // the store is the only one that changes it.
@@ -82,6 +97,7 @@ func newCatalog(releases []Release, channels []Channel) *catalog {
 	c := &catalog{
 		bySHA: make(map[string]*Offer, len(releases)), byVersion: make(map[versionKey]*Offer, len(releases)),
 		lines: make(map[line][]*Offer), channels: make(map[channelKey]string), names: make(map[string][]line),
+		steps: make(map[stepKey]*Offer),
 	}
 	for _, r := range releases {
 		o := &Offer{Release: r, File: versionFile(r)}
@@ -197,18 +213,34 @@ func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject st
 	return *target, nil
 }
 
-// step is the newest release that d can take and that is not above target.
+// step is the newest release that d can take and that is not above target; nil when there is none.
 func (c *catalog) step(l line, target *Offer, d Device) *Offer {
+	key := stepKey{target.Release.SHA256, d.Status.CurrentVersion, d.Status.ImageSHA256, d.Status.SlotSize, d.Status.SecureVersion}
+	c.mu.Lock()
+	step, known := c.steps[key]
+	c.mu.Unlock()
+	if known {
+		return step
+	}
+	step = c.findStep(l, target, key) // unlocked: a device with an odd story holds nobody up
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.steps) >= maxSteps {
+		clear(c.steps)
+	}
+	c.steps[key] = step
+	return step
+}
+
+func (c *catalog) findStep(l line, target *Offer, k stepKey) *Offer {
 	me := protocol.Device{
-		Chip: d.Status.Chip, Project: d.Status.Project, Version: d.Status.CurrentVersion, ImageSHA256: d.Status.ImageSHA256,
-		SlotSize: d.Status.SlotSize, SecureVersion: d.Status.SecureVersion,
+		Chip: l.chip, Project: l.project, Version: k.version, ImageSHA256: k.sha256, SlotSize: k.slotSize, SecureVersion: k.secureVersion,
 	}
 	for _, o := range c.lines[l] {
-		r := o.Release
-		if protocol.Newer(r.Version, target.Release.Version) || o == target {
+		if o == target || protocol.Newer(o.Release.Version, target.Release.Version) {
 			continue
 		}
-		if protocol.Refuse(me, releaseFacts(r), false) == nil {
+		if protocol.Refuse(me, releaseFacts(o.Release), false) == nil {
 			return o
 		}
 	}
