@@ -1,0 +1,182 @@
+//go:build unix
+
+package e2e
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// binFolder holds the binary under test.
+var binFolder string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	// Stories wait most of the time, so more of them fit beside each other than the machine has processors.
+	if !given("test.parallel") {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			return 1
+		}
+	}
+	dir, err := os.MkdirTemp("", "bmsota-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binFolder = dir
+	if err := build(filepath.Join(dir, "bmsota")); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: build the binary:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+func given(name string) (yes bool) {
+	flag.Visit(func(f *flag.Flag) { yes = yes || f.Name == name })
+	return yes
+}
+
+func build(out string) error {
+	if path := os.Getenv("BMSOTA_E2E_BINARY"); path != "" {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(abs, out)
+	}
+	args := []string{"build", "-o", out}
+	if os.Getenv("BMSOTA_E2E_RACE") != "" {
+		args = append(args, "-race")
+	}
+	b, err := exec.Command("go", append(args, "bmsota/cmd/bmsota")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, b)
+	}
+	return nil
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                filepath.Join("testdata", "script"),
+		RequireUniqueNames: true,
+		Setup:              setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"needs":      cmdNeeds,
+			"freeports":  cmdFreePorts,
+			"start":      cmdStart,
+			"halt":       cmdHalt,
+			"ended":      cmdEnded,
+			"waitfor":    cmdWaitFor,
+			"eventually": cmdEventually,
+			"exits":      cmdExits,
+			"capture":    cmdCapture,
+			"json":       cmdJSON,
+			"jsonkeys":   cmdJSONKeys,
+			"jsonlines":  cmdJSONLines,
+			"expandfile": cmdExpandFile,
+			"linecount":  cmdLineCount,
+			"flip":       cmdFlip,
+			"server":     cmdServer,
+			"board":      cmdBoard,
+			"boardfiles": cmdBoardFiles,
+			"testca":     cmdTestCA,
+			"hostile":    cmdHostile,
+			"served":     cmdServed,
+			"killrounds": cmdKillRounds,
+			"smalldisk":  cmdSmallDisk,
+			"notbelow":   cmdNotBelow,
+		},
+	})
+}
+
+// story is what belongs to one running script.
+type story struct {
+	procs   map[string]*process
+	order   []string
+	hostile map[string]*hostile
+	undo    []func()
+}
+
+type storyKey struct{}
+
+func of(ts *testscript.TestScript) *story { return ts.Value(storyKey{}).(*story) }
+
+func setup(env *testscript.Env) error {
+	s := &story{procs: make(map[string]*process), hostile: make(map[string]*hostile)}
+	env.Values[storyKey{}] = s
+	home := filepath.Join(env.WorkDir, ".home")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return err
+	}
+	// Debian keeps servers where an ordinary account's PATH does not look.
+	path := strings.Join([]string{binFolder, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"}, string(os.PathListSeparator))
+	for k, v := range map[string]string{"PATH": path, "HOME": home, "XDG_CONFIG_HOME": home, "TMPDIR": env.Getenv("TMPDIR"), "LC_ALL": "C",
+		"SCRIPT": scriptFolder(), "GORACE": "halt_on_error=1 exitcode=66"} {
+		env.Setenv(k, v)
+	}
+	// What the person who runs the tests has set must not reach the stories.
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "BMSOTA_") {
+			env.Setenv(name, "")
+		}
+	}
+	tb, _ := env.T().(testing.TB)
+	env.Defer(func() { s.close(tb) })
+	return nil
+}
+
+func scriptFolder() string {
+	dir, err := filepath.Abs("testdata")
+	if err != nil {
+		panic("e2e: no working folder: " + err.Error())
+	}
+	return dir
+}
+
+// packages says which of Debian's packages has a program.
+var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+
+// cmdNeeds fails a story whose programs are not there: needs PROGRAM…
+func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {
+	plain(ts, neg, "needs")
+	var missing []string
+	for _, program := range args {
+		found := false
+		for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+			if _, err := os.Stat(filepath.Join(dir, program)); err == nil {
+				found = true
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				ts.Check(err)
+			}
+		}
+		if !found {
+			missing = append(missing, packages[program])
+		}
+	}
+	if len(missing) > 0 {
+		ts.Fatalf("programs are missing: run e2e/deps.sh, or apt-get install %s", strings.Join(missing, " "))
+	}
+}
+
+// plain refuses "!" before a command that has no opposite.
+func plain(ts *testscript.TestScript, neg bool, name string) {
+	if neg {
+		ts.Fatalf("%s has no !", name)
+	}
+}
