@@ -11,6 +11,7 @@ import (
 
 	"bmsota/device/internal/agent"
 	"bmsota/device/internal/norflash"
+	"bmsota/esp/parttable"
 )
 
 // lockedFlash is a flash that boards are forked from. Forking marks its pages as shared, so it takes a lock.
@@ -45,6 +46,9 @@ type Fleet struct {
 
 // NewFleet makes the boards and does not switch them on.
 func NewFleet(cfg FleetConfig) (*Fleet, error) {
+	if cfg.Layout.Table == nil {
+		cfg.Layout.Table = parttable.Default()
+	}
 	base, err := Build(cfg.Layout)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import "github.com/spf13/cobra"
 // commands lists every command, in the order of the help text.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newDemoCmd(),
 		newServeCmd(),
 		newPublishCmd(),
 		newReleasesCmd(),

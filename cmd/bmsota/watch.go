@@ -17,10 +17,11 @@ type watchView struct {
 	screen *screen
 	quiet  bool
 	shown  map[string]string // last line printed of a device
+	judged map[string]bool   // devices whose verdict was printed: what they say after it is another story
 }
 
 func newWatchView(cmd *cobra.Command, quiet bool) *watchView {
-	return &watchView{cmd: cmd, screen: newScreen(cmd.OutOrStdout()), quiet: quiet, shown: make(map[string]string)}
+	return &watchView{cmd: cmd, screen: newScreen(cmd.OutOrStdout()), quiet: quiet, shown: make(map[string]string), judged: make(map[string]bool)}
 }
 
 func (v *watchView) report(row *deploy.Row, track *deploy.Track) {
@@ -53,6 +54,12 @@ func rank(r deploy.Row) int {
 
 // line prints a row that has changed in more than its percentage; a download gets a line every quarter.
 func (v *watchView) line(r deploy.Row) {
+	if r.Verdict != deploy.Pending {
+		if v.judged[r.Device] {
+			return
+		}
+		v.judged[r.Device] = true
+	}
 	key := fmt.Sprint(r.Status.Phase, r.Reason, r.Verdict, r.Online, r.Status.ProgressPct/25)
 	if v.shown[r.Device] == key {
 		return
@@ -94,7 +101,7 @@ func rowLine(r deploy.Row) string {
 	line := fmt.Sprintf("%-14s %-18s %-12s", r.Device, versions, phase)
 	if s.Phase == protocol.PhaseDownloading && r.Online {
 		line += fmt.Sprintf(" %s %3d %% %s", bar(s.BytesDone, s.BytesTotal), s.ProgressPct, sizes(s.BytesDone, s.BytesTotal))
-	} else if s.Message != "" && r.Online {
+	} else if s.Message != "" && s.Message != phase && r.Online {
 		line += " " + plain(s.Message)
 	}
 	if r.Verdict == deploy.Silent || r.Verdict == deploy.Waiting {
