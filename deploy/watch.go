@@ -63,6 +63,9 @@ func (t *Track) Apply(r Report) *Row {
 		row = &Row{Device: r.Device}
 		t.devices[r.Device] = row
 	}
+	if row.Verdict != Pending {
+		return nil // the story is over; what the device says now belongs to another
+	}
 	row.Online = s.Phase != protocol.PhaseOffline
 	if !row.Online {
 		return row // it may be rebooting; what it was doing stays on the row
@@ -71,7 +74,7 @@ func (t *Track) Apply(r Report) *Row {
 		row.From = s.CurrentVersion
 	}
 	row.Status = s
-	if row.Verdict != Pending || r.Retained {
+	if r.Retained {
 		return row
 	}
 	answers := s.CommandID == t.Command.ID
