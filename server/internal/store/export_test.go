@@ -2,3 +2,18 @@ package store
 
 // SetStep has fn called before each step of every Put of f, with the step's name; its error fails the step.
 func (f *Folder) SetStep(fn func(name string) error) { f.step = fn }
+
+// Pragma is the value of a pragma on the connection that writes, and on one that reads.
+func (db *DB) Pragma(name string) (write, read string, err error) {
+	if err := db.write.QueryRow("PRAGMA " + name).Scan(&write); err != nil {
+		return "", "", err
+	}
+	err = db.read.QueryRow("PRAGMA " + name).Scan(&read)
+	return write, read, err
+}
+
+// PretendVersion has the file say that its tables are of a version this program does not know.
+func (db *DB) PretendVersion(v int) error {
+	_, err := db.write.Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, 1)", v)
+	return err
+}

@@ -74,7 +74,7 @@ func TestFolderKeepsBytesUnderTheirDigest(t *testing.T) {
 		var steps []string
 		f.SetStep(func(name string) error { steps = append(steps, name); return nil })
 		for range 2 {
-			if err := f.Put(t.Context(), digest(b), int64(len(b)), iotest.OneByteReader(bytes.NewReader(b))); err != nil {
+			if err := f.Put(t.Context(), digest(b), int64(len(b)), iotest.HalfReader(bytes.NewReader(b))); err != nil {
 				t.Fatal(err)
 			}
 		}
