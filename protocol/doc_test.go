@@ -118,7 +118,7 @@ func roundTripStatus(s protocol.Status) error {
 
 func TestBadCommandsOfTheDocumentGetItsReason(t *testing.T) {
 	table := rows(t, document(t), "| payload | reason |")
-	if len(table) != 13 {
+	if len(table) != 12 {
 		t.Fatalf("%d rows", len(table))
 	}
 	for _, row := range table {

@@ -38,25 +38,26 @@ const (
 // phaseRow is one line of the table.
 type phaseRow struct {
 	code Code
+	text string  // for people
 	next []Phase // what may follow within the same boot; the phase itself always may
 }
 
 // phases is the table. A waiting device goes back to checking before it downloads, because the release may have
 // changed while it waited.
 var phases = map[Phase]phaseRow{
-	PhaseIdle:        {CodeIdle, []Phase{PhaseChecking, PhaseRebooting}},
-	PhaseChecking:    {CodeChecking, []Phase{PhaseIdle, PhaseWaiting, PhaseDownloading, PhaseRefused, PhaseFailed}},
-	PhaseWaiting:     {CodeChecking, []Phase{PhaseChecking, PhaseIdle, PhaseFailed}},
-	PhaseDownloading: {CodeDownloading, []Phase{PhaseVerifying, PhaseFailed}},
-	PhaseVerifying:   {CodeInstalling, []Phase{PhaseSwitching, PhaseFailed}},
-	PhaseSwitching:   {CodeInstalling, []Phase{PhaseRebooting, PhaseFailed}},
-	PhaseRebooting:   {CodeInstalling, nil},
-	PhaseTrial:       {CodeInstalling, []Phase{PhaseConfirmed, PhaseRebooting}},
-	PhaseConfirmed:   {CodeSuccess, []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
-	PhaseFailed:      {CodeFailed, []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
-	PhaseRefused:     {CodeFailed, []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
-	PhaseRolledBack:  {CodeRollback, []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
-	PhaseOffline:     {CodeIdle, nil},
+	PhaseIdle:        {CodeIdle, "idle", []Phase{PhaseChecking, PhaseRebooting}},
+	PhaseChecking:    {CodeChecking, "checking for a firmware update", []Phase{PhaseIdle, PhaseWaiting, PhaseDownloading, PhaseRefused, PhaseFailed}},
+	PhaseWaiting:     {CodeChecking, "waiting", []Phase{PhaseChecking, PhaseIdle, PhaseFailed}},
+	PhaseDownloading: {CodeDownloading, "downloading firmware update", []Phase{PhaseVerifying, PhaseFailed}},
+	PhaseVerifying:   {CodeInstalling, "verifying what is in flash", []Phase{PhaseSwitching, PhaseFailed}},
+	PhaseSwitching:   {CodeInstalling, "switching to the new image", []Phase{PhaseRebooting, PhaseFailed}},
+	PhaseRebooting:   {CodeInstalling, "restarting into the new image", nil},
+	PhaseTrial:       {CodeInstalling, "new image on trial", []Phase{PhaseConfirmed, PhaseRebooting}},
+	PhaseConfirmed:   {CodeSuccess, "new image confirmed", []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
+	PhaseFailed:      {CodeFailed, "update failed", []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
+	PhaseRefused:     {CodeFailed, "update refused", []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
+	PhaseRolledBack:  {CodeRollback, "rolled back to the previous image", []Phase{PhaseIdle, PhaseChecking, PhaseRebooting}},
+	PhaseOffline:     {CodeIdle, "connection lost", nil},
 }
 
 // bootPhases are the phases a device may be in when it first speaks after a restart, whatever it said before: power
@@ -68,6 +69,9 @@ func (p Phase) Code() (code Code, ok bool) {
 	row, ok := phases[p]
 	return row.code, ok
 }
+
+// Text is the sentence for people where a device has nothing better to say.
+func (p Phase) Text() string { return phases[p].text }
 
 // Ended says whether an update that reached p is over.
 func (p Phase) Ended() bool {

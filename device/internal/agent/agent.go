@@ -199,6 +199,9 @@ func (a *agent) linkEvents(ctx context.Context) LinkEvents {
 		Up:      func() { send(ctx, a.ups, struct{}{}) },
 		Down:    func(err error) { send(ctx, a.downs, err) },
 		Command: func(payload []byte, retained bool) {
+			if len(payload) == 0 {
+				return // the broker was told to forget what it retained
+			}
 			kept := append([]byte(nil), payload[:min(len(payload), maxCommandKept)]...)
 			select {
 			case a.cmds <- command{kept, retained}:

@@ -80,7 +80,7 @@ func sentence(message string, reason protocol.Reason, p protocol.Phase) string {
 	case reason != protocol.ReasonNone:
 		return reason.Text()
 	}
-	return string(p)
+	return p.Text()
 }
 
 // set changes facts that go along with every later status.
