@@ -101,6 +101,7 @@ type Config struct {
 	newLink func(agent.LinkConfig) agent.Link
 	strict  bool
 	mutant  agent.Mutant
+	wrap    func(otaops.Flash) otaops.Flash // what the application sees of the flash
 }
 
 // Board is one board. Run may be called again after it returned; the methods of one Board but Reset are for one goroutine.
@@ -292,8 +293,12 @@ func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p part
 	if err != nil {
 		return Panic, err
 	}
+	var flash otaops.Flash = b.flash
+	if b.cfg.wrap != nil {
+		flash = b.cfg.wrap(flash)
+	}
 	end, err := agent.Run(ctx, agent.Config{
-		Flash: b.flash, Table: table, Running: p, MAC: b.fuses.mac, Reset: reset,
+		Flash: flash, Table: table, Running: p, MAC: b.fuses.mac, Reset: reset,
 		Ops: otaops.Config{Rollback: !b.cfg.NoRollback, AntiRollback: b.cfg.AntiRollback, Efuse: &b.fuses.secure,
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,

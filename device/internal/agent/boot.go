@@ -261,6 +261,7 @@ func (a *agent) bury(i int, r otadata.Record, slot parttable.Partition, n note, 
 	}
 	if a.env.Mutant == MutantKeepFailedSlot {
 		a.self.rolledBack = &rollback{digest: digestText(n.digest), cause: n.cause, slot: slot}
+		a.self.buried = append(a.self.buried, digestText(n.digest))
 		return nil
 	}
 	return a.ops.WriteTombstone(slot, n.digest, string(n.cause))
@@ -291,7 +292,7 @@ func (a *agent) unprovenSlots() error {
 	}
 	slots := a.env.Table.Slots()
 	for i, slot := range slots {
-		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial {
+		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial || a.env.Mutant == MutantKeepFailedSlot {
 			continue
 		}
 		if recs[0].Names(i, len(slots)) || recs[1].Names(i, len(slots)) {

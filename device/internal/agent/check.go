@@ -44,13 +44,16 @@ func (a *agent) versionURL() string {
 
 // look asks the server what it offers: the fleet server's answer for this very device, else the file of a static one.
 func (a *agent) look(ctx context.Context) (offer, *fault) {
-	static := a.folder()
-	static.Path += "version.json"
-	f, fl := a.versionFile(ctx, a.versionURL())
 	at := a.versionURL()
+	f, fl := a.versionFile(ctx, at)
 	if fl != nil && fl.phase == protocol.PhaseRefused {
+		static := a.folder()
+		static.Path += "version.json"
 		at = static.String()
-		f, fl = a.versionFile(ctx, at)
+		first := fl
+		if f, fl = a.versionFile(ctx, at); fl != nil && fl.reason == protocol.ReasonNotPublished {
+			fl = first
+		}
 	}
 	if fl != nil {
 		return offer{}, fl

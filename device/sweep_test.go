@@ -1,0 +1,307 @@
+package device
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bmsota/device/internal/agent"
+	"bmsota/device/internal/norflash"
+	"bmsota/esp/appimage"
+	"bmsota/esp/otadata"
+	"bmsota/esp/parttable"
+	"bmsota/protocol"
+)
+
+// trace is a whole update, operation by operation: the flash before each of them.
+type trace struct {
+	ops   []norflash.Op
+	forks []*norflash.Flash // forks[i] is the flash before ops[i]; one more at the end
+}
+
+// record runs an update to its end and keeps every state of the flash.
+func record(t *testing.T, l Layout, s *server, mutant agent.Mutant) *trace {
+	tr := &trace{}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, l, s, func(c *Config) { c.mutant = mutant })
+		b.hub.retain(`{"action":"update"}`)
+		b.flash().OnOp(func(op norflash.Op) {
+			tr.ops = append(tr.ops, op)
+			tr.forks = append(tr.forks, b.flash().Clone())
+		})
+		b.on()
+		b.settle(15 * time.Minute)
+		b.off()
+		tr.forks = append(tr.forks, b.flash().Clone())
+	})
+	return tr
+}
+
+// cut is the flash after the power failed in operation i.
+func (tr *trace) cut(i int, how norflash.Cut) *norflash.Flash {
+	f, op := tr.forks[i].Clone(), tr.ops[i]
+	f.CutAt(1, how)
+	if op.Kind == norflash.OpErase {
+		f.Erase(op.Off, op.Len)
+	} else {
+		// What the chip holds afterwards programs to the same bits as what was programmed.
+		data := make([]byte, op.Len)
+		tr.forks[i+1].ReadAt(data, op.Off)
+		f.Program(op.Off, data)
+	}
+	f.PowerOn()
+	return f
+}
+
+// sweep is one power-cut sweep.
+type sweep struct {
+	layout       Layout
+	server       func() *server
+	old          []byte
+	next         []byte
+	final        []byte // what the board must run in the end
+	mutant       agent.Mutant
+	metadataOnly bool
+	trouble      func(string)
+}
+
+// rest switches the board on with the order still retained and lets it run to rest. It returns what is wrong.
+func (sw *sweep) rest(f *norflash.Flash) (problem string) {
+	b := &bench{hub: newHub(), server: sw.server()}
+	b.hub.retain(`{"action":"update"}`)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	atRest := make(chan struct{}, 1)
+	cfg := Config{Flash: &Flash{base: &lockedFlash{flash: f}}, Seed: 7, Transport: b.server, newLink: b.hub.link, strict: true, mutant: sw.mutant}
+	var board *Board
+	boots := 0
+	cfg.OnBoot = func(p string, _ ResetReason) {
+		boots++
+		if boots > 12 && problem == "" {
+			problem = "does not come to rest"
+			cancel()
+		}
+		if bad := sw.judge(board.flash, p); bad != "" && problem == "" {
+			problem = bad
+			cancel()
+		}
+	}
+	cfg.OnStatus = func(s protocol.Status) {
+		// Every story ends with the retained order found fulfilled or refused.
+		if s.Reason == protocol.ReasonUpToDate || s.Reason == protocol.ReasonQuarantined {
+			select {
+			case atRest <- struct{}{}:
+			default:
+			}
+		}
+	}
+	var err error
+	if board, err = Open(cfg); err != nil {
+		return err.Error()
+	}
+	done := make(chan error, 1)
+	go func() { done <- board.Run(ctx) }()
+	select {
+	case <-atRest:
+	case <-time.After(2 * time.Hour):
+		problem = "no end: " + b.hub.phases()
+	case err := <-done:
+		if problem == "" {
+			problem = fmt.Sprint("stopped: ", err)
+		}
+		return problem
+	}
+	time.Sleep(time.Second)
+	cancel()
+	if err := <-done; err != nil && problem == "" {
+		problem = err.Error()
+	}
+	if problem == "" {
+		if last := b.hub.last(); last.ImageSHA256 != sha(sw.final) {
+			problem = fmt.Sprintf("runs %s in the end: %s", last.CurrentVersion, b.hub.phases())
+		}
+	}
+	if problem == "" && board.flash.Ops() > 0 {
+		problem = sw.zombies(board.flash)
+	}
+	return problem
+}
+
+// judge looks at what boots: one of the two images, whole.
+func (sw *sweep) judge(f *norflash.Flash, booted string) string {
+	table := parttable.Default()
+	p, ok := table.Find(booted)
+	if !ok {
+		return "boots " + booted
+	}
+	if !slotHolds(f, p, sw.old) && !slotHolds(f, p, sw.next) {
+		return booted + " boots, and holds neither image"
+	}
+	return ""
+}
+
+// zombies finds slots that boot without being one that a record vouches for: invariant I2.
+func (sw *sweep) zombies(f *norflash.Flash) string {
+	table := parttable.Default()
+	data, _ := table.OTAData()
+	raw := make([]byte, data.Size)
+	f.ReadAt(raw, int64(data.Offset))
+	recs, err := otadata.Parse(raw)
+	if err != nil {
+		return err.Error()
+	}
+	for i, p := range table.Slots() {
+		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: appimage.ESP32, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
+		if err == nil && !recs[0].Names(i, 2) && !recs[1].Names(i, 2) {
+			return p.Name + " boots and no record vouches for it"
+		}
+	}
+	return ""
+}
+
+func slotHolds(f *norflash.Flash, p parttable.Partition, img []byte) bool {
+	b := make([]byte, len(img))
+	f.ReadAt(b, int64(p.Offset))
+	return bytes.Equal(b, img)
+}
+
+// newBeforeBytes finds the first moment in which a record asks for a slot that does not hold the release.
+func newBeforeBytes(tr *trace, next []byte) string {
+	table := parttable.Default()
+	data, _ := table.OTAData()
+	for i, f := range tr.forks {
+		if i > 0 && tr.ops[i-1].Off >= int64(data.Offset)+int64(data.Size) {
+			continue
+		}
+		raw := make([]byte, data.Size)
+		f.ReadAt(raw, int64(data.Offset))
+		recs, _ := otadata.Parse(raw)
+		for _, r := range recs {
+			if r.Usable() && r.State == otadata.New && !slotHolds(f, table.Slots()[otadata.SlotIndex(r.Seq, 2)], next) {
+				return fmt.Sprintf("after operation %d a record asks for bytes that are not there", i)
+			}
+		}
+	}
+	return ""
+}
+
+// run cuts every operation of tr in every way. It returns the number of states, and of those that differ.
+func (sw *sweep) run(t *testing.T, tr *trace) (states, distinct, bad int) {
+	type job struct {
+		op  int
+		how string
+		f   *norflash.Flash
+	}
+	jobs := make(chan job, 64)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for j := range jobs {
+				synctest.Test(t, func(t *testing.T) {
+					if problem := sw.rest(j.f); problem != "" {
+						mu.Lock()
+						defer mu.Unlock()
+						if bad++; bad <= 5 && sw.trouble != nil {
+							sw.trouble(fmt.Sprintf("power cut %s operation %d (%v at 0x%x): %s", j.how, j.op, tr.ops[j.op].Kind, tr.ops[j.op].Off, problem))
+						}
+					}
+				})
+			}
+		})
+	}
+	seen := map[[32]byte]bool{}
+	try := func(op int, how string, f *norflash.Flash) {
+		states++
+		if sum := content(f); !seen[sum] {
+			seen[sum] = true
+			distinct++
+			jobs <- job{op, how, f}
+		}
+	}
+	for i, op := range tr.ops {
+		// Records, tombstone, and what a slot begins with: few operations, and everything hangs on them.
+		const slot1 = 0x1A0000
+		metadata := op.Off < 0x20000 || op.Off >= slot1 && op.Off < slot1+0x80
+		if sw.metadataOnly && !metadata {
+			continue
+		}
+		torn := 2
+		if metadata {
+			torn = 24
+		}
+		try(i, "before", tr.cut(i, norflash.Before))
+		for seed := range uint64(torn) {
+			try(i, fmt.Sprintf("torn by %d in", seed), tr.cut(i, norflash.Torn(seed)))
+		}
+		try(i, "after", tr.cut(i, norflash.After))
+	}
+	close(jobs)
+	wg.Wait()
+	return states, distinct, bad
+}
+
+// content is the digest of what may differ in a sweep: records and slots, not the storage.
+func content(f *norflash.Flash) [32]byte {
+	h := sha256.New()
+	var b [norflash.SectorSize]byte
+	for off := int64(0x10000); off < 0x320000; off += norflash.SectorSize {
+		if (off >= 0x12000 && off < 0x20000) || (off >= 0x34000 && off < 0x1A0000) || off >= 0x1B4000 {
+			continue
+		}
+		f.ReadAt(b[:], off)
+		h.Write(b[:])
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+func sweepOf(t *testing.T, next []byte, final func(old, next []byte) []byte, mutant agent.Mutant) (*sweep, *trace) {
+	key := newKey(t)
+	old := image(t, "1.0.0")
+	f := release(t, next, key)
+	sw := &sweep{layout: layout(old, trusting(t, key)), old: old, next: next, final: final(old, next), mutant: mutant,
+		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
+	return sw, record(t, sw.layout, sw.server(), mutant)
+}
+
+func toNew(_, next []byte) []byte { return next }
+func toOld(old, _ []byte) []byte  { return old }
+
+// TestPowerCutSweep cuts the power before, in and after every flash operation of a whole update. Each time a verified
+// image boots, and the retained order brings the board where the undisturbed one is.
+func TestPowerCutSweep(t *testing.T) {
+	sw, tr := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantNone)
+	if s := newBeforeBytes(tr, sw.next); s != "" {
+		t.Error(s)
+	}
+	sw.report(t, tr)
+	if len(tr.ops) < 1000 {
+		t.Errorf("only %d operations were recorded", len(tr.ops))
+	}
+}
+
+func (sw *sweep) report(t *testing.T, tr *trace) {
+	t.Helper()
+	began := time.Now()
+	states, distinct, bad := sw.run(t, tr)
+	t.Logf("%d operations, %d states (%d distinct), %d bad, %v", len(tr.ops), states, distinct, bad, time.Since(began).Round(time.Millisecond))
+}
+
+// TestPowerCutSweepOfAFailedTrial does the same to updates that are undone: the board ends on the old image, the
+// failed one is quarantined and no longer bootable.
+func TestPowerCutSweepOfAFailedTrial(t *testing.T) {
+	for _, b := range []appimage.Behaviour{appimage.BehaviourUnhealthy, appimage.BehaviourCrash} {
+		t.Run(string(b), func(t *testing.T) {
+			sw, tr := sweepOf(t, image(t, "1.1.0", trial(b)), toOld, agent.MutantNone)
+			sw.metadataOnly = true // the bytes of the image are TestPowerCutSweep's
+			sw.report(t, tr)
+		})
+	}
+}
