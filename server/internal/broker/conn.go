@@ -1,0 +1,171 @@
+package broker
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"bmsota/server/internal/fleet"
+)
+
+// conn is one accepted connection and, after its login, the session on it. mochi sees it as its net.Conn; the hooks
+// find the session through it.
+//
+// mochi sets one deadline for reading and writing, only when it begins to read a packet, so a reader that does not
+// read would hold a writer, and with it whoever publishes, for a whole keepalive. Here its deadline is for reading, and
+// every write has one of its own.
+type conn struct {
+	net.Conn               // what is read and written: TCP, or TLS over it
+	raw      net.Conn      // the TCP connection; deadlines and cut go to it, so that they never wait for TLS
+	source   string        // what the cap for one peer counts: see sourceOf
+	write    time.Duration // longest single write
+	gone     chan struct{} // closed by cut
+	done     chan struct{} // closed when nothing of the connection or its session is left
+	cutOnce  sync.Once
+	release  func() // gives the place of an unauthenticated peer back; idempotent
+
+	mu       sync.Mutex
+	draining bool
+
+	// Written in the login, before the session is in Embedded.live, and only read after that.
+	id      fleet.Identity
+	session string // namespaced session id
+	peer    *peer
+	will    *packets.Packet // taken out of mochi's hands
+	since   time.Time
+
+	// Owned by the goroutine that reads the connection.
+	established bool
+	packetRate  bucket
+	held        *packets.Packet        // see hook.OnPacketRead
+	wanted      []packets.Subscription // as asked for, see hook.OnSubscribe
+	known       []bool
+	snapshot    []packets.Subscription // granted to an operator, retained messages not sent yet
+
+	client atomic.Pointer[mqtt.Client] // set by the login
+	noWill atomic.Bool                 // taken over, or the server is closing
+	denied atomic.Bool                 // a refusal has been logged
+}
+
+// peer is what all sessions of one identity share.
+type peer struct {
+	sessions map[*conn]struct{} // under Embedded.mu
+	statuses bucket
+
+	mu     sync.Mutex // held around Connected and Disconnected, so that they keep their order
+	online int
+}
+
+// Write writes with a deadline of its own; a connection that cannot be written to is ended.
+func (c *conn) Write(p []byte) (int, error) {
+	if err := c.raw.SetWriteDeadline(time.Now().Add(c.write)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		// Not cut: mochi holds the client's lock here, and half a packet may be on the wire.
+		_ = c.raw.Close()
+	}
+	return n, err
+}
+
+// SetDeadline is mochi's keepalive: for reading only.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.draining {
+		t = time.Unix(1, 0)
+	}
+	return c.raw.SetReadDeadline(t)
+}
+
+// drain lets the packet that is being handled finish and be answered, and reads no other.
+func (c *conn) drain() {
+	c.mu.Lock()
+	c.draining = true
+	c.mu.Unlock()
+	_ = c.SetDeadline(time.Time{})
+}
+
+// cut ends the connection now; packets that were read already are not handled any more. It says whether it was the
+// first to do so.
+func (c *conn) cut(reason error) (first bool) {
+	c.cutOnce.Do(func() {
+		first = true
+		close(c.gone)
+		_ = c.raw.Close()
+		if cl := c.client.Load(); cl != nil {
+			cl.Stop(reason)
+		}
+	})
+	return first
+}
+
+// isCut says whether cut was called.
+func (c *conn) isCut() bool {
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// sourceOf names the peer that a cap counts: an IPv4 address, or the /64 of an IPv6 address, which is what one
+// customer gets.
+func sourceOf(addr net.Addr) string {
+	if addr == nil {
+		return ""
+	}
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	ip := ap.Addr().Unmap().WithZone("")
+	if ip.Is6() {
+		if p, err := ip.Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return ip.String()
+}
+
+// gate counts peers that have not logged in yet.
+type gate struct {
+	max, maxEach int
+
+	mu    sync.Mutex
+	total int
+	each  map[string]int
+}
+
+// enter takes a place, or says that there is none. leave is idempotent.
+func (g *gate) enter(source string) (leave func(), ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.total >= g.max || g.each[source] >= g.maxEach {
+		return nil, false
+	}
+	g.total++
+	g.each[source]++
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.total--
+		if g.each[source]--; g.each[source] == 0 {
+			delete(g.each, source)
+		}
+	}), true
+}
+
+// waiting is how many peers are inside.
+func (g *gate) waiting() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.total
+}
