@@ -332,9 +332,9 @@ func newDeviceFleetCmd() *cobra.Command {
 				cfg.Board.OnStatus = statusPrinter(cmd, asJSON)
 			}
 			var enrollErr error
-			cfg.Each = func(_ int, l *device.Layout, c *device.Config) {
+			cfg.Each = func(_ int, l *device.Layout, _ *device.Config) {
 				if enrollErr == nil {
-					enrollErr = e.files(cmd.Context(), protocol.DeviceID(c.MAC), l)
+					enrollErr = e.files(cmd.Context(), protocol.DeviceID(l.MAC), l)
 				}
 			}
 			fleet, err := device.NewFleet(cfg)
