@@ -62,6 +62,10 @@ type HTTPS struct {
 
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
+
+	// MaxConnections is how many connections may be open at once; more wait until one ends. Every one is an open file
+	// of the process, as is every MQTT session. Default 1500.
+	MaxConnections int64 `json:"max_connections"`
 }
 
 // TLS is the section "tls".
@@ -241,6 +245,9 @@ func (c Config) withDefaults() Config {
 	if c.HTTPS.CacheBytes == 0 {
 		c.HTTPS.CacheBytes = 64 << 20
 	}
+	if c.HTTPS.MaxConnections == 0 {
+		c.HTTPS.MaxConnections = 1500
+	}
 	if len(c.TLS.ACME.Hosts) > 0 {
 		set(&c.TLS.ACME.CacheDir, filepath.Join(c.DataDir, "tls", "acme"))
 	}
@@ -264,6 +271,9 @@ func (c Config) Check() error {
 	}
 	if c.HTTPS.CacheBytes < 0 {
 		return errors.New("https.cache_bytes is negative")
+	}
+	if n := c.HTTPS.MaxConnections; n < 1 || n > 1_000_000 {
+		return fmt.Errorf("https.max_connections of %d is not within 1 to 1000000", n)
 	}
 	if c.Host != "" && !isHost(c.Host) {
 		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)

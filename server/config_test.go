@@ -63,6 +63,7 @@ func TestConfigFileSaysWhatIsWrong(t *testing.T) {
 		{"login in the address", `{"mqtt":{"external":{"url":"mqtt://u:p@a.example"}}}`, `the login goes into username and password`},
 		{"external login without address", `{"mqtt":{"external":{"username":"u"}}}`, `mqtt.external.url is empty`},
 		{"seed statuses from elsewhere", `{"fleet":{"accept_seed_status":true},"mqtt":{"external":{"url":"mqtt://a.example"}}}`, `needs the embedded broker`},
+		{"connections without number", `{"https":{"max_connections":-1}}`, `https.max_connections of -1 is not within`},
 		{"negative cache", `{"https":{"cache_bytes":-1}}`, `https.cache_bytes is negative`},
 	} {
 		_, err := load(t, c.text)

@@ -292,11 +292,12 @@ func (s *Server) runWeb(ctx context.Context) error {
 			return nil
 		})
 	}
+	places := make(chan struct{}, s.cfg.HTTPS.MaxConnections)
 	if s.https != nil {
-		serve(tls.NewListener(boundedListener{s.https}, s.certs.config(true)))
+		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true)))
 	}
 	if s.plain != nil {
-		serve(boundedListener{s.plain})
+		serve(newBoundedListener(s.plain, places))
 	}
 	group.Go(func() error {
 		<-groupCtx.Done()

@@ -490,6 +490,71 @@ func TestPlainHTTPBehindAProxy(t *testing.T) {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
+// A server that ends does not wait for connections that wait for a place.
+func TestFullServerEnds(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.HTTPS.MaxConnections = 1
+	s, stop := run(t, cfg)
+	hc := httpClient(t, s.CAPEM())
+	if resp, _ := get(t, hc, s.URL()+"/healthz"); resp.StatusCode != 200 { // keeps its connection, the only place
+		t.Errorf("%d", resp.StatusCode)
+	}
+	conn, err := net.Dial("tcp", s.HTTPSAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stop()
+}
+
+// A server can use the broker of another make; here it is the embedded one of a second server.
+func TestExternalBroker(t *testing.T) {
+	other, _ := run(t, testConfig(t))
+	enrolled, err := operatorClient(t, other).Enroll(t.Context(), "bms-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, other.CAPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.MQTT.External = ExternalBroker{URL: "mqtts://" + other.MQTTTLSAddr(), Username: other.Access().MQTT.Username, Password: other.Access().MQTT.Password, CAFile: ca}
+	s, _ := run(t, cfg)
+	if s.MQTTAddr() != "" || s.MQTTTLSAddr() != "" || s.MQTT().Port != portOf(other.mqttTLS) || !s.MQTT().TLS {
+		t.Errorf("broker is %+v, own listeners on %q and %q", s.MQTT(), s.MQTTAddr(), s.MQTTTLSAddr())
+	}
+	a := s.Access()
+	if a.MQTT.Username != cfg.MQTT.External.Username || a.MQTT.CAFile != ca {
+		t.Errorf("operator.json says %+v", a.MQTT)
+	}
+	c := operatorClient(t, s)
+	if _, err := c.Enroll(t.Context(), "bms-1"); err != nil {
+		t.Fatal(err)
+	}
+	// What devices are told is how to reach that broker.
+	_, mc := deviceFiles(t, s, "bms-1", enrolled.Token)
+	device, err := mqttClient(t, mc, "bms-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := protocol.Status{DeviceID: "bms-1", CurrentVersion: "4.5.6", Phase: protocol.PhaseIdle, BootID: "b", Seq: 1}.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device.Publish(protocol.Topics{}.Status("bms-1"), 1, true, payload).WaitTimeout(10 * time.Second)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		got, err := c.Device(t.Context(), "bms-1")
+		if err == nil && got.CurrentVersion == "4.5.6" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the status did not arrive: %+v, %v", got, err)
+		}
+		runtime.Gosched()
+	}
+}
+
 // Publishing goes on while readers download over real TLS, and nobody gets a mix.
 func TestReadersSeeOldOrNewWhileReleasesArePublished(t *testing.T) {
 	s, _ := run(t, testConfig(t))

@@ -73,7 +73,7 @@ type Config struct {
 const (
 	headerTimeout = 5 * time.Second  // from the first byte of a request to the end of its header; also the TLS handshake
 	maxHeader     = 16 << 10         // bytes
-	idleTimeout   = 75 * time.Second // between two requests
+	idleTimeout   = 30 * time.Second // between two requests
 	stallTimeout  = 60 * time.Second // without progress of pacedChunk bytes, in either direction
 	bodyTimeout   = 30 * time.Second // for a JSON body
 	maxJSON       = 128 << 10        // bytes; a publish request with the largest manifest is half of it
