@@ -36,11 +36,13 @@ type hostile struct {
 
 // The modes.
 var modes = map[string]func(*hostile, http.ResponseWriter, *http.Request, []byte){
+	"honest":   (*hostile).honest,   // as it should be, for stories in which something else is wrong
 	"cut":      (*hostile).cut,      // dies after -n bytes of each image answer, ranges understood
 	"norange":  (*hostile).noRange,  // 200 with everything, whatever was asked, and dies after -n bytes the first two times
 	"badrange": (*hostile).badRange, // 206 from another place than asked for; dies after -n bytes the first time
 	"liar":     (*hostile).liar,     // 206 whose bytes are another image's; dies after -n bytes the first time
 	"captive":  (*hostile).captive,  // a login page for everything
+	"portal":   (*hostile).captive,  // the same, but only for images
 	"endless":  (*hostile).endless,  // bytes without end, and no length
 	"short":    (*hostile).short,    // a length that is larger than the image, and then nothing
 	"errors":   (*hostile).errors,   // 503 with Retry-After three times, then what is asked for
@@ -189,6 +191,10 @@ func partial(w http.ResponseWriter, start int64, b []byte) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(b)-1, len(b)))
 		w.WriteHeader(http.StatusPartialContent)
 	}
+}
+
+func (h *hostile) honest(w http.ResponseWriter, r *http.Request, b []byte) {
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
 func (h *hostile) cut(w http.ResponseWriter, r *http.Request, b []byte) {

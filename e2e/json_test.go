@@ -19,7 +19,7 @@ import (
 )
 
 // cmdJSON holds a value against what it should be: json FILE PATH VALUE, where FILE may be stdout, PATH is like
-// .devices[0].phase or .[device_id=bms-000001].phase, and VALUE is the value's text or ~REGEXP.
+// .devices[0].phase .[device_id=bms-000001].phase or .[len], and VALUE is the value's text or ~REGEXP.
 // "json -set VARIABLE FILE PATH" keeps the value.
 func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 3 && !(len(args) == 4 && args[0] == "-set") {
@@ -180,7 +180,7 @@ func take(v any, step string) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s of what is no list", step)
 	}
-	if inner == "#" {
+	if inner == "len" {
 		return json.Number(strconv.Itoa(len(list))), nil
 	}
 	if key, want, ok := strings.Cut(inner, "="); ok {

@@ -76,30 +76,33 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames: true,
 		Setup:              setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"needs":      cmdNeeds,
-			"freeports":  cmdFreePorts,
-			"start":      cmdStart,
-			"halt":       cmdHalt,
-			"ended":      cmdEnded,
-			"waitfor":    cmdWaitFor,
-			"eventually": cmdEventually,
-			"exits":      cmdExits,
-			"capture":    cmdCapture,
-			"json":       cmdJSON,
-			"jsonkeys":   cmdJSONKeys,
-			"jsonlines":  cmdJSONLines,
-			"expandfile": cmdExpandFile,
-			"linecount":  cmdLineCount,
-			"flip":       cmdFlip,
-			"server":     cmdServer,
-			"board":      cmdBoard,
-			"boardfiles": cmdBoardFiles,
-			"testca":     cmdTestCA,
-			"hostile":    cmdHostile,
-			"served":     cmdServed,
-			"killrounds": cmdKillRounds,
-			"smalldisk":  cmdSmallDisk,
-			"notbelow":   cmdNotBelow,
+			"needs":         cmdNeeds,
+			"freeports":     cmdFreePorts,
+			"start":         cmdStart,
+			"halt":          cmdHalt,
+			"ended":         cmdEnded,
+			"waitfor":       cmdWaitFor,
+			"eventually":    cmdEventually,
+			"exits":         cmdExits,
+			"capture":       cmdCapture,
+			"json":          cmdJSON,
+			"jsonkeys":      cmdJSONKeys,
+			"jsonlines":     cmdJSONLines,
+			"expandfile":    cmdExpandFile,
+			"linecount":     cmdLineCount,
+			"flip":          cmdFlip,
+			"server":        cmdServer,
+			"board":         cmdBoard,
+			"boardfiles":    cmdBoardFiles,
+			"testca":        cmdTestCA,
+			"hostile":       cmdHostile,
+			"served":        cmdServed,
+			"killrounds":    cmdKillRounds,
+			"smalldisk":     cmdSmallDisk,
+			"notbelow":      cmdNotBelow,
+			"slowlink":      cmdSlowLink,
+			"passed":        cmdPassed,
+			"killpublishes": cmdKillPublishes,
 		},
 	})
 }
@@ -109,6 +112,7 @@ type story struct {
 	procs   map[string]*process
 	order   []string
 	hostile map[string]*hostile
+	links   map[string]*slowLink
 	undo    []func()
 }
 
@@ -117,10 +121,14 @@ type storyKey struct{}
 func of(ts *testscript.TestScript) *story { return ts.Value(storyKey{}).(*story) }
 
 func setup(env *testscript.Env) error {
-	s := &story{procs: make(map[string]*process), hostile: make(map[string]*hostile)}
+	s := &story{procs: make(map[string]*process), hostile: make(map[string]*hostile), links: make(map[string]*slowLink)}
 	env.Values[storyKey{}] = s
 	home := filepath.Join(env.WorkDir, ".home")
 	if err := os.MkdirAll(home, 0o700); err != nil {
+		return err
+	}
+	// nginx and Apache, started by root, read their files under an account of their own.
+	if err := os.Chmod(filepath.Dir(env.WorkDir), 0o711); err != nil {
 		return err
 	}
 	// Debian keeps servers where an ordinary account's PATH does not look.

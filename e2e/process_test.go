@@ -54,8 +54,7 @@ func begin(ts *testscript.TestScript, name string, args ...string) error {
 	if p := s.procs[name]; p != nil && p.alive() {
 		return fmt.Errorf("%s runs already", name)
 	}
-	log := ts.MkAbs("$WORK/" + name + ".log")
-	log = filepath.Join(ts.Getenv("WORK"), name+".log")
+	log := filepath.Join(ts.Getenv("WORK"), name+".log")
 	if _, err := os.Stat(log); err == nil {
 		if err := os.Rename(log, log+".1"); err != nil {
 			return err
@@ -357,6 +356,11 @@ func (s *story) close(tb testing.TB) {
 		}
 		if tb.Failed() {
 			tb.Logf("[%s: %v]\n%s", name, p.cmd.ProcessState, tail(p.log))
+		}
+	}
+	for name, l := range s.links {
+		if err := l.close(); err != nil {
+			tb.Errorf("link %s: %v", name, err)
 		}
 	}
 	for name, h := range s.hostile {
