@@ -3,6 +3,7 @@ package device
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -27,11 +28,16 @@ type trace struct {
 }
 
 // record runs an update to its end and keeps every state of the flash.
-func record(t *testing.T, l Layout, s *server, mutant agent.Mutant) *trace {
+func record(t *testing.T, l Layout, s *server, mutant agent.Mutant, order string, from *norflash.Flash) *trace {
 	tr := &trace{}
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, l, s, func(c *Config) { c.mutant = mutant })
-		b.hub.retain(`{"action":"update"}`)
+		b := newBench(t, l, s, func(c *Config) {
+			c.mutant = mutant
+			if from != nil {
+				c.Flash = &Flash{base: &lockedFlash{flash: from}}
+			}
+		})
+		b.hub.retain(order)
 		b.flash().OnOp(func(op norflash.Op) {
 			tr.ops = append(tr.ops, op)
 			tr.forks = append(tr.forks, b.flash().Clone())
@@ -63,6 +69,7 @@ func (tr *trace) cut(i int, how norflash.Cut) *norflash.Flash {
 // sweep is one power-cut sweep.
 type sweep struct {
 	layout       Layout
+	order        string // retained
 	server       func() *server
 	old          []byte
 	next         []byte
@@ -75,7 +82,7 @@ type sweep struct {
 // rest switches the board on with the order still retained and lets it run to rest. It returns what is wrong.
 func (sw *sweep) rest(f *norflash.Flash) (problem string) {
 	b := &bench{hub: newHub(), server: sw.server()}
-	b.hub.retain(`{"action":"update"}`)
+	b.hub.retain(sw.order)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	atRest := make(chan struct{}, 1)
@@ -263,12 +270,17 @@ func content(f *norflash.Flash) [32]byte {
 }
 
 func sweepOf(t *testing.T, next []byte, final func(old, next []byte) []byte, mutant agent.Mutant) (*sweep, *trace) {
-	key := newKey(t)
+	t.Helper()
+	return sweepBy(t, newKey(t), next, final, mutant)
+}
+
+func sweepBy(t *testing.T, key *ecdsa.PrivateKey, next []byte, final func(old, next []byte) []byte, mutant agent.Mutant) (*sweep, *trace) {
+	t.Helper()
 	old := image(t, "1.0.0")
 	f := release(t, next, key)
-	sw := &sweep{layout: layout(old, trusting(t, key)), old: old, next: next, final: final(old, next), mutant: mutant,
+	sw := &sweep{order: `{"action":"update"}`, layout: layout(old, trusting(t, key)), old: old, next: next, final: final(old, next), mutant: mutant,
 		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
-	return sw, record(t, sw.layout, sw.server(), mutant)
+	return sw, record(t, sw.layout, sw.server(), mutant, sw.order, nil)
 }
 
 func toNew(_, next []byte) []byte { return next }
@@ -303,5 +315,80 @@ func TestPowerCutSweepOfAFailedTrial(t *testing.T) {
 			sw.metadataOnly = true // the bytes of the image are TestPowerCutSweep's
 			sw.report(t, tr)
 		})
+	}
+}
+
+// TestPowerCutSweepOfARollback cuts the power all through an operator's rollback, given as a retained order by version.
+func TestPowerCutSweepOfARollback(t *testing.T) {
+	sw, tr := sweepOf(t, image(t, "1.1.0"), toOld, agent.MutantNone)
+	updated := tr.forks[len(tr.forks)-1]
+	sw.order = `{"action":"rollback","version":"1.0.0"}`
+	tr = record(t, sw.layout, sw.server(), sw.mutant, sw.order, updated)
+	if len(tr.ops) < 8 {
+		t.Errorf("only %d operations were recorded", len(tr.ops))
+	}
+	sw.report(t, tr)
+}
+
+// TestPowerCutSweepOfTheUpdateAfterARollback: the slot holds a tombstone, its record is aborted, and another release
+// comes.
+func TestPowerCutSweepOfTheUpdateAfterARollback(t *testing.T) {
+	key := newKey(t)
+	_, tr := sweepBy(t, key, image(t, "1.0.9", trial(appimage.BehaviourCrash)), toOld, agent.MutantNone)
+	undone := tr.forks[len(tr.forks)-1]
+	sw, _ := sweepBy(t, key, image(t, "1.1.0"), toNew, agent.MutantNone)
+	sw.metadataOnly = true
+	tr = record(t, sw.layout, sw.server(), sw.mutant, sw.order, undone)
+	if len(tr.ops) < 1000 {
+		t.Errorf("only %d operations were recorded", len(tr.ops))
+	}
+	sw.report(t, tr)
+}
+
+// TestPowerCutSweepOfMendingRecords: the slot that the records ask for is damaged, and the board that fell back mends
+// them. The damaged image is neither the old nor the new one, and never boots.
+func TestPowerCutSweepOfMendingRecords(t *testing.T) {
+	sw, tr := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantNone)
+	damaged := tr.forks[len(tr.forks)-1].Clone()
+	put(t, damaged, 0x1A0000+30<<10, []byte{1, 2, 3})
+	sw.metadataOnly = true
+	sw.report(t, record(t, sw.layout, sw.server(), sw.mutant, sw.order, damaged))
+}
+
+// TestResetsAtEveryStepOfAnUpdate resets the board, in every way there is, at its n-th status.
+func TestResetsAtEveryStepOfAnUpdate(t *testing.T) {
+	key := newKey(t)
+	old, next := image(t, "1.0.0"), image(t, "1.1.0")
+	f := release(t, next, key)
+	for _, why := range []ResetReason{PowerOn, Software, Panic, Watchdog, Brownout} {
+		for n := 1; n <= 16; n++ {
+			synctest.Test(t, func(t *testing.T) {
+				var b *bench
+				seen := 0
+				b = newBench(t, layout(old, trusting(t, key)), serve(t, f, next), func(c *Config) {
+					c.OnStatus = func(protocol.Status) {
+						if seen++; seen == n {
+							b.board.Reset(why)
+						}
+					}
+				})
+				b.hub.retain(`{"action":"update"}`)
+				b.on()
+				b.settle(20 * time.Minute)
+				b.off()
+				last := b.hub.last()
+				blamed := false // a crash in the trial is the image's fault, and that is for good
+				for _, s := range b.hub.all() {
+					blamed = blamed || s.Phase == protocol.PhaseRolledBack && s.Reason != protocol.ReasonPowerLoss
+				}
+				want := "1.1.0"
+				if blamed {
+					want = "1.0.0"
+				}
+				if last.CurrentVersion != want || last.RollbackPending {
+					t.Errorf("%s at status %d: runs %s, want %s: %s", why, n, last.CurrentVersion, want, b.hub.phases())
+				}
+			})
+		}
 	}
 }

@@ -148,6 +148,9 @@ func Run(ctx context.Context, cfg Config) (End, error) {
 	if err := a.boot(); err != nil {
 		return Halted, err
 	}
+	if a.self.restart {
+		return Restart, nil
+	}
 	a.rep.onAcked = func(s protocol.Status) { send(ctx, a.acks, s) }
 	var wg sync.WaitGroup
 	wg.Go(func() { a.rep.run(ctx) })
@@ -232,7 +235,9 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 			if a.job != nil {
 				// The flash is the job's until it has ended.
 				a.job.cancel(ctx.Err())
-				<-a.job.done
+				if out := <-a.job.done; gone(out.err) {
+					return Halted, out.err
+				}
 			}
 			return Stopped, nil
 		case <-a.ups:
@@ -251,11 +256,14 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 			a.command(ctx, c)
 		case out := <-done:
 			a.job = nil
+			if ctx.Err() != nil && !gone(out.err) {
+				return Stopped, nil
+			}
 			if rb := a.self.rolledBack; rb != nil && rb.acked && !out.restart && out.err == nil {
 				out.err = a.settle()
 			}
 			switch {
-			case out.err != nil && ctx.Err() == nil:
+			case out.err != nil:
 				return Halted, out.err
 			case out.restart:
 				// Words last: what happened is in flash already, so a lost status loses nothing.

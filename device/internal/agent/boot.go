@@ -32,6 +32,8 @@ type self struct {
 	buried     []string  // digests that are not installed again
 	held       string    // digest that an operator left: only an order given now brings it back
 	manual     bool      // the trial of a rollback that an operator ordered
+	leaving    int       // the record of the running slot with an operator's rollback noted and not done; -1 for none
+	restart    bool      // it is done now: the other slot boots
 }
 
 // rollback is a story to tell: the image in slot failed, or was left.
@@ -68,6 +70,7 @@ func (a *agent) boot() error {
 // know fills in what the running image and the configuration say.
 func (a *agent) know() error {
 	s := &a.self
+	s.leaving = -1
 	img, err := a.verify(a.env.Running)
 	if err != nil {
 		return fmt.Errorf("running image: %w", err)
@@ -141,7 +144,7 @@ type onlyReader struct{ io.Reader }
 // repair settles what the last life left in flash. Only a power cut is returned; another error of the flash is
 // logged, because a board that cannot write a tombstone still has a battery to watch.
 func (a *agent) repair() error {
-	steps := []func() error{a.fallenBack, a.failedSlots, a.unprovenSlots, a.readGraves}
+	steps := []func() error{a.fallenBack, a.failedSlots, a.finishRollback, a.unprovenSlots, a.readGraves}
 	for _, step := range steps {
 		if err := step(); gone(err) {
 			return err
@@ -193,46 +196,72 @@ func (a *agent) failedSlots() error {
 	if err != nil {
 		return notFound(err)
 	}
-	slots := a.env.Table.Slots()
-	for i, r := range recs {
-		if r.Erased() || !r.CRCOK() {
-			continue
-		}
-		slot := slots[otadata.SlotIndex(r.Seq, len(slots))]
-		n, noted, err := a.readNote(i)
-		if err != nil {
-			return err
-		}
-		switch {
-		case slot == a.env.Running:
-			if err := a.ownRecord(i, r, n, noted); err != nil {
+	// The running slot's own record first: what it says decides about the other.
+	for _, own := range []bool{true, false} {
+		for i, r := range recs {
+			slot, ok := a.slotOf(r)
+			if !ok || (slot == a.env.Running) != own {
+				continue
+			}
+			if err := a.failedSlot(i, r, slot); err != nil {
 				return err
 			}
-		case r.State == otadata.Invalid || r.State == otadata.Aborted:
-			if err := a.bury(i, r, slot, n, noted); err != nil {
-				return err
-			}
-		case noted && n.cause == protocol.ReasonOperator && !n.void:
-			a.self.held = digestText(n.digest)
-			if !n.told {
-				a.self.rolledBack = &rollback{digest: a.self.held, cause: n.cause, record: i, noted: true}
-			}
-			a.self.manual = true
 		}
 	}
 	return nil
 }
 
-// ownRecord looks at the record that the running slot has.
-func (a *agent) ownRecord(i int, r otadata.Record, n note, noted bool) error {
-	if r.State == otadata.PendingVerify && r.Usable() && a.env.Ops.Rollback {
-		a.self.trial = true
+// slotOf is the slot that a record means, usable or not; false where it means none.
+func (a *agent) slotOf(r otadata.Record) (parttable.Partition, bool) {
+	slots := a.env.Table.Slots()
+	i := otadata.SlotIndex(r.Seq, len(slots))
+	if i < 0 || r.Erased() || !r.CRCOK() {
+		return parttable.Partition{}, false
 	}
-	if noted && !n.void {
-		// Said by an earlier life of this image on its way out; it is back, so it says nothing any more.
-		return a.mark(i, noteVoid)
+	return slots[i], true
+}
+
+func (a *agent) failedSlot(i int, r otadata.Record, slot parttable.Partition) error {
+	n, noted, err := a.readNote(i)
+	if err != nil {
+		return err
+	}
+	switch {
+	case slot == a.env.Running:
+		if r.State == otadata.PendingVerify && a.env.Ops.Rollback {
+			a.self.trial = true
+		}
+		if noted && !n.void {
+			a.self.leaving = i
+		}
+	case r.State == otadata.Invalid || r.State == otadata.Aborted:
+		return a.bury(i, r, slot, n, noted)
+	case noted && n.cause == protocol.ReasonOperator && !n.void:
+		a.self.held, a.self.manual = digestText(n.digest), true
+		if !n.told {
+			a.self.rolledBack = &rollback{digest: a.self.held, cause: n.cause, record: i, noted: true}
+		}
 	}
 	return nil
+}
+
+// finishRollback settles a note that the running image left about itself. Either the image that it went back to
+// failed, and then the note says nothing any more. Or the power failed before the other slot was switched to: the order
+// was taken, so it is carried out now. Leaving it would cost the other image, whose record the switch may have
+// silenced already.
+func (a *agent) finishRollback() error {
+	if a.self.leaving < 0 {
+		return nil
+	}
+	if _, err := a.verify(a.self.target); err == nil && !a.self.trial {
+		if err := a.ops.Switch(a.self.target); err == nil || gone(err) {
+			a.self.restart = err == nil
+			return err
+		}
+	} else if gone(err) {
+		return err
+	}
+	return a.mark(a.self.leaving, noteVoid)
 }
 
 func (a *agent) bury(i int, r otadata.Record, slot parttable.Partition, n note, noted bool) error {
@@ -246,6 +275,8 @@ func (a *agent) bury(i int, r otadata.Record, slot parttable.Partition, n note, 
 	case err != nil && !noted:
 		// Nothing that could boot, and nothing known: the record alone tells that it was tried.
 		n = note{cause: protocol.ReasonCorrupt}
+	case !noted && a.self.leaving >= 0 && a.causeOf(r.State) == protocol.ReasonPowerLoss:
+		return nil // an operator's rollback, proven before, and only the power failed: finishRollback tries again
 	case !noted:
 		n = note{cause: a.causeOf(r.State)}
 		if n.digest, err = a.digest(slot, img); err != nil {
@@ -292,7 +323,7 @@ func (a *agent) unprovenSlots() error {
 	}
 	slots := a.env.Table.Slots()
 	for i, slot := range slots {
-		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial || a.env.Mutant == MutantKeepFailedSlot {
+		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial || a.self.restart || a.env.Mutant == MutantKeepFailedSlot {
 			continue
 		}
 		if recs[0].Names(i, len(slots)) || recs[1].Names(i, len(slots)) {
