@@ -166,7 +166,7 @@ func TestOddPathsAreNotFoundAndNeverRedirected(t *testing.T) {
 	digest := f.add("bms", "1.0.0", testImage(1, 10))
 	srv := start(t, f)
 	for _, path := range []string{
-		"/firmware/../firmware/version", "//firmware/version", "/firmware//version", "/firmware/./version", "/firmware/version/",
+		"//", "/firmware/../firmware/version", "//firmware/version", "/firmware//version", "/firmware/./version", "/firmware/version/",
 		"/firmware/%2e%2e/version", "/firmware/..%2fversion", "/firmware/%2e%2e%2f%2e%2e%2fetc/passwd", "/firmware/firmware.bin%00",
 		"/firmware%2fversion", "/firmware/%76ersion", "/%66irmware/version", "/firmware/..\\version", "/firmware/version.json%20", "/firmware/Version", "/firmware/FIRMWARE.BIN", "/firmware/ota.bin",
 		"/firmware/" + strings.ToUpper(digest) + ".bin", "/firmware/" + digest, "/firmware/" + digest + ".bin.bin", "/firmware/" + digest[1:] + ".bin",

@@ -159,7 +159,7 @@ func plainPath(r *http.Request) bool {
 		}
 	}
 	clean := path.Clean(p)
-	return p == clean || p == clean+"/"
+	return p == clean || p == clean+"/" && clean != "/"
 }
 
 // allow answers any method but GET and HEAD with 405 and says whether the request may go on.
