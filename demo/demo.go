@@ -126,7 +126,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 func openServer(ctx context.Context, cfg Config) (*server.Server, error) {
 	c := server.Default()
 	c.DataDir = filepath.Join(cfg.Dir, "server")
-	c.Host = "localhost"
+	c.Host, c.Version = "localhost", "demo"
 	// Ports of the system's choice, on loopback: the demo disturbs nothing that runs on this machine.
 	c.HTTPS.Listen, c.MQTT.TLSListen, c.MQTT.Listen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	srv, err := server.Open(ctx, c, cfg.Log)

@@ -147,8 +147,9 @@ type Fleet struct {
 	// Expiry is how long an update order stays good that says nothing about it. Default "7d".
 	Expiry Duration `json:"expiry"`
 
-	// AllowUnsigned lets releases in that no key has signed.
-	AllowUnsigned bool `json:"allow_unsigned"`
+	// RequireSigned refuses every release that no key has signed. Without it they are let in with a warning, but never
+	// for a project that has had a signed release: its devices would refuse them.
+	RequireSigned bool `json:"require_signed"`
 
 	// DefaultProject is offered to whoever names no project, where several exist.
 	DefaultProject string `json:"default_project"`

@@ -30,7 +30,7 @@ func TestConfigFileSaysWhatIsWrong(t *testing.T) {
 		{"deep", `{"tls":{"acme":{"host":["a.example"]}}}`, `unknown key "tls.acme.host": did you mean "tls.acme.hosts"?`},
 		{"twice", `{"host":"a","host":"b"}`, `key "host" stands twice`},
 		{"wrong type", `{"https":{"cache_bytes":"64M"}}`, `"https.cache_bytes" must be a whole number, not a string`},
-		{"wrong type of a flag", `{"fleet":{"allow_unsigned":"yes"}}`, `"fleet.allow_unsigned" must be true or false, not a string`},
+		{"wrong type of a flag", `{"fleet":{"require_signed":"yes"}}`, `"fleet.require_signed" must be true or false, not a string`},
 		{"wrong type of a section", `{"https":":8443"}`, `"https" must be an object in braces`},
 		{"wrong type of a list", `{"tls":{"names":"a"}}`, `"tls.names" must be a list in brackets, not a string`},
 		{"bare duration", `{"fleet":{"silence":30}}`, `"fleet.silence": 30 is not a time in quotes`},

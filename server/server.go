@@ -176,7 +176,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 	s.fleet, err = fleet.New(fleet.Config{
 		Store: db, Blobs: blobs, Log: s.log,
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
-		AllowUnsigned: s.cfg.Fleet.AllowUnsigned, DefaultProject: s.cfg.Fleet.DefaultProject,
+		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
 	})
 	return err

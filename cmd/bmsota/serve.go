@@ -42,6 +42,7 @@ docs/configuration.md.`,
 			if config == "" || cmd.Flags().Changed("data") {
 				cfg.DataDir = data
 			}
+			cfg.Version = readBuildInfo().Version
 			set(&cfg.Host, "host", host)
 			set(&cfg.HTTPS.Listen, "https", https)
 			set(&cfg.MQTT.TLSListen, "mqtts", mqtts)
