@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,9 +17,9 @@ import (
 // conn is one accepted connection and, after its login, the session on it. mochi sees it as its net.Conn; the hooks
 // find the session through it.
 //
-// mochi sets one deadline for reading and writing, only when it begins to read a packet, so a reader that does not
-// read would hold a writer, and with it whoever publishes, for a whole keepalive. Here its deadline is for reading, and
-// every write has one of its own.
+// mochi holds a client's lock while it writes to it, and needs that lock to number a message for it: a reader that does
+// not read would hold whoever publishes. So Write here only keeps the bytes; a goroutine that lives while there are any
+// writes them, with a deadline for each piece. mochi's own deadline, one keepalive for both directions, is for reading.
 type conn struct {
 	net.Conn               // what is read and written: TCP, or TLS over it
 	raw      net.Conn      // the TCP connection; deadlines and cut go to it, so that they never wait for TLS
@@ -31,6 +32,12 @@ type conn struct {
 
 	mu       sync.Mutex
 	draining bool
+
+	outMu   sync.Mutex
+	out     []byte        // not handed to a write yet
+	waiting int           // bytes of out, and of the write under way
+	idle    chan struct{} // closed when the writer ends; nil when there is none
+	outErr  error         // no more is taken
 
 	// Written in the login, before the session is in Embedded.live, and only read after that.
 	id      fleet.Identity
@@ -61,17 +68,105 @@ type peer struct {
 	online int
 }
 
-// Write writes with a deadline of its own; a connection that cannot be written to is ended.
+// Bytes that may wait for one reader, and of one write.
+const (
+	maxWaitingDevice   = 64 << 10
+	maxWaitingOperator = 1 << 20
+	maxPiece           = 16 << 10
+)
+
+var errSlow = errors.New("peer does not read")
+
+// Write keeps p for the writer. It never blocks; a peer with too much waiting is ended.
 func (c *conn) Write(p []byte) (int, error) {
-	if err := c.raw.SetWriteDeadline(time.Now().Add(c.write)); err != nil {
-		return 0, err
+	limit := maxWaitingDevice
+	if c.id.Role == fleet.RoleOperator {
+		limit = maxWaitingOperator
 	}
-	n, err := c.Conn.Write(p)
-	if err != nil {
-		// Not cut: mochi holds the client's lock here, and half a packet may be on the wire.
-		_ = c.raw.Close()
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if c.outErr == nil && c.waiting+len(p) > limit {
+		c.outErr = errSlow
+		_ = c.raw.Close() // not cut, which waits for the writer
 	}
-	return n, err
+	if c.outErr != nil {
+		return 0, c.outErr
+	}
+	c.out = append(c.out, p...)
+	c.waiting += len(p)
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+		go c.writeOut(c.idle)
+	}
+	return len(p), nil
+}
+
+// writeOut writes until nothing waits. It is ended by closing raw at the latest, and finish waits for it.
+func (c *conn) writeOut(idle chan struct{}) {
+	defer close(idle)
+	var piece []byte
+	for {
+		c.outMu.Lock()
+		c.waiting -= len(piece)
+		if len(c.out) == 0 || c.outErr != nil {
+			c.out, c.idle = nil, nil
+			c.outMu.Unlock()
+			return
+		}
+		piece = c.out[:min(len(c.out), maxPiece)]
+		c.out = c.out[len(piece):]
+		c.outMu.Unlock()
+		err := c.raw.SetWriteDeadline(time.Now().Add(c.write))
+		if err == nil {
+			_, err = c.Conn.Write(piece)
+		}
+		if err != nil {
+			_ = c.raw.Close()
+			c.outMu.Lock()
+			c.outErr = err
+			c.outMu.Unlock()
+		}
+	}
+}
+
+// written waits until at most rest bytes wait, for no longer than patience. It says false when the peer takes no more.
+func (c *conn) written(rest int, patience time.Duration) bool {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		c.outMu.Lock()
+		idle, err, enough := c.idle, c.outErr, c.waiting <= rest
+		c.outMu.Unlock()
+		switch {
+		case err != nil:
+			return false
+		case enough || idle == nil:
+			return true
+		}
+		select {
+		case <-idle:
+		case <-timer.C:
+			return false
+		}
+	}
+}
+
+// Close is mochi's end of a connection: what waits is written first.
+func (c *conn) Close() error {
+	if !c.isCut() {
+		c.written(0, c.write)
+	}
+	return c.Conn.Close()
+}
+
+// join waits for the writer; the connection is closed.
+func (c *conn) join() {
+	c.outMu.Lock()
+	idle := c.idle
+	c.outMu.Unlock()
+	if idle != nil {
+		<-idle
+	}
 }
 
 // SetDeadline is mochi's keepalive: for reading only.

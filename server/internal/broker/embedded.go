@@ -27,7 +27,7 @@ import (
 const (
 	maxPacket        = 8 << 10 // bytes of one MQTT packet; a status is at most 4 KiB, a command 512 bytes
 	maxInflight      = 32      // unacknowledged QoS 1 and 2 messages, each way
-	maxQueue         = 1024    // packets that wait for one connection; costs 8 KiB for each
+	maxQueue         = 1024    // packets that wait to be encoded for one connection; costs 8 KiB for each
 	maxSubscriptions = 32      // of one operator session; a device has two topics
 	maxSessions      = 4       // of one device: the original firmware opens three
 	maxOperator      = 32      // sessions of one operator
@@ -59,7 +59,7 @@ type Config struct {
 	MaxUnauthenticated int           // connections before their login; 1,024
 	MaxFromOne         int           // the same, from one IPv4 address or IPv6 /64; 128
 	ConnectTimeout     time.Duration // from accept to a complete CONNECT, TLS handshake included; 5 s
-	WriteTimeout       time.Duration // of a single write to a peer; 5 s
+	WriteTimeout       time.Duration // of 16 KiB to a peer; 5 s
 	HandlerTimeout     time.Duration // of a single call of Handler; 10 s
 	CloseTimeout       time.Duration // for what is under way when Run ends; 5 s
 
@@ -286,6 +286,7 @@ func (e *Embedded) handle(c *conn, conf *tls.Config) {
 // finish puts away what is left of a connection: the will, the session in mochi, the places it took.
 func (e *Embedded) finish(c *conn, ended error) {
 	c.cut(ErrClosed)
+	c.join()
 	c.release()
 	if c.established {
 		if ended != nil && c.will != nil && !c.noWill.Load() {

@@ -102,6 +102,7 @@ func TestUnauthenticatedPeersAreCutAtTheDeadline(t *testing.T) {
 				}
 				_ = nc.Close()
 				<-acted
+				synctest.Wait()
 				if r.Stats().Waiting != 0 {
 					t.Error("place is still taken")
 				}
@@ -353,22 +354,49 @@ func TestReaderThatDoesNotReadIsCut(t *testing.T) {
 	})
 }
 
-// TestReaderBehindAFullQueueIsCut rather than left with a gap.
-func TestReaderBehindAFullQueueIsCut(t *testing.T) {
+// TestReaderWithTooMuchWaitingIsCut at once, rather than left with a gap or left to fill the memory.
+func TestReaderWithTooMuchWaitingIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, newFleet(), nil)
 		o := r.operator()
 		o.subscribed(1, 0, "bms/ota/status/#")
 		o.sync()
-		for range maxQueue + 200 { // some more fit into the buffer of the write under way
-			if err := r.srv.Publish(myStatus, []byte("x"), false, 0); err != nil {
+		began := time.Now()
+		payload := bytes.Repeat([]byte("x"), protocol.MaxStatus)
+		sent := 0
+		for ; sent < 2*maxWaitingOperator/len(payload) && r.Stats().Sessions == 1; sent++ {
+			if err := r.srv.Publish(myStatus, payload, false, 0); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if most := maxWaitingOperator/len(payload) + 1; sent < most-2 || sent > most || time.Since(began) != 0 {
+			t.Errorf("cut after %d messages and %v", sent, time.Since(began))
+		}
+	})
+}
+
+// TestPublisherIsNeverHeldByAReader: a device that reads nothing gets many commands; sending them takes no time.
+func TestPublisherIsNeverHeldByAReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFleet("d1"), nil)
+		c := r.device("d1")
+		c.subscribed(1, 1, "bms/ota/command/d1")
+		c.sync()
+		began := time.Now()
+		for range maxInflight - 1 {
+			if err := r.Send(t.Context(), "d1", protocol.Command{Action: protocol.ActionCheck}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		synctest.Wait()
-		if got := r.Stats().Sessions; got != 0 {
-			t.Errorf("%d sessions", got)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v", took)
 		}
+		for range maxInflight - 1 {
+			c.recv()
+		}
+		c.sync()
 	})
 }
 
