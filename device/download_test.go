@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -326,15 +327,21 @@ func TestSlowAndSilentServersAreLeftWithinAMinute(t *testing.T) {
 	}
 }
 
+// TestStaticServerWithNothingButAVersion: no size is promised, so the end of the answer is the end of the image, also
+// where that is in the middle of a flash sector.
 func TestStaticServerWithNothingButAVersion(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		old, next := image(t, "1.0.0"), image(t, "1.1.0")
-		s := serve(t, release(t, next, nil), next)
-		s.version, s.static = nil, []byte(`{"version":"1.1.0"}`)
-		b := newBench(t, layout(old, ""), s)
-		updated(b, 10*time.Minute)
-		b.wantRunning(next)
-	})
+	for _, size := range []int64{64 << 10, 64<<10 + 16, 64<<10 - 2048} {
+		t.Run(strconv.FormatInt(size, 10), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				old, next := image(t, "1.0.0"), image(t, "1.1.0", func(o *appimage.BuildOptions) { o.Size = size })
+				s := serve(t, release(t, next, nil), next)
+				s.version, s.static = nil, []byte(`{"version":"1.1.0"}`)
+				b := newBench(t, layout(old, ""), s)
+				updated(b, 10*time.Minute)
+				b.wantRunning(next)
+			})
+		})
+	}
 }
 
 // TestSameImageUnderAnotherVersionDoesNotLoop: the version file says 1.2.0, the image 1.0.0, which runs.

@@ -219,7 +219,8 @@ func (d *download) receive(resp *response, start int64) *fault {
 			d.a.rep.progress(at, max(d.size, resp.ContentLength), d.retries)
 		}
 		if ended {
-			if d.size >= 0 || resp.ContentLength >= 0 {
+			// A length that only the answer announces is no promise; reached, it is the end.
+			if d.size >= 0 || resp.ContentLength >= 0 && at != resp.ContentLength {
 				return again(protocol.ReasonUnreachable, "the server stopped at %d of %d bytes", at, max(d.size, resp.ContentLength))
 			}
 			end = at
