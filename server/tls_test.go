@@ -251,7 +251,7 @@ func TestOwnCertificateIsReadAgainWhenItChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The bubble begins in 2000, and files have times of the world outside.
 		start := newClock().t
-		skew := start.Sub(time.Now())
+		skew := time.Until(start)
 		now := func() time.Time { return time.Now().Add(skew) }
 		ownFiles(t, cert, key, "a.example", start)
 		c, err := openCertificates(TLS{CertFile: cert, KeyFile: key}, filepath.Join(dir, "none"), nil, now, quiet())
@@ -304,7 +304,7 @@ func TestOwnCertificateIsReadAgainWhenItChanges(t *testing.T) {
 func TestLocalCertificateIsRenewedWhileTheServerRuns(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		skew := newClock().t.Sub(time.Now())
+		skew := time.Until(newClock().t)
 		c, err := openCertificates(TLS{}, dir, []string{"a.example"}, func() time.Time { return time.Now().Add(skew) }, quiet())
 		if err != nil {
 			t.Fatal(err)

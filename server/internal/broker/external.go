@@ -295,28 +295,28 @@ func (x *External) setUp(up bool) {
 // again until it can or the session ends.
 func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 	kind, device := x.cfg.Topics.Parse(msg.Topic())
-	var once func() (error, verdict)
+	var once func() (verdict, error)
 	switch {
 	case kind == protocol.KindStatus && device != "" && len(msg.Payload()) > 0:
-		once = func() (error, verdict) {
+		once = func() (verdict, error) {
 			call, cancel := context.WithTimeout(ctx, x.cfg.Timeout)
 			defer cancel()
 			err := x.cfg.Handler.Fold(call, device, false, msg.Payload())
-			return err, judgeStatus(err, msg.Payload())
+			return judgeStatus(err, msg.Payload()), err
 		}
 	case kind == protocol.KindCommand && !msg.Retained() && len(msg.Payload()) > 0 && !x.own(msg.Topic(), msg.Payload()):
-		once = func() (error, verdict) {
+		once = func() (verdict, error) {
 			by := fleet.Identity{Name: x.cfg.Operator, Role: fleet.RoleOperator}
 			call := func() (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, x.cfg.Timeout) }
 			// Whether it was published retained is not said to a subscriber that was there before.
 			_, err := order(call, x.cfg.Handler, by, device, false, msg.Payload())
-			return err, judgeCommand(err, msg.Payload())
+			return judgeCommand(err, msg.Payload()), err
 		}
 	default:
 		return true
 	}
 	for delay := time.Second; ; delay = min(2*delay, maxInterval) {
-		err, v := once()
+		v, err := once()
 		if v == taken {
 			return true
 		}
