@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -285,29 +286,52 @@ func TestUpdateOverTLSAndARealBroker(t *testing.T) {
 	})
 }
 
-func TestServerWithAnotherCertificateIsRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		old, next := image(t, "1.0.0"), image(t, "1.1.0")
-		s := serve(t, release(t, next, nil), next)
-		st := newSite(t, s)
-		stranger, _ := authority(t, "fw.example")
-		_, mq := st.configs("bms-abcdef", "")
-		st.ca = stranger
-		ota, _ := st.configs("bms-abcdef", "")
-		l := Layout{Image: old, OTAConfig: ota, MQTTConfig: mq, MAC: [6]byte{2, 0, 0, 0xab, 0xcd, 0xef}}
-		b := newBench(t, l, s, func(c *Config) { c.Transport, c.newLink, c.Dial = nil, nil, st.net.dial })
-		b.on()
-		b.settle(10 * time.Second)
-		st.broker.Publish("bms/ota/command", []byte(`{"action":"check"}`), false, 1)
-		b.settle(10 * time.Minute)
-		all := st.tap.statuses["bms/ota/status/bms-abcdef"]
-		if last := all[len(all)-1]; last.Phase != protocol.PhaseFailed || last.Reason != protocol.ReasonTLS {
-			t.Errorf("ends as %s:%s %s", last.Phase, last.Reason, last.Message)
-		}
-		b.off()
-		synctest.Wait()
-		st.close()
-	})
+// TestServerThatProvesNothing: with verification a server under another authority is refused, with a reason of its own;
+// without, which the configuration must ask for, TLS is spoken to anybody and plain http is allowed.
+func TestServerThatProvesNothing(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(string) string
+		want   string
+	}{
+		{"verified", func(s string) string { return s }, "failed:tls_failed"},
+		{"not verified", func(s string) string {
+			return strings.Replace(s, `"auto_rollback`, `"skip_cert_verification":true,"auto_rollback`, 1)
+		}, "idle:update_available"},
+		{"plain http, not verified", func(s string) string {
+			return strings.Replace(strings.Replace(s, `"auto_rollback`, `"skip_cert_verification":true,"auto_rollback`, 1), "https://", "http://", 1)
+		}, "idle:update_available"},
+		{"plain http, verified", func(s string) string { return strings.Replace(s, "https://", "http://", 1) }, "idle:bad_config"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				old, next := image(t, "1.0.0"), image(t, "1.1.0")
+				s := serve(t, release(t, next, nil), next)
+				st := newSite(t, s)
+				open := newPipeListener()
+				st.net.listeners["fw.example:80"] = open.offer
+				st.wg.Go(func() { st.http.Serve(open) })
+				_, mq := st.configs("bms-abcdef", "")
+				st.ca, _ = authority(t, "fw.example")
+				ota, _ := st.configs("bms-abcdef", "")
+				l := Layout{Image: old, OTAConfig: []byte(c.change(string(ota))), MQTTConfig: mq, MAC: [6]byte{2, 0, 0, 0xab, 0xcd, 0xef}}
+				b := newBench(t, l, s, func(cfg *Config) { cfg.Transport, cfg.newLink, cfg.Dial = nil, nil, st.net.dial })
+				b.on()
+				b.settle(10 * time.Second)
+				if err := st.broker.Publish("bms/ota/command", []byte(`{"action":"check"}`), false, 1); err != nil {
+					t.Fatal(err)
+				}
+				b.settle(10 * time.Minute)
+				all := st.tap.statuses["bms/ota/status/bms-abcdef"]
+				if last := all[len(all)-1]; string(last.Phase)+":"+string(last.Reason) != c.want {
+					t.Errorf("ends as %s:%s %s, want %s", last.Phase, last.Reason, last.Message, c.want)
+				}
+				b.off()
+				synctest.Wait()
+				st.close()
+			})
+		})
+	}
 }
 
 // TestFleetUpdatesTogether: 200 boards of one flash in one process.

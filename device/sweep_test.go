@@ -278,7 +278,10 @@ func sweepBy(t *testing.T, key *ecdsa.PrivateKey, next []byte, final func(old, n
 	t.Helper()
 	old := image(t, "1.0.0")
 	f := release(t, next, key)
-	sw := &sweep{order: `{"action":"update"}`, layout: layout(old, trusting(t, key)), old: old, next: next, final: final(old, next), mutant: mutant,
+	l := layout(old, trusting(t, key))
+	l.Table = parttable.Default()
+	l.Table[5].Size = 64 << 10 // every boot reads the storage partition; the sweep boots ten thousand times
+	sw := &sweep{order: `{"action":"update"}`, layout: l, old: old, next: next, final: final(old, next), mutant: mutant,
 		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
 	return sw, record(t, sw.layout, sw.server(), mutant, sw.order, nil)
 }
@@ -308,6 +311,11 @@ func (sw *sweep) report(t *testing.T, tr *trace) {
 
 // TestPowerCutSweepOfAFailedTrial does the same to updates that are undone: the board ends on the old image, the
 // failed one is quarantined and no longer bootable.
+//
+// What stays open is ESP-IDF's: where the bootloader itself rewrites the record of a trial (NEW to PENDING), an erase
+// that is cut short can leave sequence number and CRC as they were and a state that is no trial. An image that runs is
+// then put on trial by the agent; one that crashes at once is not undone by anybody. Of 600 torn erases of that sector 40
+// do it; none of the 24 tried here does.
 func TestPowerCutSweepOfAFailedTrial(t *testing.T) {
 	for _, b := range []appimage.Behaviour{appimage.BehaviourUnhealthy, appimage.BehaviourCrash} {
 		t.Run(string(b), func(t *testing.T) {

@@ -228,7 +228,9 @@ func (a *agent) failedSlot(i int, r otadata.Record, slot parttable.Partition) er
 	}
 	switch {
 	case slot == a.env.Running:
-		if r.State == otadata.PendingVerify && a.env.Ops.Rollback {
+		// A state that ESP-IDF has no name for is a record whose erase the power cut short: the bootloader takes it
+		// for one that needs no trial, but this image has passed none.
+		if a.env.Ops.Rollback && (r.State == otadata.PendingVerify || !r.State.Named()) {
 			a.self.trial = true
 		}
 		if noted && !n.void {
