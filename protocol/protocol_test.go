@@ -129,6 +129,25 @@ func TestVersionOrderIsAStrictOrder(t *testing.T) {
 	})
 }
 
+func TestAStepOnTheWayLiesStrictlyBetween(t *testing.T) {
+	for _, c := range []struct {
+		wanted, offered, running string
+		want                     bool
+	}{
+		{"3.0.0", "2.0.0", "1.0.0", true},
+		{"3.0.0", "3.0.0", "1.0.0", false},
+		{"3.0.0", "1.0.0", "1.0.0", false},
+		{"3.0.0", "4.0.0", "1.0.0", false},
+		{"1.0.0", "2.0.0", "3.0.0", false},
+		{"3.0.0", "2.0.0", "unknown", true},
+		{"nightly", "2.0.0", "1.0.0", false},
+	} {
+		if got := protocol.OnTheWay(c.wanted, c.offered, c.running); got != c.want {
+			t.Errorf("OnTheWay(%q, %q, %q) = %v", c.wanted, c.offered, c.running, got)
+		}
+	}
+}
+
 func TestRefusalsComeInTheDocumentedOrder(t *testing.T) {
 	device := protocol.Device{Chip: "esp32", Project: "bms", Version: "1.5.0", ImageSHA256: "aa", SlotSize: 1000, SecureVersion: 2,
 		Quarantined: func(sum string) bool { return sum == "bad" }}

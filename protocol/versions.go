@@ -38,3 +38,9 @@ func Older(running, floor string) bool {
 	r, ok := ParseVersion(running)
 	return !ok || r.LessThan(f)
 }
+
+// OnTheWay says whether offered is a step towards the version a command names: newer than what runs and older than what
+// is wanted, as a server offers it where a version must be passed through. The command stays open until wanted runs.
+func OnTheWay(wanted, offered, running string) bool {
+	return Newer(offered, running) && Newer(wanted, offered)
+}
