@@ -267,7 +267,7 @@ func TestWaitingEndsWithTheOrder(t *testing.T) {
 		// A newer order takes the place of one that waits.
 		b.hub.order(`{"action":"update"}`)
 		b.settle(time.Minute)
-		b.hub.order(`{"action":"update","version":"3.0.0"}`)
+		b.hub.order(`{"action":"update","version":"1.0.5"}`)
 		b.settle(time.Minute)
 		if last := b.hub.last(); last.Reason != protocol.ReasonVersionMissing {
 			t.Errorf("the newer order ends as %s:%s", last.Phase, last.Reason)
