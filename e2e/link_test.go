@@ -60,6 +60,15 @@ func cmdPassed(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// cmdCutLink breaks every connection over a slow link, as a router does that restarts: cutlink NAME
+func cmdCutLink(ts *testscript.TestScript, neg bool, args []string) {
+	plain(ts, neg, "cutlink")
+	if len(args) != 1 || of(ts).links[args[0]] == nil {
+		ts.Fatalf("usage: cutlink NAME")
+	}
+	of(ts).links[args[0]].cut()
+}
+
 func (s *slowLink) accept() {
 	for {
 		near, err := s.listener.Accept()
@@ -122,13 +131,17 @@ func (s *slowLink) pace(to, from net.Conn) {
 	}
 }
 
-func (s *slowLink) close() error {
-	err := s.listener.Close()
+func (s *slowLink) cut() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for c := range s.conns {
 		c.Close()
 	}
-	s.mu.Unlock()
+}
+
+func (s *slowLink) close() error {
+	err := s.listener.Close()
+	s.cut()
 	s.wg.Wait()
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close link: %w", err)

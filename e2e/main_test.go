@@ -101,6 +101,7 @@ func TestScripts(t *testing.T) {
 			"smalldisk":     cmdSmallDisk,
 			"notbelow":      cmdNotBelow,
 			"slowlink":      cmdSlowLink,
+			"cutlink":       cmdCutLink,
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
 		},

@@ -268,7 +268,8 @@ func give(ts *testscript.TestScript, stdout, stderr string) {
 	ts.Check(err)
 }
 
-// cmdExits runs a command and wants one exit code: exits CODE PROGRAM ARGS…
+// cmdExits runs a command and wants one exit code: exits CODE PROGRAM ARGS… Of bmsota it wants one sentence with every
+// code but 0.
 func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	plain(ts, neg, "exits")
 	if len(args) < 2 {
@@ -287,9 +288,27 @@ func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	if want := args[0]; strconv.Itoa(code) != want {
 		ts.Fatalf("exit code %d, want %s\n[stdout]\n%s[stderr]\n%s", code, want, stdout, stderr)
 	}
-	// A person reads a sentence, whatever went wrong: no panic, no stack.
+	if args[1] == "bmsota" {
+		checkSentence(ts, code, stderr)
+	}
+}
+
+// faultLine is the one line that says why a command failed; hints and warnings have lines of their own.
+var faultLine = regexp.MustCompile(`^bmsota[a-z ]*: `)
+
+// checkSentence holds what the binary says to one sentence for a person: no panic, no stack, no second complaint.
+func checkSentence(ts *testscript.TestScript, code int, stderr string) {
 	if strings.Contains(stderr, "goroutine ") || strings.Contains(stderr, "DATA RACE") {
 		ts.Fatalf("the program broke down:\n%s", stderr)
+	}
+	n := 0
+	for line := range strings.Lines(stderr) {
+		if faultLine.MatchString(line) && !strings.Contains(line, ": hint: ") && !strings.Contains(line, ": warning: ") {
+			n++
+		}
+	}
+	if want := min(code, 1); n != want {
+		ts.Fatalf("%d sentences about the fault, want %d:\n%s", n, want, stderr)
 	}
 }
 
