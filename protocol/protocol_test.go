@@ -2,6 +2,8 @@ package protocol_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"math"
@@ -9,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"bmsota/manifest"
 	"bmsota/protocol"
 
 	"pgregory.net/rapid"
@@ -127,6 +130,28 @@ func TestVersionOrderIsAStrictOrder(t *testing.T) {
 			t.Fatalf("Newer(%s, %s) and Older disagree", a, b)
 		}
 	})
+}
+
+func TestVersionFileHasRoomForTheLargestImage(t *testing.T) {
+	key, err := manifest.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := manifest.MaxSize / manifest.BlockSize
+	m := manifest.Manifest{Format: 1, Project: strings.Repeat("p", 32), Chip: "esp32s3", Version: strings.Repeat("1", 64), MinVersion: strings.Repeat("1", 64),
+		Size: manifest.MaxSize, SHA256: strings.Repeat("ab", 32), Blocks: base64.RawURLEncoding.EncodeToString(make([]byte, blocks*32)), BuildDate: strings.Repeat("d", 64)}
+	jws, err := manifest.Sign(m, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := protocol.VersionFile{Version: m.Version, BuildDate: m.BuildDate, Description: strings.Repeat("d", 2048), MinVersion: m.MinVersion,
+		Project: m.Project, Chip: m.Chip, Size: m.Size, SHA256: m.SHA256, URL: m.SHA256 + ".bin", Manifest: jws}.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := protocol.ParseVersionFile(b); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAStepOnTheWayLiesStrictlyBetween(t *testing.T) {

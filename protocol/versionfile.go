@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// MaxVersionFile is the largest version.json in bytes that a device reads.
-const MaxVersionFile = 16 << 10
+// MaxVersionFile is the largest version.json in bytes that a device reads: room for the manifest of the largest image
+// (256 block digests, in base64 twice over) and the longest description.
+const MaxVersionFile = 24 << 10
 
 // VersionFile is version.json: a channel's release as a device or the original tool reads it. Only the first five
 // fields are the original's. A device that holds a key believes Manifest and nothing beside it.
