@@ -182,7 +182,7 @@ With --enroll the board gets a login at the server and both files are made for i
 			}
 			if err := device.Create(flash, l); err != nil {
 				if errors.Is(err, fs.ErrExist) {
-					return failure("choose another name, or remove it", "%s is there already and is not overwritten", shown(flash))
+					return refused(fmt.Errorf("%s is there already and is not overwritten", shown(flash)), "choose another name, or remove it")
 				}
 				return unwritable(flash, err)
 			}
