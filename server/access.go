@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"bmsota/api"
+	"bmsota/durable"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
@@ -51,7 +52,7 @@ func (s *Server) openAccess(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode operator.json: %w", err)
 	}
-	return writeFile(s.AccessFile(), append(b, '\n'))
+	return durable.WriteFile(s.AccessFile(), append(b, '\n'), private)
 }
 
 // fillAccess says how this machine reaches its own server.

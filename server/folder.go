@@ -18,6 +18,9 @@ const (
 	tlsName      = "tls"
 )
 
+// private is the mode of what the server keeps: for its own account only.
+const private = 0o600
+
 var errLocked = errors.New("locked")
 
 // openFolder makes the data folder and takes its lock, which the caller closes last of all. A folder that was there
@@ -62,36 +65,6 @@ func holder(lock *os.File) string {
 		return " (process " + pid + ")"
 	}
 	return ""
-}
-
-// writeFile replaces path by data for the server's account only: other name, sync, rename, sync of the folder, so that
-// a power cut leaves the old file or the new one.
-func writeFile(path string, data []byte) (err error) {
-	dir := filepath.Dir(path)
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // made with mode 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			temp.Close()
-			os.Remove(temp.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if _, err := temp.Write(data); err != nil {
-		return err
-	}
-	if err := temp.Sync(); err != nil {
-		return err
-	}
-	if err := temp.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(temp.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(dir)
 }
 
 // canWrite says whether a file can be made in dir now: what a full or read-only disk forbids.

@@ -19,6 +19,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"bmsota/durable"
 )
 
 // Files of the local authority, below <data_dir>/tls.
@@ -141,7 +143,7 @@ func (c *certificates) makeCA() ([]byte, *x509.Certificate, error) {
 		return nil, nil, err
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := writeFile(c.path(caCertName), text); err != nil {
+	if err := durable.WriteFile(c.path(caCertName), text, private); err != nil {
 		return nil, nil, err
 	}
 	c.log.Info("local authority was made", "path", c.path(caCertName), "expires", ca.NotAfter)
@@ -196,7 +198,7 @@ func (c *certificates) issue(ca *x509.Certificate, now time.Time) (tls.Certifica
 	if err := writeKey(c.path(serverKeyName), key); err != nil {
 		return tls.Certificate{}, err
 	}
-	if err := writeFile(c.path(serverCertName), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
+	if err := durable.WriteFile(c.path(serverCertName), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), private); err != nil {
 		return tls.Certificate{}, err
 	}
 	cert, err := tls.LoadX509KeyPair(c.path(serverCertName), c.path(serverKeyName))
@@ -297,7 +299,7 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	return durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), private)
 }
 
 func parseKey(text []byte) (*ecdsa.PrivateKey, error) {

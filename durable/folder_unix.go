@@ -1,14 +1,14 @@
 //go:build !windows
 
-package server
+package durable
 
 import (
 	"errors"
 	"os"
 )
 
-// syncFolder makes a rename in dir durable.
-func syncFolder(dir string) error {
+// SyncFolder makes the names in dir durable: what was created, renamed or removed there.
+func SyncFolder(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
