@@ -19,6 +19,8 @@ import (
 // binFolder holds the binary under test.
 var binFolder string
 
+var goOn = flag.Bool("go-on", false, "go on with a story after a line that failed")
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(run(m))
@@ -74,6 +76,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                filepath.Join("testdata", "script"),
 		RequireUniqueNames: true,
+		ContinueOnError:    *goOn,
 		Setup:              setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"needs":         cmdNeeds,
