@@ -163,6 +163,7 @@ type MQTT struct {
 	Port   int    `json:"port"`
 	TLS    bool   `json:"tls"`
 	Prefix string `json:"prefix"` // of the topics
+	CAPEM  string `json:"ca_pem"` // what devices need to trust it; empty = public authorities, or no TLS
 }
 
 // ServerInfo is what a server says of itself.

@@ -266,7 +266,7 @@ func configure(ctx context.Context, client *api.Client, info api.ServerInfo, id,
 	if err != nil {
 		return err
 	}
-	ota, mqtt, err := deploy.DeviceFiles(info, id, out.Token, trusted)
+	ota, mqtt, err := info.DeviceFiles(id, out.Token, trusted)
 	if err != nil {
 		return err
 	}

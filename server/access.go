@@ -12,7 +12,6 @@ import (
 
 	"bmsota/api"
 	"bmsota/durable"
-	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
 
@@ -132,16 +131,9 @@ func (s *Server) Banner() string {
 // DeviceFiles are ota_config.txt and mqtt_config.txt for one device. A key that signs releases is not in them, because
 // the server does not hold it: add it as trusted_key_pem.
 func (s *Server) DeviceFiles(id, token string) (ota, mqtt []byte, err error) {
-	oc := protocol.OTAConfig{
-		ServerURL: s.URL() + "/firmware/firmware.bin", CertPEM: string(s.certs.caPEM), TimeoutMS: 60_000,
-		SkipCertVerification: strings.HasPrefix(s.URL(), "http:"), AutoRollbackEnabled: true, DeviceID: id,
-	}
-	if s.mqtt.Prefix != protocol.DefaultPrefix {
-		oc.TopicPrefix = s.mqtt.Prefix
-	}
-	mc := protocol.MQTTConfig{
-		BrokerHost: s.mqtt.Host, BrokerPort: s.mqtt.Port, Username: id, Password: token, QoS: 1,
-		TLS: s.mqtt.TLS, CAPEM: string(s.caOf),
+	oc, mc, err := api.ServerInfo{URL: s.URL(), CAPEM: string(s.certs.caPEM), MQTT: s.mqtt}.DeviceFiles(id, token, "")
+	if err != nil {
+		return nil, nil, err
 	}
 	if ota, err = oc.Append(nil); err != nil {
 		return nil, nil, err

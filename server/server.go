@@ -70,7 +70,6 @@ type Server struct {
 
 	host string   // by which devices reach this machine
 	mqtt api.MQTT // as devices reach the broker
-	caOf []byte   // what devices need to trust that broker; empty = public authorities
 
 	https, plain       net.Listener // web side; nil = off
 	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
@@ -197,10 +196,9 @@ func (s *Server) openBroker() error {
 	}
 	running := &atomic.Bool{}
 	s.broker, s.up = flagged{embedded, running}, running.Load
-	s.mqtt = api.MQTT{Host: s.host, Port: portOf(s.mqttTLS), TLS: true, Prefix: s.cfg.MQTT.Prefix}
-	s.caOf = s.certs.caPEM
+	s.mqtt = api.MQTT{Host: s.host, Port: portOf(s.mqttTLS), TLS: true, Prefix: s.cfg.MQTT.Prefix, CAPEM: string(s.certs.caPEM)}
 	if s.mqttTLS == nil {
-		s.mqtt.Port, s.mqtt.TLS, s.caOf = portOf(s.mqttPlain), false, nil
+		s.mqtt.Port, s.mqtt.TLS, s.mqtt.CAPEM = portOf(s.mqttPlain), false, ""
 	}
 	return nil
 }
@@ -238,11 +236,13 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 	if secure {
 		conf = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname()}
 		if ext.CAFile != "" {
-			if s.caOf, err = readPEM(ext.CAFile); err != nil {
+			pem, err := readPEM(ext.CAFile)
+			if err != nil {
 				return fmt.Errorf("mqtt.external.ca_file: %w", err)
 			}
+			s.mqtt.CAPEM = string(pem)
 			conf.RootCAs = x509.NewCertPool()
-			conf.RootCAs.AppendCertsFromPEM(s.caOf)
+			conf.RootCAs.AppendCertsFromPEM(pem)
 		}
 	}
 	external, err := broker.NewExternal(broker.ExternalConfig{

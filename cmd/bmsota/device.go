@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"bmsota/api"
-	"bmsota/deploy"
 	"bmsota/device"
 	"bmsota/esp/parttable"
 	"bmsota/protocol"
@@ -126,7 +125,7 @@ func (e *enrolment) files(ctx context.Context, id string, l *device.Layout) erro
 	if err != nil {
 		return serverFault(err)
 	}
-	ota, mqtt, err := deploy.DeviceFiles(e.info, id, out.Token, e.trusted)
+	ota, mqtt, err := e.info.DeviceFiles(id, out.Token, e.trusted)
 	if err != nil {
 		return failure("set host in the server's configuration", "%w", err)
 	}
