@@ -116,6 +116,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 
 // Update implements fleet.Store. Nothing of fn is there unless Update returns nil.
 func (db *DB) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	fault := faultIn(ctx)
 	tx, err := db.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fault(err)
@@ -136,6 +137,7 @@ func (db *DB) Update(ctx context.Context, fn func(fleet.Tx) error) error {
 
 // View implements fleet.Store.
 func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
+	fault := faultIn(ctx)
 	tx, err := db.read.BeginTx(ctx, nil)
 	if err != nil {
 		return fault(err)
@@ -153,6 +155,19 @@ func (db *DB) Close() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// faultIn is fault for what runs in ctx. When ctx ends the driver interrupts the statement and undoes the transaction,
+// and whoever uses either after that is told so in the driver's words: it is the end of ctx all the same.
+func faultIn(ctx context.Context) func(error) error {
+	return func(err error) error {
+		var e *sqlite.Error
+		interrupted := errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_INTERRUPT
+		if ctx.Err() != nil && (interrupted || errors.Is(err, sql.ErrTxDone)) {
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+		return fault(err)
+	}
 }
 
 // fault wraps an error of the driver: a broken rule of the tables is ErrConflict, the end of a context stays what it
