@@ -47,6 +47,8 @@ type Fleet struct {
 	stopped chan struct{} // closed when it takes no more
 	started atomic.Bool   // Run may be called once
 
+	listening time.Time // since when statuses are taken; of Run's goroutine
+
 	catalog    catalogCache
 	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not

@@ -32,8 +32,12 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 		return errors.New("fleet: Run was called before")
 	}
 	if err := f.markAllOffline(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return fmt.Errorf("start: %w", err)
 	}
+	f.listening = f.cfg.Now()
 	var wg sync.WaitGroup
 	wg.Go(func() { f.runCommitter(ctx) })
 	l := &loop{fleet: f, out: out, sent: make(map[string]sending)}
@@ -334,7 +338,7 @@ func (f *Fleet) sweepTx(tx Tx, now time.Time, end func(Attempt) error) (any bool
 		if err != nil {
 			return false, err
 		}
-		state, reason := overdue(d, a, now, f.cfg.Silence)
+		state, reason := overdue(d, a, now, f.listening, f.cfg.Silence)
 		if state == AttemptOpen {
 			continue
 		}
@@ -349,12 +353,14 @@ func (f *Fleet) sweepTx(tx Tx, now time.Time, end func(Attempt) error) (any bool
 }
 
 // overdue says how time has ended an attempt; AttemptOpen when it has not. A device that waits at a gate may be quiet
-// for as long as the command lives.
-func overdue(d Device, a Attempt, now time.Time, silence time.Duration) (AttemptState, protocol.Reason) {
+// for as long as the command lives, and before listening there was nobody to hear any.
+func overdue(d Device, a Attempt, now, listening time.Time, silence time.Duration) (AttemptState, protocol.Reason) {
 	waiting := d.Status.Phase == protocol.PhaseWaiting
-	heard := a.UpdatedAt
-	if d.LastSeen.After(heard) {
-		heard = d.LastSeen
+	heard := listening
+	for _, at := range []time.Time{a.UpdatedAt, d.LastSeen} {
+		if at.After(heard) {
+			heard = at
+		}
 	}
 	switch {
 	case a.Phase.Updating() && !waiting && now.Sub(heard) > silence:
