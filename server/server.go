@@ -261,21 +261,11 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 func (s *Server) Run(ctx context.Context) error {
 	err := runStages(ctx, shutdown, []stage{
 		{"certificates", s.certs.watch},
-		{"fleet", s.runFleet},
+		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
 	})
 	return errors.Join(err, s.Close())
-}
-
-// runFleet: an error after ctx has ended is a start that was broken off, which the database calls by another name.
-func (s *Server) runFleet(ctx context.Context) error {
-	err := s.fleet.Run(ctx, s.broker)
-	if err != nil && ctx.Err() != nil {
-		s.log.Info("fleet was ended while it started", "err", err)
-		return nil
-	}
-	return err
 }
 
 func (s *Server) runWeb(ctx context.Context) error {
