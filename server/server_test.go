@@ -605,3 +605,39 @@ func TestReadersSeeOldOrNewWhileReleasesArePublished(t *testing.T) {
 		t.Errorf("readers saw %d releases: nothing was switched under them", len(total))
 	}
 }
+
+// The original firmware keeps three sessions at once: it is gone when the last of them is, and not for ever there.
+func TestDeviceWithSeveralSessionsIsGoneWithTheLast(t *testing.T) {
+	s, _ := run(t, testConfig(t))
+	c := operatorClient(t, s)
+	enrolled, err := c.Enroll(t.Context(), "bms-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mc := deviceFiles(t, s, enrolled.DeviceID, enrolled.Token)
+	var sessions []paho.Client
+	for _, id := range []string{"ota", "telemetry", "log"} {
+		session, err := mqttClient(t, mc, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sessions = append(sessions, session)
+	}
+	online := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+			got, err := c.Device(t.Context(), "bms-1")
+			if err == nil && got.Online == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("online is %v (%v), want %v", got.Online, err, want)
+			}
+		}
+	}
+	online(true)
+	for i, session := range sessions {
+		session.Disconnect(0)
+		online(i < len(sessions)-1)
+	}
+}

@@ -33,8 +33,8 @@ type Handler interface {
 	Fold(ctx context.Context, device string, shared bool, payload []byte) error
 	// Order takes a command that an operator published and returns the payload to send on.
 	Order(ctx context.Context, by fleet.Identity, device string, retained bool, payload []byte) ([]byte, error)
-	// Connected and Disconnected tell of a device's sessions. For one device they are never called at once, and
-	// Disconnected comes only when its last session has ended.
+	// Connected and Disconnected tell of a device's sessions: of the first that begins and of the last that ends. For
+	// one device they are never called at once, and they come in turn.
 	Connected(ctx context.Context, device string) error
 	Disconnected(ctx context.Context, device string) error
 }

@@ -322,8 +322,7 @@ func (e *Embedded) call() (context.Context, context.CancelFunc) {
 func (e *Embedded) tellStart(c *conn) {
 	c.peer.mu.Lock()
 	defer c.peer.mu.Unlock()
-	c.peer.online++
-	if c.id.Role != fleet.RoleDevice {
+	if c.peer.online++; c.peer.online > 1 || c.id.Role != fleet.RoleDevice {
 		return
 	}
 	ctx, cancel := e.call()
