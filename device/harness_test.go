@@ -303,6 +303,8 @@ func (h *hub) last() protocol.Status {
 	return all[len(all)-1]
 }
 
+const update = `{"action":"update"}`
+
 // bench is a board on a test bench.
 type bench struct {
 	t      testing.TB

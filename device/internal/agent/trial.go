@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,9 @@ import (
 	"bmsota/esp/otadata"
 	"bmsota/protocol"
 )
+
+// confirmPause is the time between two tries to confirm where the flash does not take it: each is an erase.
+const confirmPause = 30 * time.Second
 
 // health is what a boot has shown so far.
 type health struct {
@@ -36,7 +40,7 @@ func (h *health) broker() bool {
 func (a *agent) trial(ctx context.Context) outcome {
 	limits := a.cfg.ota.Health.WithDefaults()
 	if a.env.Mutant == MutantConfirmFirst {
-		return a.confirm()
+		return outcome{err: a.confirm()}
 	}
 	probe, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -49,6 +53,7 @@ func (a *agent) trial(ctx context.Context) outcome {
 	frame := time.NewTicker(a.env.FramePeriod)
 	defer frame.Stop()
 	frames := 0
+	var retry time.Time // no confirmation is tried before
 	for {
 		select {
 		case <-ctx.Done():
@@ -71,9 +76,17 @@ func (a *agent) trial(ctx context.Context) outcome {
 			if _, ok := a.env.Battery(); ok {
 				frames++
 			}
-			if a.missing(limits, frames) == protocol.ReasonNone {
-				return a.confirm()
+			if a.missing(limits, frames) != protocol.ReasonNone || time.Now().Before(retry) {
+				continue
 			}
+			err := a.confirm()
+			if err == nil || gone(err) {
+				return outcome{err: err}
+			}
+			// Healthy, but the next reset would undo it: that is no confirmation, and nobody is told that it is one.
+			retry = time.Now().Add(confirmPause)
+			a.log.Error("new image not confirmed", "err", err)
+			a.rep.phase(a.rep.current(), protocol.ReasonFlash, "healthy, but not confirmed: "+err.Error())
 		}
 	}
 }
@@ -118,13 +131,12 @@ func (a *agent) reachServer(ctx context.Context) {
 	}
 }
 
-func (a *agent) confirm() outcome {
+// confirm keeps the image that was on trial. An error is of the flash: nothing is confirmed then.
+func (a *agent) confirm() error {
 	// VALID first; otaops raises the security floor only when that is in flash. The other order would leave a board,
 	// after a power cut, whose one proven image is below its floor.
-	if err := a.ops.MarkValid(); gone(err) {
-		return outcome{err: err}
-	} else if err != nil {
-		a.log.Error("new image not confirmed", "err", err)
+	if err := a.ops.MarkValid(); err != nil {
+		return err
 	}
 	if a.env.Ops.AntiRollback && a.env.Ops.Efuse != nil {
 		a.self.floor = *a.env.Ops.Efuse
@@ -135,7 +147,7 @@ func (a *agent) confirm() outcome {
 		a.rep.phase(protocol.PhaseConfirmed, protocol.ReasonNone, "")
 		a.rep.phase(protocol.PhaseIdle, protocol.ReasonNone, "")
 	}
-	return outcome{}
+	return nil
 }
 
 // giveUp marks the running image as failed. stays says why it could not.
@@ -155,8 +167,16 @@ func (a *agent) giveUp(cause protocol.Reason) (stays string, err error) {
 		return "", err
 	}
 	own := otadata.Select(recs)
-	if err := a.ops.MarkInvalid(); err != nil {
+	if err := a.ops.GiveUp(); gone(err) {
 		return "", err
+	} else if err != nil {
+		// The record stops counting before it is rewritten. Where only the second failed, it is given up all the same.
+		if asked, ok, rerr := a.ops.BootPartition(); rerr != nil || !ok || asked == a.env.Running {
+			return "", errors.Join(err, rerr)
+		}
+		a.log.Error("record of a new image that failed not rewritten", "err", err)
+		a.rep.phase(protocol.PhaseRebooting, cause, "")
+		return "", nil
 	}
 	// The cause goes where the record is, see note, and after it, because writing the record erases the sector.
 	if err := a.writeNote(own, note{digest: a.self.sum, cause: cause}); gone(err) {
