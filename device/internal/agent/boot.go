@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type self struct {
 	floor   uint32 // no release below it
 	target  parttable.Partition
 	trial   bool
+
+	noTarget error // why the board cannot be updated: target is zero then
 
 	rolledBack *rollback // a failure that was not told yet
 	buried     []string  // digests that are not installed again
@@ -90,12 +93,29 @@ func (a *agent) know() error {
 	if a.env.Ops.AntiRollback && a.env.Ops.Efuse != nil {
 		s.floor = *a.env.Ops.Efuse
 	}
-	s.target, _ = a.ops.NextUpdate()
+	if s.target, s.noTarget = a.otherSlot(); s.noTarget != nil {
+		s.target = parttable.Partition{}
+	}
 	s.id = a.cfg.ota.DeviceID
 	if s.id == "" {
 		s.id = protocol.DeviceID(a.env.MAC)
 	}
 	return nil
+}
+
+// otherSlot is the slot that an update goes to, if the partition table allows any.
+func (a *agent) otherSlot() (parttable.Partition, error) {
+	slot, ok := a.ops.NextUpdate()
+	if !ok || slot == a.env.Running {
+		return slot, errors.New("the partition table has no slot beside the running one")
+	}
+	if !slices.Contains(a.env.Table.Slots(), slot) {
+		return slot, fmt.Errorf("the partition table has a gap before %s, so nothing can boot it", slot.Name)
+	}
+	if _, err := a.ops.Records(); errors.Is(err, otaops.NotFound) {
+		return slot, errors.New("the partition table has no otadata partition, so no other slot can be selected")
+	}
+	return slot, nil
 }
 
 // generic says whether an image's version is a build system's and not a person's: blank, Arduino's "esp-idf: v4.4.6",

@@ -59,6 +59,9 @@ func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 			a.rep.phase(protocol.PhaseIdle, protocol.ReasonUpdateExists, "")
 			return false, nil
 		}
+		if a.self.noTarget != nil {
+			return false, failed(protocol.ReasonFlash, "%w", a.self.noTarget)
+		}
 		waited, fl := a.wait(ctx, w)
 		if fl != nil {
 			return false, fl
@@ -122,9 +125,6 @@ func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
 // the new image once, on trial.
 func (a *agent) install(ctx context.Context, o offer) *fault {
 	slot := a.self.target
-	if slot == a.env.Running || !slot.IsOTA() {
-		return &fault{phase: protocol.PhaseFailed, reason: protocol.ReasonFlash, err: errors.New("there is no slot beside the running one")}
-	}
 	if a.env.Mutant == MutantSwitchFirst {
 		if err := a.mutantSwitch(); err != nil {
 			return flashFault(err)
