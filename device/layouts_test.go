@@ -101,6 +101,37 @@ func TestEveryLayoutUpdatesRollsBackAndUpdatesAgain(t *testing.T) {
 	}
 }
 
+// TestCrashingImageIsUndoneAfterAFallBackToFactory: the bootloader passed over a damaged slot whose record is still
+// VALID. That record must not vouch for the next image in the slot.
+func TestCrashingImageIsUndoneAfterAFallBackToFactory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := layout(image(t, "1.0.0"), "")
+		l.Table = tableOf(t, factoryTable)
+		b := newBench(t, l, &server{files: map[string][]byte{}})
+		b.on()
+		b.settle(5 * time.Second)
+		b.offer(image(t, "1.1.0"), update)
+		b.off()
+		if b.hub.last().CurrentVersion != "1.1.0" {
+			t.Fatalf("runs %s", b.hub.last().CurrentVersion)
+		}
+		put(t, b.flash(), 0x110000+30<<10, []byte{1, 2, 3})
+		b.on()
+		b.settle(10 * time.Second)
+		if last := b.hub.last(); last.CurrentVersion != "1.0.0" || last.Slot != "factory" {
+			t.Fatalf("runs %s from %s", last.CurrentVersion, last.Slot)
+		}
+		if !strings.Contains(b.hub.phases(), "rolled_back:image_corrupt") {
+			t.Errorf("says nothing of the damaged slot: %s", b.hub.phases())
+		}
+		b.offer(image(t, "1.2.0", trial(appimage.BehaviourCrash)), update)
+		if last := b.hub.last(); last.CurrentVersion != "1.0.0" || last.Phase != protocol.PhaseIdle {
+			t.Errorf("is %s, runs %s: %s %v", last.Phase, last.CurrentVersion, b.hub.phases(), b.boots[:min(len(b.boots), 12)])
+		}
+		b.off()
+	})
+}
+
 // TestBoardWithoutASecondSlotSaysSoAtOnce and writes nothing.
 func TestBoardWithoutASecondSlotSaysSoAtOnce(t *testing.T) {
 	for name, rows := range map[string]string{"one slot": oneSlot, "factory only": factoryOnly, "no otadata": noRecords} {

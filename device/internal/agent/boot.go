@@ -193,7 +193,7 @@ func (a *agent) fallenBack() error {
 	if err != nil {
 		return err
 	}
-	if ok && asked != a.env.Running && asked.IsOTA() && a.env.Running.IsOTA() {
+	if ok && asked != a.env.Running && asked.IsOTA() {
 		// The tombstone before the records: the records are what tells of it, and mending them is what forgets.
 		if _, err := a.verify(asked); err != nil && !gone(err) {
 			if err := a.ops.WriteTombstone(asked, [32]byte{}, string(protocol.ReasonCorrupt)); err != nil {

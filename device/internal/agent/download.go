@@ -166,8 +166,9 @@ func (d *download) wrong(reason protocol.Reason, format string, args ...any) *fa
 	return fl
 }
 
-// open opens the slot for writing from start on. The record of what was in it goes first (esp_ota_begin does that, once
-// is enough), so that no record ever vouches for bytes that are being replaced.
+// open opens the slot for writing from start on. The record of what was in it goes first, once is enough, so that no
+// record ever vouches for bytes that are being replaced. esp_ota_begin erases it where it is not the active one; it is
+// the active one on a board that fell back to its factory application, and would boot the next image without a trial.
 func (d *download) open(start int64) (*otaops.Update, error) {
 	if !d.begun {
 		u, err := d.a.ops.Begin(d.slot, otaops.SequentialWrites)
@@ -175,6 +176,9 @@ func (d *download) open(start int64) (*otaops.Update, error) {
 			return nil, err
 		}
 		if err := u.Abort(); err != nil {
+			return nil, err
+		}
+		if err := d.a.ops.Disown(d.slot); err != nil {
 			return nil, err
 		}
 		d.begun = true

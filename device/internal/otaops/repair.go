@@ -108,6 +108,31 @@ func (r repair) leastUseful() int {
 	return 0
 }
 
+// Disown makes every record that means a slot other than the running one stop
+// counting, whatever its state. Firmware calls it before it replaces what is in
+// the slot: a record that was written for the old content must not boot the new
+// one without a trial, nor be what is left when that trial fails. Each record
+// takes one program operation; cut anywhere, it can be repeated.
+func (o *Ops) Disown(slot parttable.Partition) error {
+	const op = "disown slot"
+	if err := o.checkTarget(op, slot); err != nil {
+		return err
+	}
+	data, recs, err := o.readRecords(op)
+	if err != nil {
+		return err
+	}
+	for i, r := range recs {
+		if p, ok := o.slotOf(r); !ok || p != slot || r.Erased() || !r.CRCOK() {
+			continue
+		}
+		if err := o.silence(data, i, r); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	return nil
+}
+
 // replaceRecord writes rec over old so that no power cut can make anything else
 // of the two: old no longer counts before its sector is erased, because an
 // erase that stops early can turn a record that was given up into one that
