@@ -335,8 +335,7 @@ func TestTrialNeedsEverythingAndSaysWhatIsMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				next := image(t, "1.1.0")
-				var b *bench
-				b = stand(t, next, "", release(t, next, nil))
+				b := stand(t, next, "", release(t, next, nil))
 				b.board.cfg.OnBoot = func(p string, _ ResetReason) {
 					b.boots = append(b.boots, p)
 					b.hub.mu.Lock()

@@ -259,8 +259,7 @@ func TestProgressIsSaidOftenAndNotTooOften(t *testing.T) {
 func TestRollbackReportIsRepeatedUntilTheBrokerHasIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		next := image(t, "1.1.0", trial(appimage.BehaviourCrash))
-		var b *bench
-		b = stand(t, next, "", release(t, next, nil))
+		b := stand(t, next, "", release(t, next, nil))
 		b.board.cfg.OnBoot = func(p string, _ ResetReason) {
 			b.hub.mu.Lock()
 			b.hub.acks = false
