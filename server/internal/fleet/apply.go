@@ -153,11 +153,7 @@ func outcome(a *Attempt, s protocol.Status) (state AttemptState, ok bool) {
 	rollback := a.Action == protocol.ActionRollback
 	switch s.Phase {
 	case protocol.PhaseConfirmed:
-		// Another image than the one asked for is a step on the way to it, not the end.
-		if !rollback && a.Version != "" && a.SHA256 != "" && s.ImageSHA256 != "" && s.ImageSHA256 != a.SHA256 {
-			return "", false
-		}
-		if rollback && a.Version != "" && s.CurrentVersion != a.Version {
+		if rollback && a.Version != "" && !runs(s, a.Version) || !rollback && onTheWay(a, s) {
 			return "", false
 		}
 		return AttemptSucceeded, true
@@ -176,6 +172,24 @@ func outcome(a *Attempt, s protocol.Status) (state AttemptState, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// onTheWay says whether the device runs another image than the one asked for, which is then a step on the way to it and
+// not the end. The digests decide; where one is not known, as with firmware that reports none, an older version does.
+func onTheWay(a *Attempt, s protocol.Status) bool {
+	if a.Version == "" {
+		return false
+	}
+	if a.SHA256 != "" && s.ImageSHA256 != "" {
+		return s.ImageSHA256 != a.SHA256
+	}
+	_, proper := protocol.ParseVersion(s.CurrentVersion)
+	return proper && protocol.Newer(a.Version, s.CurrentVersion)
+}
+
+// runs says whether the device says that it runs version.
+func runs(s protocol.Status, version string) bool {
+	return canonical(s.CurrentVersion) == canonical(version)
 }
 
 // answered is the end that a device's answer to a command makes, or rest where the reason says nothing special.
@@ -202,12 +216,12 @@ func answered(a *Attempt, r protocol.Reason, rest AttemptState) (AttemptState, b
 func reached(a *Attempt, s protocol.Status) bool {
 	quiet := s.Phase == protocol.PhaseConfirmed || s.Phase == protocol.PhaseIdle && !s.RollbackPending
 	if a.Action == protocol.ActionRollback {
-		return (quiet || s.Phase == protocol.PhaseRolledBack) && a.Version != "" && s.CurrentVersion == a.Version
+		return (quiet || s.Phase == protocol.PhaseRolledBack) && a.Version != "" && runs(s, a.Version)
 	}
 	if a.SHA256 != "" && s.ImageSHA256 != "" {
 		return quiet && s.ImageSHA256 == a.SHA256
 	}
-	return quiet && !a.Force && a.Version != "" && s.ImageSHA256 == "" && s.CurrentVersion == a.Version
+	return quiet && !a.Force && a.Version != "" && s.ImageSHA256 == "" && runs(s, a.Version)
 }
 
 // endPhase is the furthest phase of an attempt that ended as state while the device said phase.

@@ -54,6 +54,7 @@ func TestApply(t *testing.T) {
 	taken := func(a *fleet.Attempt) { a.Phase = protocol.PhaseDownloading }
 	rollback := func(a *fleet.Attempt) { a.Action, a.SHA256, a.Version = protocol.ActionRollback, "", "0.9.0" }
 	named := func(a *fleet.Attempt) { a.Version = "2.0.0" }
+	namedOnly := func(a *fleet.Attempt) { a.Version, a.SHA256 = "2.0.0", "" }
 	seedOf := func(phase protocol.Phase, change ...func(*protocol.Status)) protocol.Status {
 		s := say("", 0, phase, change...)
 		s.ImageSHA256 = ""
@@ -94,6 +95,9 @@ func TestApply(t *testing.T) {
 		{name: "idle within a trial is no success", attempt: taken, status: say("b2", 1, protocol.PhaseIdle, mine, runsNew, onTrial), state: "open", phase: "downloading"},
 		{name: "giving up a trial is no success", attempt: taken, status: say("b1", 6, protocol.PhaseRebooting, mine, runsNew, onTrial), state: "open", phase: "rebooting"},
 		{name: "confirmed an image on the way", attempt: named, status: say("b2", 1, protocol.PhaseConfirmed, mine, func(s *protocol.Status) { s.CurrentVersion, s.ImageSHA256 = "1.5.0", strings.Repeat("cc", 32) }), state: "open", version: "1.5.0", lawless: "idle > confirmed"},
+		{name: "confirmed an image on the way, the one wanted known by version only", attempt: namedOnly, status: say("b2", 1, protocol.PhaseConfirmed, mine, func(s *protocol.Status) { s.CurrentVersion, s.ImageSHA256 = "1.5.0", strings.Repeat("cc", 32) }), state: "open", version: "1.5.0", lawless: "idle > confirmed"},
+		{name: "confirmed the version wanted, spelled otherwise", attempt: namedOnly, status: say("b2", 1, protocol.PhaseConfirmed, mine, func(s *protocol.Status) { s.CurrentVersion = "v2.0.0" }), state: "succeeded", phase: "confirmed", version: "v2.0.0", lawless: "idle > confirmed"},
+		{name: "confirmed an image whose own version says nothing", attempt: namedOnly, status: say("b2", 1, protocol.PhaseConfirmed, mine, func(s *protocol.Status) { s.CurrentVersion = "esp-idf: v4.4" }), state: "succeeded", phase: "confirmed", version: "esp-idf: v4.4", lawless: "idle > confirmed"},
 		{name: "failed", status: say("b1", 6, protocol.PhaseFailed, mine, because(protocol.ReasonStalled)), state: "failed", phase: "failed", lawless: "idle > failed"},
 		{name: "refused", status: say("b1", 6, protocol.PhaseRefused, mine, because(protocol.ReasonTooBig)), state: "refused", phase: "refused", lawless: "idle > refused"},
 		{name: "refused without an id before it was taken up", status: say("b1", 6, protocol.PhaseRefused, because(protocol.ReasonTooBig)), state: "open", lawless: "idle > refused"},
@@ -115,11 +119,14 @@ func TestApply(t *testing.T) {
 		// Rollbacks.
 		{name: "rollback done", attempt: rollback, status: say("b2", 1, protocol.PhaseRolledBack, mine, func(s *protocol.Status) { s.CurrentVersion = "0.9.0" }), state: "succeeded", phase: "rolled_back", version: "0.9.0"},
 		{name: "rollback done, word of it lost", attempt: rollback, status: say("b2", 4, protocol.PhaseIdle, func(s *protocol.Status) { s.CurrentVersion = "0.9.0" }), state: "succeeded", phase: "confirmed", version: "0.9.0"},
+		{name: "rollback done, version spelled otherwise", attempt: rollback, status: say("b2", 4, protocol.PhaseIdle, func(s *protocol.Status) { s.CurrentVersion = "v0.9.0" }), state: "succeeded", phase: "confirmed", version: "v0.9.0"},
+		{name: "rollback confirmed, version spelled otherwise", attempt: rollback, status: say("b2", 4, protocol.PhaseConfirmed, mine, func(s *protocol.Status) { s.CurrentVersion = "v0.9.0" }), state: "succeeded", phase: "confirmed", version: "v0.9.0", lawless: "idle > confirmed"},
 		{name: "nothing to roll back to", attempt: rollback, status: say("b1", 6, protocol.PhaseRefused, mine, because(protocol.ReasonNoRollback)), state: "refused", phase: "refused", lawless: "idle > refused"},
 
 		// Firmware that has no ids.
 		{name: "seed: checking", status: seedOf(protocol.PhaseChecking), state: "open", phase: "checking"},
 		{name: "seed: success", status: seedOf(protocol.PhaseConfirmed, func(s *protocol.Status) { s.CurrentVersion = "2.0.0" }), state: "succeeded", phase: "confirmed", version: "2.0.0", lawless: "idle > confirmed"},
+		{name: "seed: success with an image on the way", attempt: named, status: seedOf(protocol.PhaseConfirmed, func(s *protocol.Status) { s.CurrentVersion = "1.5.0" }), state: "open", version: "1.5.0", lawless: "idle > confirmed"},
 		{name: "seed: idle on the wanted version", attempt: named, status: seedOf(protocol.PhaseIdle, func(s *protocol.Status) { s.CurrentVersion = "2.0.0" }), state: "succeeded", phase: "confirmed", version: "2.0.0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -27,6 +27,18 @@ type line struct{ project, chip string }
 
 type versionKey struct{ project, chip, version string }
 
+func keyOf(project, chip, version string) versionKey {
+	return versionKey{project, chip, canonical(version)}
+}
+
+// canonical is a version without the leading v that is tolerated: devices take both spellings for the same.
+func canonical(version string) string {
+	if _, ok := protocol.ParseVersion(version); ok {
+		return strings.TrimPrefix(version, "v")
+	}
+	return version
+}
+
 type channelKey struct{ project, chip, name string }
 
 // catalog is every release and channel, arranged for reading. But for what it remembers of steps it never changes once
@@ -102,7 +114,7 @@ func newCatalog(releases []Release, channels []Channel) *catalog {
 	for _, r := range releases {
 		o := &Offer{Release: r, File: versionFile(r)}
 		c.bySHA[r.SHA256] = o
-		c.byVersion[versionKey{r.Project, r.Chip, r.Version}] = o
+		c.byVersion[keyOf(r.Project, r.Chip, r.Version)] = o
 		if !r.Withdrawn {
 			l := line{r.Project, r.Chip}
 			c.lines[l] = append(c.lines[l], o)
@@ -197,7 +209,7 @@ func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject st
 	}
 	target := c.bySHA[c.channels[channelKey{l.project, l.chip, q.Channel}]]
 	if assigned != nil {
-		if o := c.byVersion[versionKey{l.project, l.chip, assigned.Version}]; o != nil {
+		if o := c.byVersion[keyOf(l.project, l.chip, assigned.Version)]; o != nil {
 			target = o
 		}
 	}

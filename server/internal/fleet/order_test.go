@@ -108,6 +108,14 @@ func TestOfferToAnOrderedVersion(t *testing.T) {
 		if o, err := s.Offer(t.Context(), fleet.Query{Device: "d2"}); err != nil || o.Release.Version != "1.2.0" {
 			t.Errorf("another device is offered %q (%v), want the channel's", o.Release.Version, err)
 		}
+		time.Sleep(time.Second)
+		order(t, s.Fleet, "d1", `{"action":"update","version":"v1.1.0"}`) // as git tags are spelled, which a device takes for the same
+		if a := newest(t, s.Fleet, "d1"); a.SHA256 != wanted.SHA256 {
+			t.Errorf("attempt of v1.1.0 wants %q, want %q", a.SHA256, wanted.SHA256)
+		}
+		if o, err := s.Offer(t.Context(), fleet.Query{Device: "d1"}); err != nil || o.Release.Version != "1.1.0" {
+			t.Errorf("offered %q (%v), want the version ordered", o.Release.Version, err)
+		}
 	})
 }
 

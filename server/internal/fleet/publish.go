@@ -236,7 +236,7 @@ func (f *Fleet) SetChannel(ctx context.Context, by Identity, project, chip, chan
 func theRelease(all []Release, project, chip, version string) (Release, error) {
 	var found []Release
 	for _, r := range all {
-		if r.Version == version && (project == "" || r.Project == project) && (chip == "" || r.Chip == chip) {
+		if canonical(r.Version) == canonical(version) && (project == "" || r.Project == project) && (chip == "" || r.Chip == chip) {
 			found = append(found, r)
 		}
 	}
