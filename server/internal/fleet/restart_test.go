@@ -2,11 +2,13 @@ package fleet_test
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"bmsota/manifest"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
@@ -63,6 +65,108 @@ func TestSilenceIsCountedWhileTheServerListens(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		if a := newest(t, f, "d2"); a.State != fleet.AttemptFailed || a.Reason != protocol.ReasonSilent {
 			t.Errorf("%s for %q, want failed by silence", a.State, a.Reason)
+		}
+	})
+}
+
+// TestOrderedVersionIsReachedThroughAnother: the command is at the device again after the step, and only what it names
+// ends the attempt.
+func TestOrderedVersionIsReachedThroughAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, out := newShop(t, fleet.Config{}), newOutbox()
+		stop := start(t, s.Fleet, out)
+		defer stop()
+		synctest.Wait()
+		images := map[string]string{}
+		for _, v := range []string{"1.0.0", "1.5.0", "2.0.0"} {
+			r := s.publish(t, build(t, version(v)), func(m *manifest.Manifest) {
+				if v == "2.0.0" {
+					m.MinVersion = "1.5.0"
+				}
+			})
+			images[v] = r.SHA256
+		}
+		boot, seq := 0, uint64(0)
+		var c protocol.Command
+		say := func(phase protocol.Phase, runs string) {
+			t.Helper()
+			seq++
+			hear(t, s.Fleet, "d1", status(fmt.Sprint("b", boot), seq, phase), func(s *protocol.Status) {
+				s.CurrentVersion, s.ImageSHA256, s.CommandID = runs, images[runs], c.ID
+			})
+			time.Sleep(time.Second)
+		}
+		say(protocol.PhaseIdle, "1.0.0")
+		c = order(t, s.Fleet, "d1", `{"action":"update","version":"2.0.0"}`)
+		for _, step := range []struct{ from, to string }{{"1.0.0", "1.5.0"}, {"1.5.0", "2.0.0"}} {
+			if o, err := s.Offer(t.Context(), fleet.Query{Device: "d1"}); err != nil || o.File.Version != step.to {
+				t.Fatalf("%s is offered %q (%v), want %s", step.from, o.File.Version, err, step.to)
+			}
+			for _, p := range []protocol.Phase{protocol.PhaseChecking, protocol.PhaseDownloading, protocol.PhaseVerifying, protocol.PhaseSwitching, protocol.PhaseRebooting} {
+				say(p, step.from)
+			}
+			boot, seq = boot+1, 0
+			say(protocol.PhaseTrial, step.to)
+			say(protocol.PhaseConfirmed, step.to)
+			if step.to == "2.0.0" {
+				break
+			}
+			if a := newest(t, s.Fleet, "d1"); a.State != fleet.AttemptOpen {
+				t.Fatalf("the attempt is %s after the step", a.State)
+			}
+			say(protocol.PhaseIdle, step.to)
+			time.Sleep(patienceAndAPass)
+			if cmd, retained, _ := out.get("d1"); !retained || cmd.ID != c.ID || cmd.Version != "2.0.0" {
+				t.Errorf("after the step the device has %+v", cmd)
+			}
+		}
+		if a := newest(t, s.Fleet, "d1"); a.State != fleet.AttemptSucceeded {
+			t.Errorf("the attempt is %s at the end", a.State)
+		}
+		synctest.Wait()
+		if _, retained, _ := out.get("d1"); retained {
+			t.Error("the command is still retained at the end")
+		}
+	})
+}
+
+// patienceAndAPass is how long a device that does not take its command up waits for it to be sent again, at most.
+const patienceAndAPass = 45 * time.Second
+
+// TestRollbackToNowhereLeavesNoOlderCommand: a rollback that names no version is not retained, and what was retained
+// before it, by another process or by an operator's own client, must not undo it.
+func TestRollbackToNowhereLeavesNoOlderCommand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, out := newShop(t, fleet.Config{}), newOutbox()
+		stop := start(t, s.Fleet, out)
+		defer stop()
+		synctest.Wait()
+		hear(t, s.Fleet, "d1", status("b", 1, protocol.PhaseIdle))
+		b, err := s.Order(t.Context(), anna, "d1", true, []byte(`{"action":"update"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		update, err := protocol.ParseCommand(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.mu.Lock()
+		out.retained["d1"] = update // the broker retains what Order passed on
+		out.mu.Unlock()
+		time.Sleep(time.Second)
+		order(t, s.Fleet, "d1", `{"action":"rollback"}`)
+		synctest.Wait()
+		if cmd, retained, _ := out.get("d1"); retained {
+			t.Errorf("retained is %+v, which the device meets when it has gone back", cmd)
+		}
+		out.mu.Lock()
+		clears := out.clears["d1"]
+		out.mu.Unlock()
+		time.Sleep(time.Hour)
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		if out.clears["d1"] != clears {
+			t.Errorf("taken back %d times more", out.clears["d1"]-clears)
 		}
 	})
 }

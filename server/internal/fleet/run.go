@@ -92,7 +92,7 @@ func (f *Fleet) wakeLoop() {
 type loop struct {
 	fleet *Fleet
 	out   Commander
-	sent  map[string]sending // by device: what this process last sent there
+	sent  map[string]sending // by device: what this process last sent there, or cleared for
 }
 
 type sending struct {
@@ -248,9 +248,11 @@ func (l *loop) tend(ctx context.Context, j job) {
 		l.clear(ctx, id)
 	case a.Action == protocol.ActionRollback && a.Version == "":
 		// Retained it would roll back at every boot (protocol.ReasonStaleCommand): it lives by its first delivery alone,
-		// and must not leave an older command in its place.
-		if sent {
-			l.clear(ctx, id)
+		// and must not leave an older command in its place, whoever has sent that one.
+		if !sent || last.attempt != a.ID {
+			if l.clear(ctx, id) {
+				l.sent[id] = sending{attempt: a.ID}
+			}
 		}
 	default:
 		now := l.fleet.cfg.Now()
@@ -291,13 +293,14 @@ func due(d Device, a *Attempt, last sending, same, sent bool, now time.Time) boo
 	return now.Sub(since) >= patience
 }
 
-func (l *loop) clear(ctx context.Context, device string) {
+func (l *loop) clear(ctx context.Context, device string) (done bool) {
 	if err := l.out.Clear(ctx, device); err != nil {
 		l.fleet.cfg.Log.Warn("take back command", "device", device, "err", err)
 		l.fleet.later(device)
-		return
+		return false
 	}
 	delete(l.sent, device)
+	return true
 }
 
 // sweep ends attempts that no status will end.
