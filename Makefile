@@ -47,10 +47,6 @@ fuzz: ## every fuzz target for T (default 30s) in turn
 powercut: ## the long power-cut sweep: every operation, several tears
 	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...
 
-.PHONY: golden
-golden: ## rewrite golden files, then look at what changed
-	go test ./... -run Golden -update && git diff --stat
-
 .PHONY: bench
 bench: ## the benchmarks behind docs/benchmarks.md
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)
