@@ -51,6 +51,11 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 	token, digest := newToken()
 	now := f.cfg.Now()
 	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		if _, err := tx.Operator(id); err == nil {
+			return fmt.Errorf("%w: %q is the name of an operator", ErrConflict, id)
+		} else if !errors.Is(err, ErrNotFound) {
+			return err
+		}
 		d, err := tx.Device(id)
 		if errors.Is(err, ErrNotFound) {
 			d, err = Device{ID: id}, nil
@@ -111,9 +116,13 @@ func (f *Fleet) NewOperator(ctx context.Context, name string) (token string, err
 	token, digest := newToken()
 	now := f.cfg.Now()
 	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
-		if _, err := tx.Device(name); err == nil {
-			return fmt.Errorf("%w: %q is the id of a device", ErrConflict, name)
-		} else if !errors.Is(err, ErrNotFound) {
+		_, err := tx.Operator(name)
+		if errors.Is(err, ErrNotFound) {
+			if _, err = tx.Device(name); err == nil {
+				return fmt.Errorf("%w: %q is the id of a device", ErrConflict, name)
+			}
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		return tx.PutOperator(Operator{Name: name, TokenSHA256: digest, CreatedAt: now})

@@ -516,6 +516,16 @@ func TestTokensOpenNothingButTheirOwn(t *testing.T) {
 	if _, err := f.NewOperator(t.Context(), "d1"); !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("an operator with a device's name: %v", err)
 	}
+	if _, err := f.Enroll(t.Context(), anna, "boss"); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("a device with an operator's name: %v", err)
+	}
+	// Behind a broker of another make anything can speak as a device of that name, and must not keep the operator out.
+	if err := f.Connected(t.Context(), "boss"); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := f.NewOperator(t.Context(), "boss"); err != nil || again == boss {
+		t.Errorf("a new token for an operator: %v", err)
+	}
 	if err := f.Revoke(t.Context(), anna, "d1"); err != nil {
 		t.Fatal(err)
 	}
