@@ -94,6 +94,7 @@ type server struct {
 	cuts    int                                               // how many bodies are cut; 0: all
 	respond func(r *http.Request, body []byte) *http.Response // instead of all this, for files
 	down    bool
+	downErr error // what a request fails with while down; nil: errLine
 }
 
 func serve(t testing.TB, f protocol.VersionFile, images ...[]byte) *server {
@@ -145,6 +146,9 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, r)
+	if s.down && s.downErr != nil {
+		return nil, s.downErr
+	}
 	if s.down {
 		return nil, errLine
 	}

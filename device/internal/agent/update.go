@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	checkTries = 3               // of a check; an update tries until the overall deadline
-	gatePoll   = 5 * time.Second // between two looks at a closed gate
+	// checkDeadline is how long a check tries, and how long an update tries a server whose certificate is not trusted.
+	checkDeadline = 90 * time.Second
+	gatePoll      = 5 * time.Second // between two looks at a closed gate
 )
 
 // carryOut does a check or an update from the first question to the restart. What went wrong is a status; the outcome
@@ -76,16 +77,28 @@ func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 	}
 }
 
-// check looks at the offer, and again while the network or the server fails.
+// check looks at the offer, and again while the network or the server fails: a server that is away for a moment must
+// not fail an order. What it waits for is said at every try, because the wait of an update can be long.
 func (a *agent) check(ctx context.Context, w *wish) (offer, *fault) {
-	ctx, cancel := context.WithTimeoutCause(ctx, overallDeadline, errDeadline)
+	limit := overallDeadline
+	if w.cmd.Action == protocol.ActionCheck {
+		limit = checkDeadline
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errDeadline)
 	defer cancel()
+	began := time.Now()
 	pause := pauses{rand: a.rand, first: time.Second, limit: time.Minute}
-	for try := 1; ; try++ {
+	var last *fault
+	for {
 		o, fl := a.look(ctx)
-		if fl == nil || !fl.retry || w.cmd.Action == protocol.ActionCheck && try == checkTries {
+		if fl != nil && last != nil && errors.Is(fl.err, errDeadline) {
+			return o, last // says more than that the time is up
+		}
+		if fl == nil || !fl.retry || fl.reason == protocol.ReasonTLS && time.Since(began) >= checkDeadline {
 			return o, fl
 		}
+		last = fl
+		a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, "will try again: "+fl.err.Error())
 		if !sleep(ctx, max(pause.next(), fl.after)) {
 			return o, fl
 		}
