@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bmsota/esp/appimage"
 	"bmsota/protocol"
 )
 
@@ -61,4 +62,53 @@ func TestServerThatStaysAwayIsSaidWhileItIsAndFailsInTheEnd(t *testing.T) {
 			b.off()
 		})
 	}
+}
+
+// TestReportThatTheBrokerDidNotTakeIsSaidAgain in the same session: an answer that is late for one status must not
+// leave a rollback untold, and the board deaf to orders, until the next reconnect.
+func TestReportThatTheBrokerDidNotTakeIsSaidAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := image(t, "1.1.0", trial(appimage.BehaviourCrash))
+		b := stand(t, next, "", release(t, next, nil))
+		b.board.cfg.OnBoot = func(string, ResetReason) {
+			b.hub.mu.Lock()
+			defer b.hub.mu.Unlock()
+			b.hub.acks = false
+		}
+		b.hub.order(update)
+		b.settle(3 * time.Minute)
+		b.board.cfg.OnBoot = nil
+		b.hub.mu.Lock()
+		b.hub.acks = true
+		b.hub.mu.Unlock()
+		b.settle(2 * time.Minute)
+		if !strings.HasSuffix(b.hub.phases(), "rolled_back:crash idle") {
+			t.Errorf("said %s", b.hub.phases())
+		}
+		good := image(t, "1.2.0")
+		b.offer(good, update)
+		b.wantRunning(good)
+		b.off()
+	})
+}
+
+// TestTrialOutlivesABrokerThatAnswersLate: one lost PUBACK is no broken image.
+func TestTrialOutlivesABrokerThatAnswersLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := image(t, "1.1.0")
+		b := stand(t, next, "", release(t, next, nil))
+		b.board.cfg.OnBoot = func(string, ResetReason) {
+			b.hub.mu.Lock()
+			defer b.hub.mu.Unlock()
+			b.hub.acks = false
+		}
+		b.hub.order(update)
+		b.settle(time.Minute)
+		b.hub.mu.Lock()
+		b.hub.acks = true
+		b.hub.mu.Unlock()
+		b.settle(10 * time.Minute)
+		b.off()
+		b.wantRunning(next)
+	})
 }

@@ -18,6 +18,8 @@ const (
 	progressEvery = 500 * time.Millisecond // at most one status about progress per this time
 	progressTime  = 2 * time.Second        // at least one per this time
 	progressStep  = 5                      // percent: or after this much
+	repeatFirst   = 5 * time.Second        // until a status is said again that the broker did not take,
+	repeatLimit   = 2 * time.Minute        // and at most, when it is lost again and again
 )
 
 // reporter turns what the board does into statuses. It holds the phase, and holds every change of it against the
@@ -205,6 +207,7 @@ func (r *reporter) enqueue(s protocol.Status) {
 
 // run publishes what is queued, in order, until ctx ends.
 func (r *reporter) run(ctx context.Context) {
+	lost := 0 // statuses one after the other
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,8 +225,22 @@ func (r *reporter) run(ctx context.Context) {
 			r.mu.Unlock()
 			if err != nil {
 				r.log.Warn("status not published", "phase", s.Phase, "err", err)
+				lost++
+				time.AfterFunc(min(repeatFirst<<min(lost-1, 10), repeatLimit), func() { r.repeat(ctx, s.Seq) })
+			} else {
+				lost = 0
 			}
 		}
+	}
+}
+
+// repeat says again what the broker did not take, where nothing was said since and the session still stands: what waits
+// for the broker's word, a rollback's report or a trial, must not wait for the next session.
+func (r *reporter) repeat(ctx context.Context, seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ctx.Err() == nil && r.up && r.seq == seq {
+		r.enqueue(r.stamp(r.cur))
 	}
 }
 
