@@ -37,6 +37,10 @@ type Row struct {
 	Started bool // it has taken the command up
 	Verdict Verdict
 	Reason  protocol.Reason
+
+	answered bool // a status carried the command's id
+	moved    bool // it has been seen in the middle of an update
+	installs bool // a check has become an update
 }
 
 // NewTrack follows cmd on the named devices; with none named, on every device that is online or takes it up.
@@ -78,9 +82,9 @@ func (t *Track) Apply(r Report) *Row {
 		return row
 	}
 	answers := s.CommandID == t.Command.ID
-	if answers && s.CommandID != "" || s.Phase.Updating() {
-		row.Started = true
-	}
+	row.answered = row.answered || answers && s.CommandID != ""
+	row.moved = row.moved || s.Phase.Updating()
+	row.Started = row.answered || row.moved
 	row.Verdict, row.Reason = t.judge(row, s, answers)
 	return row
 }
@@ -92,6 +96,13 @@ func (t *Track) judge(row *Row, s protocol.Status, answers bool) (Verdict, proto
 	case protocol.ActionStatus:
 		return Done, s.Reason
 	case protocol.ActionCheck:
+		// A check that finds a release with force_update installs it, and then ends as an update does.
+		if row.answered && s.Phase.Updating() && s.Phase != protocol.PhaseChecking {
+			row.installs = true
+		}
+		if row.installs {
+			break
+		}
 		if row.Started && !s.Phase.Updating() && answers {
 			if s.Phase == protocol.PhaseFailed {
 				return Failed, s.Reason
@@ -109,6 +120,10 @@ func (t *Track) judge(row *Row, s protocol.Status, answers bool) (Verdict, proto
 	case protocol.PhaseRolledBack:
 		if t.Command.Action == protocol.ActionRollback && s.Reason == protocol.ReasonOperator {
 			return Done, s.Reason
+		}
+		if !row.moved {
+			// The end of an earlier order, still being told: a device takes up the next one after that.
+			return Pending, ""
 		}
 		return Failed, s.Reason
 	case protocol.PhaseFailed:

@@ -36,6 +36,18 @@ func TestTrackEndsWithTheRightVerdict(t *testing.T) {
 		{"verdict of an earlier update", protocol.ActionUpdate, []deploy.Report{say("a", "rolled_back", "crash", "")}, deploy.Pending, ""},
 		{"rollback ordered", protocol.ActionRollback, []deploy.Report{say("a", "rebooting", "operator", id), say("a", "rolled_back", "operator", "")}, deploy.Done, "operator"},
 		{"check", protocol.ActionCheck, []deploy.Report{say("a", "checking", "", id), say("a", "idle", "update_available", id)}, deploy.Done, "update_available"},
+		{"check finds a forced release", protocol.ActionCheck, []deploy.Report{
+			say("a", "checking", "", id), say("a", "downloading", "", id), say("a", "rebooting", "", id), say("a", "offline", "", ""),
+			say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Done, ""},
+		{"check finds a forced release that crashes", protocol.ActionCheck, []deploy.Report{
+			say("a", "checking", "", id), say("a", "downloading", "", id), say("a", "rolled_back", "crash", "")}, deploy.Failed, "crash"},
+		{"check of nobody beside an update", protocol.ActionCheck, []deploy.Report{
+			say("a", "downloading", "", "other"), say("a", "confirmed", "", "")}, deploy.Pending, ""},
+		{"taken while an earlier rollback is told", protocol.ActionUpdate, []deploy.Report{
+			say("a", "rolled_back", "operator", ""), say("a", "rolled_back", "operator", id)}, deploy.Pending, ""},
+		{"taken up after an earlier rollback was told", protocol.ActionUpdate, []deploy.Report{
+			say("a", "rolled_back", "operator", id), say("a", "idle", "", ""), say("a", "checking", "", id), say("a", "rebooting", "", id),
+			say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Done, ""},
 		{"check failed", protocol.ActionCheck, []deploy.Report{say("a", "checking", "", id), say("a", "failed", "server_unreachable", id)}, deploy.Failed, "server_unreachable"},
 	} {
 		track := deploy.NewTrack(protocol.Command{Action: c.action, ID: id}, "a")
