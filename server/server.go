@@ -176,7 +176,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 		Store: db, Blobs: blobs, Log: s.log,
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
-		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
+		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
 	})
 	return err
 }

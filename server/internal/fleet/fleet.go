@@ -36,6 +36,9 @@ type Config struct {
 	DefaultProject string
 	// AcceptSeedStatus lets statuses on the shared topic in; the device is then the MQTT login.
 	AcceptSeedStatus bool
+	// ForeignSessions says that devices are connected to a broker that is not of this process: a start finds them as
+	// they were left, and their statuses and wills say what has changed.
+	ForeignSessions bool
 }
 
 // Fleet is the state of the server. All methods are safe for concurrent use.

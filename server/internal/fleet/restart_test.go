@@ -170,3 +170,26 @@ func TestRollbackToNowhereLeavesNoOlderCommand(t *testing.T) {
 		}
 	})
 }
+
+// TestRestartDoesNotShowDevicesOfAnotherBrokerAsGone: its sessions have not ended with ours, and a device that stays
+// connected has nothing new to say.
+func TestRestartDoesNotShowDevicesOfAnotherBrokerAsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := fleet.Config{Store: store.NewMemory(), ForeignSessions: true}
+		for n, want := range []bool{false, true, false} {
+			f := newFleet(t, cfg)
+			stop := start(t, f, newOutbox())
+			synctest.Wait()
+			if n > 0 {
+				if d, err := f.Device(t.Context(), "d1"); err != nil || d.Online != want {
+					t.Errorf("start %d: online is %v (%v), want %v", n, d.Online, err, want)
+				}
+			}
+			hear(t, f, "d1", status("b", 1, protocol.PhaseIdle)) // what the broker retains for it, again
+			if n == 1 {
+				hear(t, f, "d1", status("b", 1, protocol.PhaseOffline)) // its will
+			}
+			stop()
+		}
+	})
+}

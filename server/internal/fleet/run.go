@@ -48,6 +48,9 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 
 // markAllOffline forgets who was connected when the last process ended; whoever still is says so again.
 func (f *Fleet) markAllOffline(ctx context.Context) error {
+	if f.cfg.ForeignSessions {
+		return nil
+	}
 	return f.cfg.Store.Update(ctx, func(tx Tx) error {
 		devices, err := tx.Devices()
 		if err != nil {
