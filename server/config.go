@@ -280,9 +280,10 @@ func (c Config) Check() error {
 		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)
 	}
 	if c.PublicURL != "" {
+		// What is wrong is not repeated here and below: it may hold a password.
 		u, err := url.Parse(c.PublicURL)
-		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.Path != "" || u.RawQuery != "" || u.User != nil {
-			return fmt.Errorf("public_url: %q is not https://host:port", c.PublicURL)
+		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || !bareHost(u) {
+			return errors.New("public_url: it is not https://host:port")
 		}
 	}
 	if err := c.TLS.check(); err != nil {
@@ -327,7 +328,7 @@ func (m MQTT) check(seedStatus bool) error {
 	if m.External.URL != "" {
 		u, err := url.Parse(m.External.URL)
 		if err != nil {
-			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port", m.External.URL)
+			return errors.New("mqtt.external.url: it is not mqtts://host:port")
 		}
 		switch u.Scheme {
 		case "mqtt", "tcp", "mqtts", "ssl", "tls":
@@ -335,7 +336,7 @@ func (m MQTT) check(seedStatus bool) error {
 			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port or mqtt://host:port", u.Redacted())
 		}
 		switch {
-		case !isHost(u.Hostname()) || u.Path != "" || u.RawQuery != "":
+		case !isHost(u.Hostname()) || !bareHost(u):
 			return fmt.Errorf("mqtt.external.url: %q is not mqtts://host:port", u.Redacted())
 		case u.User != nil:
 			return errors.New("mqtt.external.url: the login goes into username and password")
@@ -356,6 +357,11 @@ func (m MQTT) check(seedStatus bool) error {
 		}
 	}
 	return nil
+}
+
+// bareHost says whether nothing follows the host and port of an address.
+func bareHost(u *url.URL) bool {
+	return u.Path == "" && u.RawQuery == "" && !u.ForceQuery && u.Fragment == ""
 }
 
 func checkListen(addr string) error {
