@@ -41,6 +41,41 @@ var ErrNoBoot = errors.New("nothing in flash boots")
 // ErrInUse is wrapped by Open for a flash file that another board or process has open.
 var ErrInUse = norflash.ErrLocked
 
+// ErrPowerCut is wrapped by what Run returns when the power failed as Config.PowerCut says.
+var ErrPowerCut = norflash.ErrPowerCut
+
+// PowerCut is a power failure in the middle of writing flash. An operation is an erased sector or a programmed piece of at
+// most 64 bytes; the bootloader's count, too, and so does what a virtual chip writes to its eFuses.
+type PowerCut struct {
+	At   int       // the operation it comes in, the first one after Open being 1; 0 is never
+	How  CutMoment // empty is CutBefore
+	Seed uint64    // decides how far a torn operation got
+}
+
+// CutMoment is when the power fails, seen from the operation.
+type CutMoment string
+
+// The moments.
+const (
+	CutBefore CutMoment = "before" // it is not done
+	CutTorn   CutMoment = "torn"   // it is done in part
+	CutAfter  CutMoment = "after"  // it is done, and nothing after it
+)
+
+func (p PowerCut) cut() (norflash.Cut, error) {
+	switch {
+	case p.At < 0:
+		return norflash.Cut{}, fmt.Errorf("power cut at operation %d", p.At)
+	case p.How == "" || p.How == CutBefore:
+		return norflash.Before, nil
+	case p.How == CutTorn:
+		return norflash.Torn(p.Seed), nil
+	case p.How == CutAfter:
+		return norflash.After, nil
+	}
+	return norflash.Cut{}, fmt.Errorf("power cut %q an operation: before, torn or after is known", p.How)
+}
+
 // ResetReason is why the chip starts, in the words of a status.
 type ResetReason = agent.ResetReason
 
@@ -91,6 +126,8 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	PowerCut PowerCut // comes once; the Run after it continues from what the cut left
+
 	Log *slog.Logger // nil: none
 	// OnStatus sees every status, also those said while there is no session. It must not block.
 	OnStatus func(protocol.Status)
@@ -124,7 +161,10 @@ func Open(cfg Config) (*Board, error) {
 	if b.cfg.Sensors == nil {
 		b.cfg.Sensors = NewSensors()
 	}
-	var err error
+	cut, err := cfg.PowerCut.cut()
+	if err != nil {
+		return nil, fmt.Errorf("open board: %w", err)
+	}
 	switch {
 	case (cfg.Path == "") == (cfg.Flash == nil):
 		return nil, errors.New("open board: give a flash file or a flash in memory, one of them")
@@ -139,6 +179,7 @@ func Open(cfg Config) (*Board, error) {
 		b.flash.Close()
 		return nil, fmt.Errorf("open board: %w", err)
 	}
+	b.flash.CutAt(cfg.PowerCut.At, cut)
 	return b, nil
 }
 
@@ -207,8 +248,11 @@ func (b *Board) Reset(why ResetReason) {
 }
 
 // Run is power on until ctx ends, which is power off and no error. Every other end has one: ErrNoBoot when nothing
-// boots, or what is wrong with the flash.
+// boots, ErrPowerCut, or what is wrong with the flash.
 func (b *Board) Run(ctx context.Context) error {
+	if b.flash.Dead() {
+		b.flash.PowerOn()
+	}
 	reset := PowerOn
 	for {
 		res, err := bootloader.Boot(b.flash, bootloader.Config{

@@ -374,3 +374,50 @@ func TestCreateRefusesWhatCannotRun(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBoardThatIsCutContinuesInItsNextRun, at every hundredth operation and in every way, from a file.
+func TestBoardThatIsCutContinuesInItsNextRun(t *testing.T) {
+	next := image(t, "1.1.0")
+	f := release(t, next, nil)
+	for _, how := range []CutMoment{"", CutBefore, CutTorn, CutAfter} {
+		for at := 1; ; at += 97 {
+			path := filepath.Join(t.TempDir(), "board.bin")
+			if err := Create(path, layout(image(t, "1.0.0"), "")); err != nil {
+				t.Fatal(err)
+			}
+			cut := false
+			synctest.Test(t, func(t *testing.T) {
+				h := newHub()
+				h.retain(update)
+				board, err := Open(Config{Path: path, Transport: serve(t, f, next), newLink: h.link, strict: true, PowerCut: PowerCut{At: at, How: how, Seed: uint64(at)}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer board.Close()
+				b := &bench{t: t, hub: h, board: board}
+				for range 2 {
+					b.on()
+					b.settle(3 * time.Minute)
+					if err := b.off(); err != nil && (cut || !errors.Is(err, ErrPowerCut)) {
+						t.Errorf("%s operation %d: ends with %v", how, at, err)
+					} else if err != nil {
+						cut = true
+					}
+				}
+				b.wantRunning(next)
+			})
+			if !cut && at < 1000 {
+				t.Errorf("%s operation %d: the power did not fail", how, at)
+			}
+			if !cut {
+				break
+			}
+		}
+	}
+	if _, err := Open(Config{Flash: new(Flash), PowerCut: PowerCut{At: 1, How: "during"}}); err == nil {
+		t.Error("a cut that nobody knows is accepted")
+	}
+	if _, err := Open(Config{Flash: new(Flash), PowerCut: PowerCut{At: -1}}); err == nil {
+		t.Error("a cut at operation -1 is accepted")
+	}
+}

@@ -222,16 +222,32 @@ func newDeviceRunCmd() *cobra.Command {
 		noRollback, antiRollback, asJSON bool
 		verbose, charging                bool
 		soc                              float64
+		cutAt                            int
+		cut                              string
 	)
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "run one board until stopped",
 		Long: `Switches the board on. Its statuses are printed as it says them; what it writes is in the flash file
-at once, so it may be stopped, or killed, at any moment and run again.`,
+at once, so it may be stopped, or killed, at any moment and run again.
+
+--cut-at lets the power fail at the n-th flash operation after power on: an erased sector or a programmed piece of
+at most 64 bytes. The command then ends with exit 0 and says so in its last line (with --json on standard error);
+run again without it, the board continues from what the cut left. How far a torn operation got is --seed's.`,
+		Example: `  bmsota device run --flash board.bin
+  bmsota device run --flash board.bin --cut-at 300 --cut torn --seed 7`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFlags(cmd, "flash"); err != nil {
 				return err
+			}
+			switch how := device.CutMoment(cut); {
+			case cmd.Flags().Changed("cut-at") && cutAt < 1:
+				return usageFault(cmd, "--cut-at of %d is no operation: the first one is 1", cutAt)
+			case cutAt == 0 && cmd.Flags().Changed("cut"):
+				return usageFault(cmd, "--cut says how the power fails, --cut-at has to say where")
+			case how != device.CutBefore && how != device.CutTorn && how != device.CutAfter:
+				return usageFault(cmd, "--cut %q is not before, torn or after", cut)
 			}
 			sensors := device.NewSensors()
 			current := -1.5
@@ -241,7 +257,8 @@ at once, so it may be stopped, or killed, at any moment and run again.`,
 			sensors.Set(protocol.Battery{SOCPct: soc, PackCurrentA: current, Charging: charging})
 			say := statusPrinter(cmd, asJSON)
 			cfg := device.Config{Path: flash, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
-				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say}
+				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say,
+				PowerCut: device.PowerCut{At: cutAt, How: device.CutMoment(cut), Seed: seed}}
 			if mac != "" {
 				var err error
 				if cfg.MAC, err = parseMAC(cmd, mac); err != nil {
@@ -253,6 +270,17 @@ at once, so it may be stopped, or killed, at any moment and run again.`,
 				return flashFault(flash, err)
 			}
 			err = b.Run(cmd.Context())
+			if errors.Is(err, device.ErrPowerCut) {
+				if err := b.Close(); err != nil {
+					return flashFault(flash, err)
+				}
+				out := cmd.OutOrStdout()
+				if asJSON {
+					out = cmd.ErrOrStderr()
+				}
+				_, err := fmt.Fprintf(out, "power cut at operation %d\n", cutAt)
+				return err
+			}
 			if err := errors.Join(err, b.Close()); err != nil {
 				return &fault{code: exitDevice, err: err, hint: "see 'bmsota device inspect --flash " + shown(flash) + "'"}
 			}
@@ -267,6 +295,8 @@ at once, so it may be stopped, or killed, at any moment and run again.`,
 	f.BoolVar(&antiRollback, "anti-rollback", false, "and with anti-rollback")
 	f.Float64Var(&soc, "soc", 80, "state of charge that the battery reports, percent")
 	f.BoolVar(&charging, "charging", false, "the battery reports that it charges")
+	f.IntVar(&cutAt, "cut-at", 0, "let the power fail at this flash operation after power on")
+	f.StringVar(&cut, "cut", string(device.CutBefore), "when it fails, seen from the operation: before, torn, after")
 	f.BoolVar(&asJSON, "json", false, "print statuses as JSON, one a line")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	return cmd
