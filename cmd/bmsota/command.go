@@ -87,9 +87,12 @@ release says force_update). With none named it asks every connected device.`,
 			return c.run(cmd, args)
 		},
 	}
-	c.register(cmd, time.Minute)
+	c.register(cmd, checkTimeout)
 	return cmd
 }
+
+// checkTimeout is how long a check may take: a device tries to reach its server for 90 seconds.
+const checkTimeout = 2 * time.Minute
 
 // orderTimeout is how long an update may take: the device's own deadlines come first.
 const orderTimeout = time.Hour
