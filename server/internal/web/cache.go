@@ -12,8 +12,9 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-// imageCache holds the images that were served lately, each once, up to a number of bytes; what was not asked for the
-// longest goes first. A download that runs keeps its slice, so an image that goes lives until its last reader is done.
+// imageCache holds the images that are and were lately served, each once, up to a number of bytes; what was not asked
+// for the longest goes first. What somebody is reading stays: its bytes are in memory, whether they are counted or not,
+// and readers who take their time could otherwise have every image there at once.
 type imageCache struct {
 	limit int64
 
@@ -27,6 +28,8 @@ type cachedImage struct {
 	sha256 string
 	size   int64
 	load   func() ([]byte, error) // sync.OnceValues: the first reader loads, the others wait for it
+
+	readers int // guarded by the cache's mu
 }
 
 func newImageCache(limit int64) *imageCache {
@@ -34,39 +37,59 @@ func newImageCache(limit int64) *imageCache {
 }
 
 // content gives a reader for the bytes of blob, from memory when they fit. It checks the digest when it loads: a file
-// that has rotted on disk is a fault here, once, and not in every device. The reader must not be used after blob is
-// closed.
-func (c *imageCache) content(sha256 string, blob fleet.Blob) (io.ReadSeeker, error) {
-	size := blob.Size()
-	if size > c.limit/2 {
-		return blob, nil
+// that has rotted on disk is a fault here, once, and not in every device. The reader must not be used after done, nor
+// after blob is closed.
+func (c *imageCache) content(sha256 string, blob fleet.Blob) (_ io.ReadSeeker, done func(), _ error) {
+	entry := c.enter(sha256, blob)
+	if entry == nil {
+		return blob, func() {}, nil
 	}
-	entry := c.entry(sha256, size, blob)
 	image, err := entry.load()
 	if err != nil {
 		c.drop(entry)
-		return nil, err
+		return nil, func() {}, err
 	}
-	return newImageReader(image), nil
+	return newImageReader(image), func() { c.leave(entry) }, nil
 }
 
-func (c *imageCache) entry(sha256 string, size int64, blob fleet.Blob) *cachedImage {
+// enter is nil when there is no room.
+func (c *imageCache) enter(sha256 string, blob fleet.Blob) *cachedImage {
+	size := blob.Size()
+	if size > c.limit/2 {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.images[sha256]; ok {
 		c.recent.MoveToFront(e)
-		return e.Value.(*cachedImage)
+		entry := e.Value.(*cachedImage)
+		entry.readers++
+		return entry
 	}
-	entry := &cachedImage{sha256: sha256, size: size}
+	for e := c.recent.Back(); e != nil && c.used+size > c.limit; {
+		older := e.Prev()
+		if e.Value.(*cachedImage).readers == 0 {
+			c.remove(e)
+		}
+		e = older
+	}
+	if c.used+size > c.limit {
+		return nil
+	}
+	entry := &cachedImage{sha256: sha256, size: size, readers: 1}
 	entry.load = sync.OnceValues(func() ([]byte, error) { return readImage(sha256, size, blob) })
 	c.images[sha256] = c.recent.PushFront(entry)
 	c.used += size
-	for c.used > c.limit {
-		c.remove(c.recent.Back())
-	}
 	return entry
 }
 
+func (c *imageCache) leave(entry *cachedImage) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	entry.readers--
+}
+
+// drop forgets an image that could not be loaded.
 func (c *imageCache) drop(entry *cachedImage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -19,26 +19,31 @@ func TestImagesInMemoryAreSharedAndBounded(t *testing.T) {
 	for i := range 10 {
 		digests = append(digests, f.add("bms", fmt.Sprintf("1.%d.0", i), testImage(byte(i), 300)))
 	}
-	open := func(digest string) io.ReadSeeker {
+	open := func(digest string) (io.ReadSeeker, func()) {
 		blob, err := f.Firmware(t.Context(), digest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := c.content(digest, blob)
+		r, done, err := c.content(digest, blob)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return r
+		return r, done
 	}
-	first, again := open(digests[0]).(*imageReader), open(digests[0]).(*imageReader)
-	if &first.image[0] != &again.image[0] {
+	first, done := open(digests[0])
+	again, doneToo := open(digests[0])
+	if &first.(*imageReader).image[0] != &again.(*imageReader).image[0] {
 		t.Error("one image is in memory twice")
 	}
+	done()
+	doneToo()
 	var wg sync.WaitGroup
 	for i := range 100 {
 		wg.Go(func() {
 			digest := digests[i%len(digests)]
-			b, err := io.ReadAll(open(digest))
+			r, done := open(digest)
+			defer done()
+			b, err := io.ReadAll(r)
 			if err != nil || digestHex(b) != digest {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
@@ -50,9 +55,40 @@ func TestImagesInMemoryAreSharedAndBounded(t *testing.T) {
 	}
 	// Too large to be worth the place of many: served from the file.
 	large := f.add("bms", "2.0.0", testImage(99, 501))
-	if _, ok := open(large).(fakeBlob); !ok {
+	if r, _ := open(large); !isFile(r) {
 		t.Error("an image above half of the cache was taken into it")
 	}
+
+	// Readers that never finish hold no more than the limit, and do not keep the others from being served.
+	var slow []func()
+	held := make(map[string]int)
+	for _, digest := range append(digests, digests...) {
+		r, done := open(digest)
+		slow = append(slow, done)
+		if image, ok := r.(*imageReader); ok {
+			held[digest] = len(image.image)
+		} else if b, err := io.ReadAll(r); err != nil || digestHex(b) != digest {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+	}
+	if len(held) != 3 {
+		t.Errorf("%d images of 300 bytes are held in a cache of 1000", len(held))
+	}
+	for _, done := range slow {
+		done()
+	}
+	for _, digest := range digests {
+		r, done := open(digest)
+		if _, ok := r.(*imageReader); !ok {
+			t.Error("an image that nobody reads keeps its place for ever")
+		}
+		done()
+	}
+}
+
+func isFile(r io.ReadSeeker) bool {
+	_, ok := r.(fakeBlob)
+	return ok
 }
 
 func TestRottenFileIsAFaultAndNotServed(t *testing.T) {

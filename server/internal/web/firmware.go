@@ -137,11 +137,12 @@ func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
 		return
 	}
 	defer blob.Close()
-	content, err := h.images.content(digest, blob)
+	content, done, err := h.images.content(digest, blob)
 	if err != nil {
 		h.fail(w, r, err)
 		return
 	}
+	defer done()
 	header := w.Header()
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("ETag", `"`+digest+`"`)
