@@ -275,13 +275,17 @@ func (a *agent) finishRollback() error {
 	if a.self.leaving < 0 {
 		return nil
 	}
-	if _, err := a.verify(a.self.target); err == nil && !a.self.trial {
-		if err := a.ops.Switch(a.self.target); err == nil || gone(err) {
+	for _, slot := range a.otherSlots() {
+		// The one that verifies is the one that was meant: goBack saw to it that there is no other.
+		if _, err := a.verify(slot); gone(err) {
+			return err
+		} else if err != nil || a.self.trial {
+			continue
+		}
+		if err := a.ops.Switch(slot); err == nil || gone(err) {
 			a.self.restart = err == nil
 			return err
 		}
-	} else if gone(err) {
-		return err
 	}
 	return a.mark(a.self.leaving, noteVoid)
 }

@@ -143,6 +143,11 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 		// Asked here because otaops, as ESP-IDF, answers it by erasing the slot.
 		return slot, protocol.ReasonSecurityFloor, fmt.Errorf("%s is below the floor", slot.Name)
 	}
+	// With three slots and more an image from before the last two may still be there. It goes first: should the power
+	// fail while the records are rewritten, what verifies is what tells the next boot where this one was going.
+	if err := a.unprovenSlots(); err != nil {
+		return slot, protocol.ReasonFlash, err
+	}
 	// The note before the pointer: the other way round, a power cut between the two would come up with the older
 	// image and no word why.
 	if err := a.writeNote(active, note{digest: a.self.sum, cause: protocol.ReasonOperator}); gone(err) {
