@@ -2,11 +2,13 @@ package device
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -21,33 +23,33 @@ import (
 	"bmsota/protocol"
 )
 
+// long widens the sweeps: BMSOTA_POWERCUT=long, as make powercut sets it, tears every operation of every scenario in
+// longTears ways, cuts every operation of the small image twice in all pairs, and takes an hour where the short ones take
+// half a minute. Anything else in the variable fails the tests instead of being taken for short.
+func long(t testing.TB) bool {
+	t.Helper()
+	switch v := os.Getenv("BMSOTA_POWERCUT"); v {
+	case "":
+		return false
+	case "long":
+		return true
+	default:
+		t.Fatalf("BMSOTA_POWERCUT=%s is not known: long, or nothing", v)
+		return false
+	}
+}
+
+// Tears tried of an operation: of one on records, tombstones and the head of a slot, and of any other.
+const (
+	metadataTears, dataTears = 24, 2
+	longTears                = 200
+	longDataTears            = 8
+)
+
 // trace is a whole update, operation by operation: the flash before each of them.
 type trace struct {
 	ops   []norflash.Op
 	forks []*norflash.Flash // forks[i] is the flash before ops[i]; one more at the end
-}
-
-// record runs an update to its end and keeps every state of the flash.
-func record(t *testing.T, l Layout, s *server, mutant agent.Mutant, order string, from *norflash.Flash) *trace {
-	tr := &trace{}
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, l, s, func(c *Config) {
-			c.mutant = mutant
-			if from != nil {
-				c.Flash = &Flash{base: &lockedFlash{flash: from}}
-			}
-		})
-		b.hub.retain(order)
-		b.flash().OnOp(func(op norflash.Op) {
-			tr.ops = append(tr.ops, op)
-			tr.forks = append(tr.forks, b.flash().Clone())
-		})
-		b.on()
-		b.settle(15 * time.Minute)
-		b.off()
-		tr.forks = append(tr.forks, b.flash().Clone())
-	})
-	return tr
 }
 
 // cut is the flash after the power failed in operation i.
@@ -69,14 +71,42 @@ func (tr *trace) cut(i int, how norflash.Cut) *norflash.Flash {
 // sweep is one power-cut sweep.
 type sweep struct {
 	layout       Layout
-	order        string // retained
+	config       func(*Config) // of every board; may be nil
+	order        string        // retained
 	server       func() *server
 	old          []byte
 	next         []byte
 	final        []byte // what the board must run in the end
 	mutant       agent.Mutant
 	metadataOnly bool
+	tears        int // of an operation on metadata; 0: metadataTears
 	trouble      func(string)
+}
+
+// record runs the order to its end and keeps every state of the flash. It starts from a new board unless from is given.
+func (sw *sweep) record(t *testing.T, from *norflash.Flash) *trace {
+	tr := &trace{}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, sw.layout, sw.server(), func(c *Config) {
+			c.mutant = sw.mutant
+			if from != nil {
+				c.Flash = &Flash{base: &lockedFlash{flash: from}}
+			}
+			if sw.config != nil {
+				sw.config(c)
+			}
+		})
+		b.hub.retain(sw.order)
+		b.flash().OnOp(func(op norflash.Op) {
+			tr.ops = append(tr.ops, op)
+			tr.forks = append(tr.forks, b.flash().Clone())
+		})
+		b.on()
+		b.settle(15 * time.Minute)
+		b.off()
+		tr.forks = append(tr.forks, b.flash().Clone())
+	})
+	return tr
 }
 
 // rest switches the board on with the order still retained and lets it run to rest. It returns what is wrong.
@@ -88,6 +118,9 @@ func (sw *sweep) rest(f *norflash.Flash) (problem string) {
 	atRest := make(chan struct{}, 1)
 	cfg := Config{Flash: &Flash{base: &lockedFlash{flash: f}}, Seed: 7, Transport: b.server, newLink: b.hub.link, strict: true, mutant: sw.mutant}
 	var board *Board
+	if sw.config != nil {
+		sw.config(&cfg)
+	}
 	boots := 0
 	cfg.OnBoot = func(p string, _ ResetReason) {
 		boots++
@@ -118,7 +151,9 @@ func (sw *sweep) rest(f *norflash.Flash) (problem string) {
 	select {
 	case <-atRest:
 	case <-time.After(2 * time.Hour):
-		problem = "no end: " + b.hub.phases()
+		if problem = "no end: " + b.hub.phases(); len(problem) > 600 {
+			problem = problem[:300] + " ... " + problem[len(problem)-300:]
+		}
 	case err := <-done:
 		if problem == "" {
 			problem = fmt.Sprint("stopped: ", err)
@@ -143,8 +178,7 @@ func (sw *sweep) rest(f *norflash.Flash) (problem string) {
 
 // judge looks at what boots: one of the two images, whole.
 func (sw *sweep) judge(f *norflash.Flash, booted string) string {
-	table := parttable.Default()
-	p, ok := table.Find(booted)
+	p, ok := sw.layout.Table.Find(booted)
 	if !ok {
 		return "boots " + booted
 	}
@@ -156,7 +190,7 @@ func (sw *sweep) judge(f *norflash.Flash, booted string) string {
 
 // zombies finds slots that boot without being one that a record vouches for: invariant I2.
 func (sw *sweep) zombies(f *norflash.Flash) string {
-	table := parttable.Default()
+	table := sw.layout.Table
 	data, _ := table.OTAData()
 	raw := make([]byte, data.Size)
 	f.ReadAt(raw, int64(data.Offset))
@@ -164,9 +198,10 @@ func (sw *sweep) zombies(f *norflash.Flash) string {
 	if err != nil {
 		return err.Error()
 	}
-	for i, p := range table.Slots() {
+	slots := table.Slots()
+	for i, p := range slots {
 		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: appimage.ESP32, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
-		if err == nil && !recs[0].Names(i, 2) && !recs[1].Names(i, 2) {
+		if err == nil && !recs[0].Names(i, len(slots)) && !recs[1].Names(i, len(slots)) {
 			return p.Name + " boots and no record vouches for it"
 		}
 	}
@@ -199,72 +234,127 @@ func newBeforeBytes(tr *trace, next []byte) string {
 	return ""
 }
 
-// run cuts every operation of tr in every way. It returns the number of states, and of those that differ.
-func (sw *sweep) run(t *testing.T, tr *trace) (states, distinct, bad int) {
-	type job struct {
-		op  int
-		how string
-		f   *norflash.Flash
-	}
-	jobs := make(chan job, 64)
-	var mu sync.Mutex
-	var wg sync.WaitGroup
+// crew judges states, each content once, on all processors.
+type crew struct {
+	sw   *sweep
+	jobs chan state
+	wg   sync.WaitGroup
+	seen map[[32]byte]bool
+
+	states   int // tried, and of those how many differ
+	distinct int
+
+	mu  sync.Mutex
+	bad int
+}
+
+type state struct {
+	what string
+	f    *norflash.Flash
+}
+
+func (sw *sweep) crew(t *testing.T) *crew {
+	c := &crew{sw: sw, jobs: make(chan state, 64), seen: map[[32]byte]bool{}}
 	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
-			for j := range jobs {
+		c.wg.Go(func() {
+			for j := range c.jobs {
 				synctest.Test(t, func(t *testing.T) {
 					if problem := sw.rest(j.f); problem != "" {
-						mu.Lock()
-						defer mu.Unlock()
-						if bad++; bad <= 5 && sw.trouble != nil {
-							sw.trouble(fmt.Sprintf("power cut %s operation %d (%v at 0x%x): %s", j.how, j.op, tr.ops[j.op].Kind, tr.ops[j.op].Off, problem))
+						c.mu.Lock()
+						defer c.mu.Unlock()
+						if c.bad++; c.bad <= 5 && sw.trouble != nil {
+							sw.trouble(j.what + ": " + problem)
 						}
 					}
 				})
 			}
 		})
 	}
-	seen := map[[32]byte]bool{}
-	try := func(op int, how string, f *norflash.Flash) {
-		states++
-		if sum := content(f); !seen[sum] {
-			seen[sum] = true
-			distinct++
-			jobs <- job{op, how, f}
-		}
-	}
-	for i, op := range tr.ops {
-		// Records, tombstone, and what a slot begins with: few operations, and everything hangs on them.
-		const slot1 = 0x1A0000
-		metadata := op.Off < 0x20000 || op.Off >= slot1 && op.Off < slot1+0x80
-		if sw.metadataOnly && !metadata {
-			continue
-		}
-		torn := 2
-		if metadata {
-			torn = 24
-		}
-		try(i, "before", tr.cut(i, norflash.Before))
-		for seed := range uint64(torn) {
-			try(i, fmt.Sprintf("torn by %d in", seed), tr.cut(i, norflash.Torn(seed)))
-		}
-		try(i, "after", tr.cut(i, norflash.After))
-	}
-	close(jobs)
-	wg.Wait()
-	return states, distinct, bad
+	return c
 }
 
-// content is the digest of what may differ in a sweep: records and slots, not the storage.
-func content(f *norflash.Flash) [32]byte {
-	h := sha256.New()
-	var b [norflash.SectorSize]byte
-	for off := int64(0x10000); off < 0x320000; off += norflash.SectorSize {
-		if (off >= 0x12000 && off < 0x20000) || (off >= 0x34000 && off < 0x1A0000) || off >= 0x1B4000 {
+// try judges a state, and says whether it was new.
+func (c *crew) try(what string, f *norflash.Flash) bool {
+	c.states++
+	sum := c.sw.content(f)
+	if c.seen[sum] {
+		return false
+	}
+	c.seen[sum] = true
+	c.distinct++
+	c.jobs <- state{what, f}
+	return true
+}
+
+func (c *crew) finish() {
+	close(c.jobs)
+	c.wg.Wait()
+}
+
+// metadata says whether everything hangs on the operation: on records, eFuses, tombstones and what a slot begins with.
+func (sw *sweep) metadata(op norflash.Op) bool {
+	if op.Off < 0x9000 {
+		return true
+	}
+	for _, p := range sw.layout.Table {
+		start := int64(p.Offset)
+		switch {
+		case op.Off < start || op.Off >= int64(p.End()):
+		case p.Type == parttable.TypeApp:
+			return op.Off < start+0x80
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// cuts calls try with every state that a power cut in operation i can leave, as far as tears go.
+func (tr *trace) cuts(i, tears int, try func(what string, f *norflash.Flash)) {
+	at := fmt.Sprintf("operation %d (%v at 0x%x)", i+1, tr.ops[i].Kind, tr.ops[i].Off)
+	try("cut before "+at, tr.cut(i, norflash.Before))
+	for seed := range uint64(tears) {
+		try(fmt.Sprintf("cut torn by %d in %s", seed, at), tr.cut(i, norflash.Torn(seed)))
+	}
+	try("cut after "+at, tr.cut(i, norflash.After))
+}
+
+// run cuts every operation of tr in every way. It returns the number of states, and of those that differ.
+func (sw *sweep) run(t *testing.T, tr *trace) (states, distinct, bad int) {
+	c := sw.crew(t)
+	onMetadata, onData := cmp.Or(sw.tears, metadataTears), dataTears
+	if long(t) {
+		onMetadata, onData = max(onMetadata, longTears), longDataTears
+	}
+	for i, op := range tr.ops {
+		metadata := sw.metadata(op)
+		tears := onData
+		if metadata {
+			tears = onMetadata
+		} else if sw.metadataOnly {
 			continue
 		}
-		f.ReadAt(b[:], off)
-		h.Write(b[:])
+		tr.cuts(i, tears, func(what string, f *norflash.Flash) { c.try(what, f) })
+	}
+	c.finish()
+	return c.states, c.distinct, c.bad
+}
+
+// content is the digest of what may differ in a sweep: eFuses, records and slots, not the storage.
+func (sw *sweep) content(f *norflash.Flash) [32]byte {
+	h := sha256.New()
+	var b [norflash.SectorSize]byte
+	add := func(off, length int64) {
+		for end := off + length; off < end; off += norflash.SectorSize {
+			f.ReadAt(b[:], off)
+			h.Write(b[:])
+		}
+	}
+	add(fuseOffset, norflash.SectorSize)
+	data, _ := sw.layout.Table.OTAData()
+	add(int64(data.Offset), int64(data.Size))
+	for _, p := range sw.layout.Table.Slots() {
+		add(int64(p.Offset), int64(max(len(sw.old), len(sw.next)))+2*norflash.SectorSize)
 	}
 	return [32]byte(h.Sum(nil))
 }
@@ -283,7 +373,7 @@ func sweepBy(t *testing.T, key *ecdsa.PrivateKey, next []byte, final func(old, n
 	l.Table[5].Size = 64 << 10 // every boot reads the storage partition; the sweep boots ten thousand times
 	sw := &sweep{order: `{"action":"update"}`, layout: l, old: old, next: next, final: final(old, next), mutant: mutant,
 		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
-	return sw, record(t, sw.layout, sw.server(), mutant, sw.order, nil)
+	return sw, sw.record(t, nil)
 }
 
 func toNew(_, next []byte) []byte { return next }
@@ -306,7 +396,7 @@ func (sw *sweep) report(t *testing.T, tr *trace) {
 	t.Helper()
 	began := time.Now()
 	states, distinct, bad := sw.run(t, tr)
-	t.Logf("%d operations, %d states (%d distinct), %d bad, %v", len(tr.ops), states, distinct, bad, time.Since(began).Round(time.Millisecond))
+	t.Logf("power cuts: %s: %d operations, %d states (%d distinct), %d bad, %v", t.Name(), len(tr.ops), states, distinct, bad, time.Since(began).Round(time.Millisecond))
 }
 
 // TestPowerCutSweepOfAFailedTrial does the same to updates that are undone: the board ends on the old image, the
@@ -331,7 +421,7 @@ func TestPowerCutSweepOfARollback(t *testing.T) {
 	sw, tr := sweepOf(t, image(t, "1.1.0"), toOld, agent.MutantNone)
 	updated := tr.forks[len(tr.forks)-1]
 	sw.order = `{"action":"rollback","version":"1.0.0"}`
-	tr = record(t, sw.layout, sw.server(), sw.mutant, sw.order, updated)
+	tr = sw.record(t, updated)
 	if len(tr.ops) < 8 {
 		t.Errorf("only %d operations were recorded", len(tr.ops))
 	}
@@ -346,7 +436,7 @@ func TestPowerCutSweepOfTheUpdateAfterARollback(t *testing.T) {
 	undone := tr.forks[len(tr.forks)-1]
 	sw, _ := sweepBy(t, key, image(t, "1.1.0"), toNew, agent.MutantNone)
 	sw.metadataOnly = true
-	tr = record(t, sw.layout, sw.server(), sw.mutant, sw.order, undone)
+	tr = sw.record(t, undone)
 	if len(tr.ops) < 1000 {
 		t.Errorf("only %d operations were recorded", len(tr.ops))
 	}
@@ -360,7 +450,7 @@ func TestPowerCutSweepOfMendingRecords(t *testing.T) {
 	damaged := tr.forks[len(tr.forks)-1].Clone()
 	put(t, damaged, 0x1A0000+30<<10, []byte{1, 2, 3})
 	sw.metadataOnly = true
-	sw.report(t, record(t, sw.layout, sw.server(), sw.mutant, sw.order, damaged))
+	sw.report(t, sw.record(t, damaged))
 }
 
 // TestResetsAtEveryStepOfAnUpdate resets the board, in every way there is, at its n-th status.
