@@ -56,27 +56,28 @@ func TestPowerCutSweepOfOtherLayouts(t *testing.T) {
 	}
 }
 
-// TestPowerCutSweepOfARollbackPastAnOlderImage: three slots, a release in each, and back by one.
+// TestPowerCutSweepOfARollbackPastAnOlderImage: three slots, a release in each, and back by one in the same boot.
 func TestPowerCutSweepOfARollbackPastAnOlderImage(t *testing.T) {
 	sw, _ := in(t, threeSlots, image(t, "1.2.0"), toNew)
-	before := image(t, "1.1.0")
-	var third *norflash.Flash
+	before, tr := image(t, "1.1.0"), &trace{}
+	sw.layout.OTAConfig = fmt.Appendf(nil, otaConfig, "")
+	sw.old, sw.final = before, before
+	sw.order = `{"action":"rollback","version":"1.1.0"}`
 	synctest.Test(t, func(t *testing.T) {
-		l := sw.layout
-		l.OTAConfig = fmt.Appendf(nil, otaConfig, "")
-		b := newBench(t, l, &server{files: map[string][]byte{}})
+		b := newBench(t, sw.layout, &server{files: map[string][]byte{}})
 		b.on()
 		b.settle(5 * time.Second)
 		b.offer(before, update)
 		b.offer(sw.next, update)
 		b.wantRunning(sw.next)
+		tr.of(b.flash())
+		b.hub.order(sw.order)
+		b.settle(5 * time.Minute)
 		b.off()
-		third = b.flash().Clone()
+		b.wantRunning(before)
+		tr.forks = append(tr.forks, b.flash().Clone())
 	})
-	sw.layout.OTAConfig = fmt.Appendf(nil, otaConfig, "")
-	sw.old, sw.final = before, before
-	sw.order = `{"action":"rollback","version":"1.1.0"}`
-	sw.report(t, sw.record(t, third))
+	sw.report(t, tr)
 }
 
 // TestPowerCutSweepOfTheSecurityFloor: VALID first, then the eFuse. A cut between the two must not leave a board whose

@@ -52,6 +52,14 @@ type trace struct {
 	forks []*norflash.Flash // forks[i] is the flash before ops[i]; one more at the end
 }
 
+// of makes tr see the operations of f from now on.
+func (tr *trace) of(f *norflash.Flash) {
+	f.OnOp(func(op norflash.Op) {
+		tr.ops = append(tr.ops, op)
+		tr.forks = append(tr.forks, f.Clone())
+	})
+}
+
 // cut is the flash after the power failed in operation i.
 func (tr *trace) cut(i int, how norflash.Cut) *norflash.Flash {
 	f, op := tr.forks[i].Clone(), tr.ops[i]
@@ -97,10 +105,7 @@ func (sw *sweep) record(t *testing.T, from *norflash.Flash) *trace {
 			}
 		})
 		b.hub.retain(sw.order)
-		b.flash().OnOp(func(op norflash.Op) {
-			tr.ops = append(tr.ops, op)
-			tr.forks = append(tr.forks, b.flash().Clone())
-		})
+		tr.of(b.flash())
 		b.on()
 		b.settle(15 * time.Minute)
 		b.off()
