@@ -2,6 +2,9 @@ package device
 
 import (
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -398,6 +401,33 @@ func TestBrownoutAndPowerLossInATrial(t *testing.T) {
 				t.Errorf("%s: rolled back because of %q, runs %s: %s", c.reset, got, b.hub.last().CurrentVersion, b.hub.phases())
 			}
 		})
+	}
+}
+
+// TestNothingButTestsSetsAMutant reads every Go file that can: agent is internal to device.
+func TestNothingButTestsSetsAMutant(t *testing.T) {
+	files := 0
+	err := fs.WalkDir(os.DirFS("."), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "internal/agent/") {
+			return err
+		}
+		src, err := os.ReadFile(filepath.FromSlash(path))
+		if err != nil {
+			return err
+		}
+		files++
+		// The board hands on the field that only a test can have set, and that is all.
+		text := strings.Replace(string(src), "Mutant: b.cfg.mutant,", "", 1)
+		if path == "board.go" {
+			text = strings.Replace(text, "mutant  agent.Mutant\n", "", 1)
+		}
+		if strings.Contains(strings.ToLower(text), "mutant") {
+			t.Errorf("%s knows of mutants", path)
+		}
+		return nil
+	})
+	if err != nil || files < 10 {
+		t.Errorf("%d files read: %v", files, err)
 	}
 }
 

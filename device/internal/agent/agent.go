@@ -81,20 +81,8 @@ type Config struct {
 	Log      *slog.Logger
 	OnStatus func(protocol.Status) // sees every status, also those said without a session; must not block
 	Strict   bool                  // a phase out of order panics
-	Mutant   Mutant                // for tests only
+	Mutant   Mutant                // for tests only, see mutant.go
 }
-
-// Mutant switches one protection off, for the tests that have to notice it.
-type Mutant string
-
-// The mutants.
-const (
-	MutantNone           Mutant = ""
-	MutantSkipReadBack   Mutant = "skip read-back"   // trust what was received
-	MutantSwitchFirst    Mutant = "switch first"     // pointer before bytes
-	MutantKeepFailedSlot Mutant = "keep failed slot" // report, and leave the failed image bootable
-	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
-)
 
 const eventQueue = 16
 

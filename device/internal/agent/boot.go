@@ -316,7 +316,7 @@ func (a *agent) bury(i int, r otadata.Record, slot parttable.Partition, n note, 
 			a.log.Warn("note of a failed slot not written", "slot", slot.Name, "err", err)
 		}
 	}
-	if a.env.Mutant == MutantKeepFailedSlot {
+	if a.without(MutantKeepFailedSlot) {
 		a.self.rolledBack = &rollback{digest: digestText(n.digest), cause: n.cause, slot: slot}
 		a.self.buried = append(a.self.buried, digestText(n.digest))
 		return nil
@@ -349,7 +349,7 @@ func (a *agent) unprovenSlots() error {
 	}
 	slots := a.env.Table.Slots()
 	for i, slot := range slots {
-		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial || a.self.restart || a.env.Mutant == MutantKeepFailedSlot {
+		if slot == a.env.Running || !a.env.Running.IsOTA() || a.self.trial || a.self.restart || a.without(MutantKeepFailedSlot) {
 			continue
 		}
 		if recs[0].Names(i, len(slots)) || recs[1].Names(i, len(slots)) {

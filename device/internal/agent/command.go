@@ -168,7 +168,7 @@ func (a *agent) settle() error {
 	switch {
 	case rb.noted:
 		err = a.mark(rb.record, noteTold)
-	case a.env.Mutant != MutantKeepFailedSlot:
+	default:
 		err = a.ops.AckTombstone(rb.slot)
 	}
 	if gone(err) {

@@ -7,6 +7,23 @@ import (
 	"bmsota/esp/parttable"
 )
 
+// Mutant switches one protection off, for the tests of package device that have to notice it. No user can set one:
+// device.Config has no exported field for it, and TestNothingButTestsSetsAMutant watches over the rest of device.
+// Whatever a mutant does differently stands behind a.without.
+type Mutant string
+
+// The mutants.
+const (
+	MutantNone           Mutant = ""
+	MutantSkipReadBack   Mutant = "skip read-back"   // trust what was received
+	MutantSwitchFirst    Mutant = "switch first"     // pointer before bytes
+	MutantKeepFailedSlot Mutant = "keep failed slot" // report, and leave the failed image bootable
+	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
+)
+
+// without says whether the protection is off.
+func (a *agent) without(m Mutant) bool { return a.env.Mutant == m }
+
 // mutantSwitch is MutantSwitchFirst: the record before the bytes, with the check that ESP-IDF makes switched off.
 func (a *agent) mutantSwitch() error {
 	blind := a.env.Ops

@@ -39,7 +39,7 @@ func (h *health) broker() bool {
 // the bootloader ends it.
 func (a *agent) trial(ctx context.Context) outcome {
 	limits := a.cfg.ota.Health.WithDefaults()
-	if a.env.Mutant == MutantConfirmFirst {
+	if a.without(MutantConfirmFirst) {
 		return outcome{err: a.confirm()}
 	}
 	probe, stop := context.WithCancel(ctx)

@@ -138,7 +138,7 @@ func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
 // the new image once, on trial.
 func (a *agent) install(ctx context.Context, o offer) *fault {
 	slot := a.self.target
-	if a.env.Mutant == MutantSwitchFirst {
+	if a.without(MutantSwitchFirst) {
 		if err := a.mutantSwitch(); err != nil {
 			return flashFault(err)
 		}
@@ -189,14 +189,14 @@ func (a *agent) prove(o offer, size int64) *fault {
 	if err != nil {
 		return flashFault(err)
 	}
-	if o.SHA256 != "" && digestText(sum) != o.SHA256 && a.env.Mutant != MutantSkipReadBack {
+	if o.SHA256 != "" && digestText(sum) != o.SHA256 && !a.without(MutantSkipReadBack) {
 		return failed(protocol.ReasonDigestMismatch, "flash holds %s, promised is %s", digestText(sum), o.SHA256)
 	}
 	img, err := a.verify(slot)
 	switch {
 	case err != nil:
 		return failed(protocol.ReasonImageInvalid, "%w", err)
-	case appimage.FileLength(r, r.Size(), img) != size && a.env.Mutant != MutantSkipReadBack:
+	case appimage.FileLength(r, r.Size(), img) != size && !a.without(MutantSkipReadBack):
 		return failed(protocol.ReasonImageInvalid, "the image has %d bytes, the file %d", img.Length, size)
 	case sum == a.self.sum:
 		// Only without a promised digest: it would be installed again at every order.
