@@ -259,6 +259,28 @@ func (l *hubLink) Publish(_ context.Context, payload []byte, _ byte) error {
 	return nil
 }
 
+// drop ends every session, and up brings them back with what is retained.
+func (h *hub) drop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.acks = false
+	for _, e := range h.live {
+		e.Down(errors.New("broker gone"))
+	}
+}
+
+func (h *hub) up() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.acks = true
+	for _, e := range h.live {
+		e.Up()
+		if kept := h.retained[protocol.Topics{}.CommandAll()]; kept != nil {
+			e.Command(kept, true)
+		}
+	}
+}
+
 // order publishes a command to every board, live.
 func (h *hub) order(payload string) {
 	h.mu.Lock()

@@ -51,6 +51,7 @@ func newDownload(a *agent, o offer, slot parttable.Partition) *download {
 func (d *download) run(ctx context.Context) *fault {
 	release := d.a.heap.use(heapDownload)
 	defer release()
+	defer d.a.rep.pulse()()
 	if err := d.scan(); err != nil {
 		return flashFault(err)
 	}

@@ -114,6 +114,37 @@ func (r *reporter) progress(done, total int64, retries int) {
 	r.enqueue(r.stamp(r.cur))
 }
 
+// pulse says the progress of a download in time also where no bytes come: on a line where one sector takes longer, and
+// while the server is away. It ends when the function it returns is called.
+func (r *reporter) pulse() (stop func()) {
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() {
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				r.overdue()
+			}
+		}
+	})
+	return func() {
+		close(done)
+		wg.Wait()
+	}
+}
+
+func (r *reporter) overdue() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.lastSaid) >= progressTime {
+		r.enqueue(r.stamp(r.cur))
+	}
+}
+
 func abs(n int) int { return max(n, -n) }
 
 // answer refuses a command: the phase stays, the reason is the command's and not the board's. Beyond one a second
