@@ -102,10 +102,9 @@ func healthy(ts *testscript.TestScript, p *process) error {
 
 // boardOptions are those of boardfiles and board.
 type boardOptions struct {
-	id, token, url, ca, caText, key, broker, version, username, prefix string
-	skip, noRollback                                                   bool
-	deadline, frames, timeout                                          int
-	image, partitions                                                  string
+	id, token, url, ca, key, broker, version, username, image string
+	skip, noRollback                                          bool
+	deadline, frames, timeout                                 int
 }
 
 func (o *boardOptions) flags(name string) *flag.FlagSet {
