@@ -19,7 +19,7 @@ func in(t *testing.T, table string, next []byte, final func(old, next []byte) []
 	f := release(t, next, key)
 	l := layout(old, trusting(t, key))
 	l.Table = tableOf(t, table)
-	sw := &sweep{order: update, layout: l, old: old, next: next, final: final(old, next), metadataOnly: true,
+	sw := &sweep{order: update, layout: l, old: old, next: next, final: final(old, next), metadataOnly: true, tears: 10,
 		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
 	return sw, sw.record(t, nil)
 }
