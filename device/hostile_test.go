@@ -5,8 +5,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"runtime"
 	"strings"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"bmsota/esp/appimage"
+	"bmsota/esp/otadata"
 	"bmsota/esp/secureboot"
 	"bmsota/protocol"
 )
@@ -216,5 +220,67 @@ func TestMemoryOfAnUpdateDoesNotGrowWithTheImage(t *testing.T) {
 	t.Logf("an update of 64 KiB allocates %d KiB, one of 1.5 MiB %d KiB", small>>10, large>>10)
 	if large > small+512<<10 {
 		t.Errorf("an image of 1.5 MiB costs %d bytes, one of 64 KiB %d", large, small)
+	}
+}
+
+// TestAnyRecordsAndSlotsLeadToTheNextRelease: whatever two records, notes and slots hold, as long as one slot boots the
+// board comes up, and the order it is given is carried out.
+func TestAnyRecordsAndSlotsLeadToTheNextRelease(t *testing.T) {
+	runs := uint64(400)
+	if long(t) {
+		runs = 50_000
+	}
+	small := func(o *appimage.BuildOptions) { o.Size = 8 << 10 }
+	slots := [][]byte{image(t, "1.0.0", small), image(t, "1.1.0", small)}
+	next := image(t, "1.2.0", small)
+	f := release(t, next, nil)
+	states := []otadata.State{otadata.New, otadata.PendingVerify, otadata.Valid, otadata.Invalid, otadata.Aborted, otadata.Undefined, 0x12345678}
+	for seed := range runs {
+		synctest.Test(t, func(t *testing.T) {
+			r := mathrand.New(mathrand.NewPCG(seed, 3))
+			table := factoryTable
+			if r.IntN(2) == 0 {
+				table = threeSlots
+			}
+			l := layout(image(t, "0.9.0", small), "")
+			l.Table = tableOf(t, table)
+			b := newBench(t, l, serve(t, f, next))
+			for i := range 2 {
+				sector := bytes.Repeat([]byte{0xFF}, 4096)
+				if r.IntN(8) > 0 {
+					seq := uint32(r.IntN(8))
+					if r.IntN(10) == 0 {
+						seq = r.Uint32() >> r.IntN(32)
+					}
+					rec := otadata.NewRecord(seq, states[r.IntN(len(states))])
+					if r.IntN(8) == 0 {
+						rec.CRC ^= 1 << r.IntN(32)
+					}
+					copy(sector, otadata.AppendRecord(nil, rec))
+				}
+				if r.IntN(3) == 0 {
+					// A note, as package agent writes it.
+					note := append([]byte("bmsnote1"), bytes.Repeat([]byte{byte(r.IntN(3))}, 32)...)
+					note = append(note, []byte(string(protocol.ReasonOperator)+strings.Repeat("\x00", 12))...)
+					note = binary.LittleEndian.AppendUint32(note, crc32.ChecksumIEEE(note))
+					copy(sector[64:], note)
+				}
+				put(t, b.flash(), 0xd000+int64(i)*4096, sector)
+				if r.IntN(4) > 0 {
+					img := bytes.Clone(slots[i])
+					if r.IntN(3) == 0 {
+						img[4096] ^= 1
+					}
+					put(t, b.flash(), 0x110000+int64(i)<<20, img)
+				}
+			}
+			b.hub.retain(update)
+			b.on()
+			b.settle(20 * time.Minute)
+			err := b.off()
+			if last := b.hub.last(); err != nil || last.ImageSHA256 != sha(next) || last.RollbackPending {
+				t.Errorf("seed %d (%v): %v, runs %s: %s %v", seed, l.Table[2].Name, err, last.CurrentVersion, b.hub.phases(), b.boots[:min(len(b.boots), 8)])
+			}
+		})
 	}
 }
