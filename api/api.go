@@ -163,7 +163,9 @@ type MQTT struct {
 	Port   int    `json:"port"`
 	TLS    bool   `json:"tls"`
 	Prefix string `json:"prefix"` // of the topics
-	CAPEM  string `json:"ca_pem"` // what devices need to trust it; empty = public authorities, or no TLS
+	// External is whether the broker is one of yours, and not the server's own.
+	External bool   `json:"external"`
+	CAPEM    string `json:"ca_pem"` // what devices need to trust it; empty = public authorities, or no TLS
 }
 
 // ServerInfo is what a server says of itself.

@@ -22,6 +22,8 @@ func (i ServerInfo) DeviceFiles(device, token, trustedKeyPEM string) (protocol.O
 	if i.MQTT.Prefix != protocol.DefaultPrefix {
 		ota.TopicPrefix = i.MQTT.Prefix
 	}
+	// The embedded broker repeats statuses for the original tool by itself; elsewhere the device has to.
+	ota.OwnTopicOnly = !i.MQTT.External
 	mqtt := protocol.MQTTConfig{
 		BrokerHost: i.MQTT.Host, BrokerPort: i.MQTT.Port, Username: device, Password: token, QoS: 1,
 		TLS: i.MQTT.TLS, CAPEM: i.MQTT.CAPEM,

@@ -60,7 +60,7 @@ type Link struct {
 
 // Report is a status as it came.
 type Report struct {
-	Device   string // from the topic; empty for firmware that names itself nowhere
+	Device   string // from the topic; empty for firmware of the original tool, which names itself nowhere
 	Status   protocol.Status
 	Retained bool  // said before this link was there
 	Err      error // the payload was no status; Status is empty
@@ -157,8 +157,8 @@ func (l *Link) receive(_ mqtt.Client, m mqtt.Message) {
 		return
 	}
 	status, err := protocol.ParseStatus(m.Payload())
-	if device == "" {
-		device = status.DeviceID
+	if device == "" && status.DeviceID != "" {
+		return // the repetition, for the original tool, of what came on the device's own topic
 	}
 	select {
 	case l.statuses <- Report{Device: device, Status: status, Retained: m.Retained(), Err: err}:

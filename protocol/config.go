@@ -38,8 +38,11 @@ type OTAConfig struct {
 	DeviceID      string `json:"device_id,omitempty"`
 	TrustedKeyPEM string `json:"trusted_key_pem,omitempty"` // P-256 public key(s) that sign releases
 	TopicPrefix   string `json:"topic_prefix,omitempty"`
-	Health        Health `json:"health,omitzero"`
-	Gate          Gate   `json:"gate,omitzero"`
+	// OwnTopicOnly keeps statuses to the device's own topic. Without it the device repeats them on the shared one, where
+	// the original tool listens; files that a server makes set it, because its broker does the repeating.
+	OwnTopicOnly bool   `json:"own_topic_only,omitempty"`
+	Health       Health `json:"health,omitzero"`
+	Gate         Gate   `json:"gate,omitzero"`
 }
 
 // Health is what a new image must show before it stays. Zero fields mean the defaults of WithDefaults.
@@ -92,6 +95,7 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	r.text("device_id", MaxDeviceID, &c.DeviceID)
 	r.text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
 	r.text("topic_prefix", 128, &c.TopicPrefix)
+	r.take("own_topic_only", &c.OwnTopicOnly)
 	if sub := r.sub("health"); sub != nil {
 		sub.take("deadline_s", &c.Health.DeadlineS)
 		sub.take("bms_frames", &c.Health.BMSFrames)

@@ -222,7 +222,7 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 		return fmt.Errorf("mqtt.external.url: %w", err)
 	}
 	secure := u.Scheme != "mqtt" && u.Scheme != "tcp"
-	s.mqtt = api.MQTT{Host: u.Hostname(), Port: 1883, TLS: secure, Prefix: s.cfg.MQTT.Prefix}
+	s.mqtt = api.MQTT{Host: u.Hostname(), Port: 1883, TLS: secure, Prefix: s.cfg.MQTT.Prefix, External: true}
 	if secure {
 		s.mqtt.Port = 8883
 	}

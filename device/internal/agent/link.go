@@ -45,6 +45,7 @@ type LinkConfig struct {
 	MQTT     protocol.MQTTConfig
 	Roots    *x509.CertPool // nil is the system's bundle
 	Trust    *Trust
+	Repeat   bool   // statuses on the shared topic as well, for the original tool
 	Will     []byte // retained on the board's own status topic when the session is lost
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	Rand     *rand.Rand
@@ -192,6 +193,10 @@ func (l *mqttLink) Publish(ctx context.Context, payload []byte, qos byte) error 
 	}
 	if err := wait(ctx, client.Publish(l.cfg.Topics.Status(l.cfg.DeviceID), qos, true, payload), ackTimeout); err != nil {
 		return fmt.Errorf("publish status: %w", err)
+	}
+	if l.cfg.Repeat {
+		// Nobody waits for it: what counts is on the board's own topic.
+		client.Publish(l.cfg.Topics.StatusAll(), 0, false, payload)
 	}
 	return nil
 }

@@ -360,6 +360,24 @@ func (e *Embedded) publishWill(c *conn) {
 	if err := e.srv.Publish(will.TopicName, will.Payload, retain, will.FixedHeader.Qos); err != nil {
 		e.noteErr("will not published", err, "device", c.id.Name)
 	}
+	if device != "" {
+		e.repeat(will.Payload)
+	}
+}
+
+// repeat publishes a device's status on the shared topic as well, while somebody listens to just that: the original tool
+// knows no other. Its readers are asked for first, because a repetition for nobody would double the work of every status.
+func (e *Embedded) repeat(payload []byte) {
+	topic := e.cfg.Topics.StatusAll()
+	for _, sub := range e.srv.Topics.Subscribers(topic).Subscriptions {
+		if sub.Filter != topic {
+			continue
+		}
+		if err := e.srv.Publish(topic, payload, false, 0); err != nil {
+			e.noteErr("status not repeated", err)
+		}
+		return
+	}
 }
 
 // close ends what Run left: packets under way first, then everything.

@@ -399,6 +399,8 @@ func (h *hook) status(c *conn, pk packets.Packet, shared bool) (packets.Packet, 
 	}
 	if shared {
 		pk.FixedHeader.Retain = false // it says nothing about whose it is
+	} else {
+		e.repeat(pk.Payload)
 	}
 	pk.Expiry, pk.Properties.MessageExpiryInterval = 0, 0 // the last status stays
 	return pk, nil
