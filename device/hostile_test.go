@@ -195,6 +195,36 @@ func TestBrokerThatComesAndGoesFailsNoUpdate(t *testing.T) {
 	}
 }
 
+// TestSessionThatIsLostAndBackIsBack also for a board that hears of both together, because its machine had no time for it.
+func TestSessionThatIsLostAndBackIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		busy := false
+		b := stand(t, image(t, "1.1.0"), "", protocol.VersionFile{Version: "1.1.0"}, func(c *Config) {
+			c.OnStatus = func(protocol.Status) {
+				if busy {
+					time.Sleep(5 * time.Second)
+				}
+			}
+		})
+		for i := range 20 {
+			busy = true
+			b.hub.order(`{"action":"status"}`)
+			b.settle(time.Second)
+			busy = false
+			b.hub.drop()
+			b.hub.up()
+			b.settle(10 * time.Second)
+			id := fmt.Sprintf("s%d", i)
+			b.hub.order(`{"action":"status","id":"` + id + `"}`)
+			b.settle(time.Second)
+			if last := b.hub.last(); last.CommandID != id {
+				t.Fatalf("session %d: the board is silent", i)
+			}
+		}
+		b.off()
+	})
+}
+
 // TestMemoryOfAnUpdateDoesNotGrowWithTheImage: beside the flash itself.
 func TestMemoryOfAnUpdateDoesNotGrowWithTheImage(t *testing.T) {
 	allocated := func(size int64) (bytes uint64) {

@@ -86,6 +86,12 @@ type Config struct {
 
 const eventQueue = 16
 
+// linkEvent is a session that stands, or one that does not and why.
+type linkEvent struct {
+	up  bool
+	err error
+}
+
 type command struct {
 	payload  []byte
 	retained bool
@@ -106,8 +112,7 @@ type agent struct {
 	rep  *reporter
 	web  *web // nil when the configuration names no server
 
-	ups    chan struct{}
-	downs  chan error
+	links  chan linkEvent // one channel: the order of up and down is what they mean
 	cmds   chan command
 	acks   chan protocol.Status
 	health *health
@@ -172,9 +177,9 @@ func newAgent(cfg Config) *agent {
 	}
 	a := &agent{
 		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1),
-		heap: &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
-		ups:  make(chan struct{}, eventQueue), downs: make(chan error, eventQueue),
-		cmds: make(chan command, eventQueue), acks: make(chan protocol.Status, eventQueue),
+		heap:  &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
+		links: make(chan linkEvent, eventQueue),
+		cmds:  make(chan command, eventQueue), acks: make(chan protocol.Status, eventQueue),
 	}
 	a.health = &health{acked: make(chan struct{})}
 	return a
@@ -187,8 +192,8 @@ func newRand(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed,
 func (a *agent) linkEvents(ctx context.Context) LinkEvents {
 	return LinkEvents{
 		Reached: func() { a.health.network.Store(true) },
-		Up:      func() { send(ctx, a.ups, struct{}{}) },
-		Down:    func(err error) { send(ctx, a.downs, err) },
+		Up:      func() { send(ctx, a.links, linkEvent{up: true}) },
+		Down:    func(err error) { send(ctx, a.links, linkEvent{err: err}) },
 		Command: func(payload []byte, retained bool) {
 			if len(payload) == 0 {
 				return // the broker was told to forget what it retained
@@ -228,13 +233,15 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 				}
 			}
 			return Stopped, nil
-		case <-a.ups:
+		case l := <-a.links:
+			release()
+			if !l.up {
+				a.rep.disconnected()
+				a.log.Info("no session with the broker", "err", l.err)
+				continue
+			}
 			release = a.heap.use(heapMQTT)
 			a.rep.connected()
-		case err := <-a.downs:
-			release()
-			a.rep.disconnected()
-			a.log.Info("no session with the broker", "err", err)
 		case s := <-a.acks:
 			if err := a.acked(s); err != nil {
 				return Halted, err
