@@ -1,9 +1,13 @@
 package fleet_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,6 +194,30 @@ func TestRestartDoesNotShowDevicesOfAnotherBrokerAsGone(t *testing.T) {
 				hear(t, f, "d1", status("b", 1, protocol.PhaseOffline)) // its will
 			}
 			stop()
+		}
+	})
+}
+
+// TestBrokerThatIsAwayIsOneLineAPass: not one for each of the devices that wait for it.
+func TestBrokerThatIsAwayIsOneLineAPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer // written by Run's goroutine only, read when it is blocked
+		f, out := newFleet(t, fleet.Config{Log: slog.New(slog.NewTextHandler(&text, nil))}), newOutbox()
+		stop := start(t, f, out)
+		defer stop()
+		synctest.Wait()
+		for n := range 100 {
+			id := fmt.Sprintf("d%d", n)
+			hear(t, f, id, status("b", 1, protocol.PhaseIdle))
+			hear(t, f, id, protocol.Status{Phase: protocol.PhaseOffline})
+		}
+		out.setBroken(errors.New("broker is down"))
+		order(t, f, "", `{"action":"update"}`)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		lines := strings.Count(text.String(), "\n")
+		if lines < 2 || lines > 10 || !strings.Contains(text.String(), "broker is down") || !strings.Contains(text.String(), "devices=100") {
+			t.Errorf("%d lines in a minute:\n%.500s", lines, text.String())
 		}
 	})
 }

@@ -96,6 +96,11 @@ type loop struct {
 	fleet *Fleet
 	out   Commander
 	sent  map[string]sending // by device: what this process last sent there, or cleared for
+
+	// Of the present pass: how many devices the broker could not be told about, and why the last of them. A broker that
+	// is away is one line in the log then and not one for each device.
+	failed   int
+	failedBy error
 }
 
 type sending struct {
@@ -125,6 +130,15 @@ func (l *loop) logged(ctx context.Context, what string, do func(context.Context)
 	if err := do(ctx); err != nil && ctx.Err() == nil {
 		l.fleet.cfg.Log.Error(what, "err", err)
 	}
+	if l.failed > 0 && ctx.Err() == nil {
+		l.fleet.cfg.Log.Warn("commands wait for the broker", "devices", l.failed, "err", l.failedBy)
+	}
+	l.failed, l.failedBy = 0, nil
+}
+
+func (l *loop) failure(what, device string, err error) {
+	l.failed++
+	l.failedBy = fmt.Errorf("%s %s: %w", what, device, err)
 }
 
 // first sends everything open, and takes back what the last process may have left retained: the command of an attempt
@@ -265,7 +279,7 @@ func (l *loop) tend(ctx context.Context, j job) {
 		}
 		cmd := protocol.Command{Action: a.Action, Force: a.Force, ID: a.CommandID, Version: a.Version, ExpiresAt: a.ExpiresAt}
 		if err := l.out.Send(ctx, id, cmd); err != nil {
-			l.fleet.cfg.Log.Warn("send command", "device", id, "attempt", a.ID, "err", err)
+			l.failure("send command to", id, err)
 			return // the next pass tries again
 		}
 		next := sending{attempt: a.ID, at: now, wait: patience}
@@ -298,7 +312,7 @@ func due(d Device, a *Attempt, last sending, same, sent bool, now time.Time) boo
 
 func (l *loop) clear(ctx context.Context, device string) (done bool) {
 	if err := l.out.Clear(ctx, device); err != nil {
-		l.fleet.cfg.Log.Warn("take back command", "device", device, "err", err)
+		l.failure("take back command of", device, err)
 		l.fleet.later(device)
 		return false
 	}
