@@ -31,7 +31,8 @@ type Handler interface {
 	Authenticate(ctx context.Context, name, secret string) (fleet.Identity, error)
 	// Fold applies a status and returns after it is durable. shared: it came on the topic without a device id.
 	Fold(ctx context.Context, device string, shared bool, payload []byte) error
-	// Order takes a command that an operator published and returns the payload to send on.
+	// Order takes a command that an operator published and returns the payload to send on. An empty retained payload
+	// takes back the command of that topic.
 	Order(ctx context.Context, by fleet.Identity, device string, retained bool, payload []byte) ([]byte, error)
 	// Connected and Disconnected tell of a device's sessions: of the first that begins and of the last that ends. For
 	// one device they are never called at once, and they come in turn.

@@ -139,6 +139,9 @@ func (f *fakeFleet) Order(_ context.Context, by fleet.Identity, device string, r
 	if f.onOrder != nil {
 		return f.onOrder(payload)
 	}
+	if retained && len(payload) == 0 {
+		return payload, nil
+	}
 	cmd, err := protocol.ParseCommand(payload)
 	if err != nil {
 		return nil, err

@@ -408,9 +408,6 @@ func (h *hook) status(c *conn, pk packets.Packet, shared bool) (packets.Packet, 
 
 func (h *hook) command(cl *mqtt.Client, c *conn, pk packets.Packet, device string) (packets.Packet, error) {
 	e := h.e
-	if len(pk.Payload) == 0 && pk.FixedHeader.Retain {
-		return pk, nil // takes a retained command away
-	}
 	payload, err := order(e.call, e.cfg.Handler, c.id, device, pk.FixedHeader.Retain, pk.Payload)
 	switch judgeCommand(err, pk.Payload) {
 	case dropped:
@@ -433,12 +430,14 @@ func (h *hook) command(cl *mqtt.Client, c *conn, pk packets.Packet, device strin
 // order hands an operator's command to the Handler. A rollback retained for everyone would meet every device that is
 // ever added, so it is refused whatever the Handler thinks.
 func order(call func() (context.Context, context.CancelFunc), h Handler, by fleet.Identity, device string, retained bool, payload []byte) ([]byte, error) {
-	cmd, err := protocol.ParseCommand(payload)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
-	}
-	if retained && device == "" && cmd.Action == protocol.ActionRollback {
-		return nil, fmt.Errorf("%w: a rollback for everyone is not retained", fleet.ErrRefused)
+	if !retained || len(payload) > 0 { // an empty retained payload takes the retained command away
+		cmd, err := protocol.ParseCommand(payload)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
+		}
+		if retained && device == "" && cmd.Action == protocol.ActionRollback {
+			return nil, fmt.Errorf("%w: a rollback for everyone is not retained", fleet.ErrRefused)
+		}
 	}
 	ctx, cancel := call()
 	defer cancel()

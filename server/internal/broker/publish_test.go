@@ -263,7 +263,8 @@ func TestOperatorsCommandGoesThroughTheHandler(t *testing.T) {
 		{"refused", "bms/ota/command/d1", check, false, func([]byte) ([]byte, error) { return nil, fleet.ErrRefused }, "", 1, false, 0x83},
 		{"grown", "bms/ota/command/d1", check, false, func([]byte) ([]byte, error) { return make([]byte, protocol.MaxCommand+1), nil }, "", 1, false, 0x83},
 		{"not stored", "bms/ota/command/d1", check, false, func([]byte) ([]byte, error) { return nil, fleet.ErrStorage }, "", 1, true, 0},
-		{"taken away", "bms/ota/command/d1", "", true, nil, "-", 0, false, 0},
+		{"taken away", "bms/ota/command/d1", "", true, nil, "-", 1, false, 0},
+		{"taken away, not stored", "bms/ota/command/d1", "", true, func([]byte) ([]byte, error) { return nil, fleet.ErrStorage }, "", 1, true, 0},
 		{"empty", "bms/ota/command/d1", "", false, nil, "", 0, false, 0x83},
 	}
 	for _, row := range rows {
@@ -375,6 +376,40 @@ func TestSeedStatusIsWhoLoggedIn(t *testing.T) {
 		}
 		if r.srv.Topics.Retained.Len() != 0 {
 			t.Error("retained")
+		}
+	})
+}
+
+// TestStatusesAreRepeatedForTheOriginalTool: it listens to the shared topic alone. While it does, what devices say on
+// their own topics is said there too, and folded once; while nobody does, everything is said once.
+func TestStatusesAreRepeatedForTheOriginalTool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet("d1")
+		r := start(t, f, nil)
+		all := r.operator()
+		all.subscribed(1, 0, "bms/ota/status/#")
+		c := r.device("d1")
+		say := func(id uint16) {
+			c.send(publish(myStatus, status(protocol.PhaseIdle), 1, true, id))
+			c.recv()
+		}
+		say(2)
+		if pk := all.recv(); pk.TopicName != myStatus {
+			t.Errorf("watcher got %q", pk.TopicName)
+		}
+		all.sync() // and nothing else
+		original := r.must(login{name: "olga", secret: "olga-secret", id: "original", keepalive: 600})
+		original.subscribed(1, 0, "bms/ota/status")
+		say(3)
+		if pk := original.recv(); pk.TopicName != "bms/ota/status" || string(pk.Payload) != status(protocol.PhaseIdle) {
+			t.Errorf("the original tool got %q on %q", pk.Payload, pk.TopicName)
+		}
+		original.sync()
+		if n := f.count("fold d1"); n != 2 {
+			t.Errorf("%d folds of 2 statuses", n)
+		}
+		if _, kept := r.srv.Topics.Retained.Get("bms/ota/status"); kept {
+			t.Error("a repetition is retained")
 		}
 	})
 }

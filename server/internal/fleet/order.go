@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -18,14 +19,15 @@ import (
 //
 // check and status make no rows. An id that a device already has an attempt for changes nothing for that device, so a
 // command delivered twice is one command. A retained rollback that names no version is refused, because it would act at
-// every boot. An empty retained payload is MQTT's way to take a retained message back and is passed on as it is.
+// every boot. An empty retained payload is MQTT's way to take a retained message back and is passed on as it is: on the
+// topic of one device it ends the attempts that the device has not taken up, so that they are not sent again.
 // Errors: ErrDenied, ErrInvalid (not a command), ErrNotFound (no such device), ErrRefused, ErrStorage.
 func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained bool, payload []byte) ([]byte, error) {
 	if err := operator(by); err != nil {
 		return nil, err
 	}
 	if retained && len(payload) == 0 {
-		return payload, nil
+		return payload, f.takeBack(ctx, by, device)
 	}
 	cmd, err := protocol.ParseCommand(payload)
 	if err != nil {
@@ -53,6 +55,25 @@ func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained 
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return out, nil
+}
+
+// takeBack ends the attempts of a device that it has said nothing about yet.
+func (f *Fleet) takeBack(ctx context.Context, by Identity, device string) error {
+	now := f.cfg.Now()
+	var ended int
+	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+		open, err := tx.OpenAttemptsOf(device)
+		if err != nil {
+			return err
+		}
+		open = slices.DeleteFunc(open, func(a Attempt) bool { return a.Phase != "" })
+		ended = len(open)
+		return supersede(tx, open, now, "taken back by "+by.Name)
+	})
+	if err == nil && ended > 0 {
+		f.touch(device) // a pass that had read the row before may be sending it now
+	}
+	return err
 }
 
 // attempts makes the rows of a command. It returns the command with the version of a rollback filled in, where it is
@@ -167,6 +188,10 @@ func endOpen(tx Tx, device string, now time.Time, why string) error {
 	if err != nil {
 		return err
 	}
+	return supersede(tx, open, now, why)
+}
+
+func supersede(tx Tx, open []Attempt, now time.Time, why string) error {
 	for _, a := range open {
 		a.State, a.Message, a.UpdatedAt, a.EndedAt = AttemptSuperseded, why, now, now
 		if err := tx.PutAttempt(a); err != nil {

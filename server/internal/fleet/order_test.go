@@ -224,6 +224,42 @@ func TestOrderMakesRowsBeforeItReturns(t *testing.T) {
 	})
 }
 
+// TestCommandThatIsTakenBackStaysAway: removing the retained message is how MQTT takes a command back, and the server
+// must not bring it again. What a device has begun goes on and is recorded.
+func TestCommandThatIsTakenBackStaysAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, out := newShop(t, fleet.Config{}), newOutbox()
+		stop := start(t, s.Fleet, out)
+		defer stop()
+		synctest.Wait()
+		for _, id := range []string{"waits", "works", "other"} {
+			hear(t, s.Fleet, id, status("b", 1, protocol.PhaseIdle))
+		}
+		c := order(t, s.Fleet, "", `{"action":"update"}`)
+		hear(t, s.Fleet, "works", status("b", 2, protocol.PhaseDownloading), func(s *protocol.Status) { s.CommandID = c.ID })
+		for _, id := range []string{"waits", "works", "unknown"} {
+			if b, err := s.Order(t.Context(), anna, id, true, nil); err != nil || len(b) != 0 {
+				t.Errorf("%s: %q, %v", id, b, err)
+			}
+		}
+		if a := newest(t, s.Fleet, "waits"); a.State != fleet.AttemptSuperseded || a.Message != "taken back by anna" {
+			t.Errorf("taken back: %s, %q", a.State, a.Message)
+		}
+		for _, id := range []string{"works", "other"} {
+			if a := newest(t, s.Fleet, id); a.State != fleet.AttemptOpen {
+				t.Errorf("%s: %s", id, a.State)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		if _, _, sends := out.get("waits"); sends != 0 {
+			t.Errorf("sent %d times after it was taken back", sends)
+		}
+		if _, err := s.Order(t.Context(), fleet.Identity{Name: "waits", Role: fleet.RoleDevice}, "other", true, nil); !errors.Is(err, fleet.ErrDenied) {
+			t.Errorf("a device takes back another's command: %v", err)
+		}
+	})
+}
+
 func TestOrderRefusals(t *testing.T) {
 	f := newFleet(t, fleet.Config{})
 	if _, err := f.Enroll(t.Context(), anna, "d1"); err != nil {
