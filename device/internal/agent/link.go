@@ -195,8 +195,8 @@ func (l *mqttLink) Publish(ctx context.Context, payload []byte, qos byte) error 
 		return fmt.Errorf("publish status: %w", err)
 	}
 	if l.cfg.Repeat {
-		// Nobody waits for it: what counts is on the board's own topic.
-		client.Publish(l.cfg.Topics.StatusAll(), 0, false, payload)
+		// What counts is on the board's own topic, and was acknowledged; this one may be lost.
+		_ = wait(ctx, client.Publish(l.cfg.Topics.StatusAll(), 0, false, payload), ackTimeout)
 	}
 	return nil
 }
