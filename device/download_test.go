@@ -82,6 +82,57 @@ func TestResumeFetchesOnlyWhatIsMissing(t *testing.T) {
 	})
 }
 
+// nginx and Apache name a file by its time and size, so the digest means nothing to them.
+func TestResumeFromAStaticServerUsesItsOwnName(t *testing.T) {
+	for tag, want := range map[string]string{
+		`"4a1-61f0"`:   "[ bytes=65536- bytes=131072- bytes=196608-]",
+		`W/"4a1-61f0"`: "[ bytes=65536- bytes=65536-", // a weak name is no name for a part: each answer is the whole file
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			key := newKey(t)
+			old, next := image(t, "1.0.0"), image(t, "1.1.0", quarterMiB)
+			s := serve(t, release(t, next, key), next)
+			s.etag, s.cut, s.cuts = tag, 100<<10, 3
+			b := newBench(t, layout(old, trusting(t, key)), s)
+			updated(b, 10*time.Minute)
+			b.wantRunning(next)
+			var from []string
+			for _, r := range s.requests {
+				if strings.HasSuffix(r.URL.Path, ".bin") {
+					from = append(from, r.Header.Get("Range"))
+				}
+			}
+			if got := fmt.Sprint(from); !strings.HasPrefix(got, want) {
+				t.Errorf("%s: asked for %s, want %s", tag, got, want)
+			}
+		})
+	}
+}
+
+// A cache that answers a Range with bytes of another file still has the whole of the right one.
+func TestPartOfAnotherFileIsFollowedByTheWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := newKey(t)
+		old, next, other := image(t, "1.0.0"), image(t, "1.1.0", quarterMiB), image(t, "1.0.5", quarterMiB)
+		s := serve(t, release(t, next, key), next)
+		s.cut, s.cuts = 100<<10, 1
+		s.respond = func(r *http.Request, body []byte) *http.Response {
+			if r.Header.Get("Range") == "" {
+				return s.file(r, body)
+			}
+			start := 64 << 10
+			header := http.Header{"Content-Range": {fmt.Sprintf("bytes %d-%d/%d", start, len(body)-1, len(body))}}
+			return reply(r, http.StatusPartialContent, header, bytes.NewReader(other[start:]), int64(len(other)-start))
+		}
+		b := newBench(t, layout(old, trusting(t, key)), s)
+		updated(b, 10*time.Minute)
+		b.wantRunning(next)
+		if got := s.log(".bin"); got != 3 {
+			t.Errorf("%d requests, want 3: cut, part of another, whole", got)
+		}
+	})
+}
+
 func TestResumeAfterARestartTrustsFlashByItsDigestsOnly(t *testing.T) {
 	for _, damage := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -90,6 +90,7 @@ type server struct {
 	requests []*http.Request
 
 	ranges  bool                                              // answers Range
+	etag    string                                            // what files are called; empty: by their digest, as our server does
 	cut     int64                                             // the body of a file ends with an error after this many bytes; 0: never
 	cuts    int                                               // how many bodies are cut; 0: all
 	respond func(r *http.Request, body []byte) *http.Response // instead of all this, for files
@@ -175,8 +176,12 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (s *server) file(r *http.Request, body []byte) *http.Response {
-	code, header := http.StatusOK, http.Header{}
-	if from, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && s.ranges && r.Header.Get("If-Range") == `"`+sha(body)+`"` {
+	tag := `"` + sha(body) + `"`
+	if s.etag != "" {
+		tag = s.etag
+	}
+	code, header := http.StatusOK, http.Header{"Etag": {tag}}
+	if from, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && s.ranges && r.Header.Get("If-Range") == tag {
 		start, err := strconv.Atoi(strings.TrimSuffix(from, "-"))
 		if err != nil || start >= len(body) {
 			return plain(r, http.StatusRequestedRangeNotSatisfiable, nil)

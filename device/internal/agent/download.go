@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"bmsota/device/internal/otaops"
@@ -34,14 +35,17 @@ type download struct {
 	size int64 // -1 while unknown
 
 	begun      bool
-	good       int64 // bytes from the start that are in flash and right; a multiple of a block, or size
-	fromZero   bool  // this server cannot be asked for a part
+	good       int64  // bytes from the start that are in flash and right; a multiple of a block, or size
+	fromZero   bool   // this server cannot be asked for a part
+	partial    bool   // the answer being read is one
+	etag       string // what the server calls the file that flash has the beginning of
 	retries    int
 	mismatches int
 }
 
 func newDownload(a *agent, o offer, slot parttable.Partition) *download {
-	d := &download{a: a, o: o, slot: slot, size: o.Size}
+	// Our server calls a file by its digest. What another calls it is known from its first answer on.
+	d := &download{a: a, o: o, slot: slot, size: o.Size, etag: `"` + o.SHA256 + `"`}
 	if d.size == 0 {
 		d.size = -1
 	}
@@ -116,7 +120,7 @@ func (d *download) try(ctx context.Context) *fault {
 	if start > 0 {
 		// If-Range makes a server that has other bytes by now send all of them instead of the rest (RFC 9110 §13.1.5).
 		header.Set("Range", "bytes="+strconv.FormatInt(start, 10)+"-")
-		header.Set("If-Range", `"`+d.o.SHA256+`"`)
+		header.Set("If-Range", d.etag)
 	}
 	resp, fl := d.a.web.get(ctx, http.MethodGet, d.o.url.String(), header)
 	if fl != nil {
@@ -138,7 +142,11 @@ func (d *download) try(ctx context.Context) *fault {
 	default:
 		return statusFault(resp.Response)
 	}
-	d.fromZero = false
+	d.fromZero, d.partial = false, start > 0
+	// A weak tag must not be used for ranges (RFC 9110 §8.8.3.2), and a long one is not worth its memory.
+	if tag := resp.Header.Get("ETag"); strings.HasPrefix(tag, `"`) && len(tag) <= 128 {
+		d.etag = tag
+	}
 	if fl := d.length(resp.ContentLength, start); fl != nil {
 		return fl
 	}
@@ -162,6 +170,8 @@ func (d *download) length(announced, start int64) *fault {
 // what the server has.
 func (d *download) wrong(reason protocol.Reason, format string, args ...any) *fault {
 	d.mismatches++
+	// A cache that puts together a part of one file and a part of another has the whole of each.
+	d.fromZero = d.fromZero || d.partial
 	fl := again(reason, format, args...)
 	fl.retry = d.mismatches < maxMismatches
 	return fl
