@@ -83,7 +83,8 @@ func (t *Track) Apply(r Report) *Row {
 	}
 	answers := s.CommandID == t.Command.ID
 	row.answered = row.answered || answers && s.CommandID != ""
-	row.moved = row.moved || s.Phase.Updating()
+	// A trial, or a step that names another command, is the story before this one.
+	row.moved = row.moved || s.Phase.Updating() && s.Phase != protocol.PhaseTrial && (answers || s.CommandID == "")
 	row.Started = row.answered || row.moved
 	row.Verdict, row.Reason = t.judge(row, s, answers)
 	return row
@@ -116,14 +117,16 @@ func (t *Track) judge(row *Row, s protocol.Status, answers bool) (Verdict, proto
 	}
 	switch s.Phase {
 	case protocol.PhaseConfirmed:
+		if !row.moved {
+			return Pending, "" // the end of an earlier order: a device takes up the next one after that
+		}
 		return Done, s.Reason
 	case protocol.PhaseRolledBack:
 		if t.Command.Action == protocol.ActionRollback && s.Reason == protocol.ReasonOperator {
 			return Done, s.Reason
 		}
 		if !row.moved {
-			// The end of an earlier order, still being told: a device takes up the next one after that.
-			return Pending, ""
+			return Pending, "" // likewise
 		}
 		return Failed, s.Reason
 	case protocol.PhaseFailed:

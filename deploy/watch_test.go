@@ -31,6 +31,12 @@ func TestTrackEndsWithTheRightVerdict(t *testing.T) {
 		{"refused", protocol.ActionUpdate, []deploy.Report{say("a", "checking", "", id), say("a", "refused", "wrong_chip", id)}, deploy.Refused, "wrong_chip"},
 		{"there already", protocol.ActionUpdate, []deploy.Report{say("a", "checking", "", id), say("a", "idle", "up_to_date", id)}, deploy.Done, "up_to_date"},
 		{"bad command", protocol.ActionUpdate, []deploy.Report{say("a", "idle", "expired_command", id)}, deploy.Refused, "expired_command"},
+		{"sent during the trial of an earlier one", protocol.ActionUpdate, []deploy.Report{
+			say("a", "trial", "", id), say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Pending, ""},
+		{"and taken up after it", protocol.ActionUpdate, []deploy.Report{
+			say("a", "trial", "", id), say("a", "confirmed", "", ""), say("a", "checking", "", id), say("a", "refused", "downgrade", id)}, deploy.Refused, "downgrade"},
+		{"while another one downloads", protocol.ActionUpdate, []deploy.Report{
+			say("a", "downloading", "", "other"), say("a", "confirmed", "", "")}, deploy.Pending, ""},
 		{"answer to another command", protocol.ActionUpdate, []deploy.Report{say("a", "idle", "up_to_date", "other")}, deploy.Pending, ""},
 		{"old verdict kept by the broker", protocol.ActionUpdate, []deploy.Report{retained(say("a", "failed", "stalled", id))}, deploy.Pending, ""},
 		{"verdict of an earlier update", protocol.ActionUpdate, []deploy.Report{say("a", "rolled_back", "crash", "")}, deploy.Pending, ""},
