@@ -137,7 +137,7 @@ func (f *Fleet) runCommitter(ctx context.Context) {
 	close(f.running)
 	defer close(f.stopped)
 	group := make([]*fold, 0, foldGroup)
-	for {
+	for ctx.Err() == nil { // asked first: select would choose at random while folds wait
 		select {
 		case <-ctx.Done():
 			return
