@@ -282,7 +282,7 @@ func (a *agent) finishRollback() error {
 		} else if err != nil || a.self.trial {
 			continue
 		}
-		if err := a.ops.Switch(slot); err == nil || gone(err) {
+		if err := a.switchTo(slot); err == nil || gone(err) {
 			a.self.restart = err == nil
 			return err
 		}

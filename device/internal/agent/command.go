@@ -155,7 +155,7 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 	} else if err != nil {
 		a.log.Warn("note of a rollback not written", "err", err)
 	}
-	if err := a.ops.Switch(slot); err != nil {
+	if err := a.switchTo(slot); err != nil {
 		return slot, protocol.ReasonFlash, err
 	}
 	return slot, protocol.ReasonNone, nil

@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
 	"bmsota/esp/appimage"
 	"bmsota/esp/otadata"
+	"bmsota/esp/parttable"
 	"bmsota/protocol"
 )
 
@@ -164,11 +166,24 @@ func (a *agent) install(ctx context.Context, o offer) *fault {
 		return fl
 	}
 	a.rep.phase(protocol.PhaseSwitching, protocol.ReasonNone, "")
-	if err := a.ops.Switch(slot); err != nil {
+	if err := a.switchTo(slot); err != nil {
 		return flashFault(err)
 	}
 	a.rep.phase(protocol.PhaseRebooting, protocol.ReasonNone, "")
 	return nil
+}
+
+// switchTo makes slot the one that boots next, and holds that against the records: a board that restarts for a slot that
+// they do not ask for would do it again and again.
+func (a *agent) switchTo(slot parttable.Partition) error {
+	if err := a.ops.Switch(slot); err != nil {
+		return err
+	}
+	asked, ok, err := a.ops.BootPartition()
+	if err == nil && (!ok || asked != slot) {
+		err = fmt.Errorf("the boot records do not ask for %s after the switch to it", slot.Name)
+	}
+	return err
 }
 
 func flashFault(err error) *fault {

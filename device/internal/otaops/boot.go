@@ -15,7 +15,7 @@ import (
 //
 // A power cut inside it can leave a record with a good CRC and half a state,
 // which boots without a trial; Switch does not have that moment.
-func (o *Ops) SetBoot(p parttable.Partition) error { return o.setBoot(p, o.writeOver) }
+func (o *Ops) SetBoot(p parttable.Partition) error { return o.setBoot(p, 0, o.writeOver) }
 
 // Switch is SetBoot for firmware that wants to survive every power cut: the new
 // record counts only once its last bytes, the CRC, are written, and no record
@@ -25,10 +25,13 @@ func (o *Ops) Switch(p parttable.Partition) error {
 	if !p.IsOTA() {
 		return fail("switch", InvalidArg, "%q is no numbered slot", p.Name)
 	}
-	return o.setBoot(p, o.replaceRecord)
+	// Not the sequence number 0, which ESP-IDF's arithmetic can arrive at over a
+	// record that has it: with three slots it is computed for the last one and
+	// means the first.
+	return o.setBoot(p, 1, o.replaceRecord)
 }
 
-func (o *Ops) setBoot(p parttable.Partition, write recordWriter) error {
+func (o *Ops) setBoot(p parttable.Partition, least uint32, write recordWriter) error {
 	const op = "set boot partition"
 	ok, reason, err := o.verify(p)
 	if err != nil {
@@ -71,6 +74,12 @@ func (o *Ops) setBoot(p parttable.Partition, write recordWriter) error {
 	}
 	if err != nil {
 		return fail(op, SelectInfoInvalid, "%s: %v", p.Name, err)
+	}
+	if rec.Seq < least {
+		if rec.Seq, err = otadata.SeqFor(int(p.Subtype&0x0F), len(o.slots), least); err != nil {
+			return fail(op, SelectInfoInvalid, "%s: %v", p.Name, err)
+		}
+		rec.CRC = otadata.CRC(rec.Seq)
 	}
 	if err := write(data, sector, recs[sector], rec); err != nil {
 		return fmt.Errorf("%s: %w", op, err)

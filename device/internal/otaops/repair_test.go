@@ -429,3 +429,29 @@ func TestRepairWhereThereIsNothingToRepair(t *testing.T) {
 		t.Errorf("slot behind a gap: %v, %v", changed, err)
 	}
 }
+
+// TestSwitchMeansItsSlotWhateverTheOtherRecordHolds for any sequence number and number of slots.
+func TestSwitchMeansItsSlotWhateverTheOtherRecordHolds(t *testing.T) {
+	for n := 2; n <= 5; n++ {
+		table := parttable.Table{data}
+		for i := range n {
+			table = append(table, parttable.Partition{Name: fmt.Sprintf("ota_%d", i), Type: parttable.TypeApp, Subtype: parttable.SubtypeOTA0 + uint8(i),
+				Offset: 0x20000 + uint32(i)<<16, Size: 1 << 16})
+		}
+		for seq := range uint32(12) {
+			w := world{t: t, table: table, running: otadata.SlotIndex(seq, n)}
+			for to := range n {
+				if to == w.running {
+					continue
+				}
+				f := norflash.New(1 << 20)
+				must(t, f.Program(int64(data.Offset), otadata.Append(nil, [2]otadata.Record{rec(seq, otadata.Valid), otadata.ErasedRecord()})))
+				must(t, f.Program(int64(w.slot(to).Offset), goodImage))
+				must(t, w.ops(f).Switch(w.slot(to)))
+				if asked, ok, err := w.ops(f).BootPartition(); err != nil || !ok || asked != w.slot(to) {
+					t.Errorf("%d slots, over seq %d: a switch to ota_%d asks for %s, %v", n, seq, to, asked.Name, err)
+				}
+			}
+		}
+	}
+}
