@@ -188,5 +188,5 @@ func TestPowerCutAtRandomAgainAndAgain(t *testing.T) {
 			}
 		})
 	}
-	t.Log(fmt.Sprintf("power cuts: %s: %d runs, %d cuts", t.Name(), runs, cuts))
+	t.Logf("power cuts: %s: %d runs, %d cuts", t.Name(), runs, cuts)
 }
