@@ -3,6 +3,7 @@ package device
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,10 +79,10 @@ func TestConfirmedIsNotSaidBeforeItIsInFlash(t *testing.T) {
 	for _, heals := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			next := image(t, "1.1.0")
-			stuck := false
+			var stuck atomic.Bool // the board's goroutine reads it
 			b := newBench(t, layout(image(t, "1.0.0"), ""), serve(t, release(t, next, nil), next), func(c *Config) {
-				c.wrap = func(f otaops.Flash) otaops.Flash { return stuckRecords{f, func() bool { return stuck }} }
-				c.OnBoot = func(p string, _ ResetReason) { stuck = p == "ota_1" }
+				c.wrap = func(f otaops.Flash) otaops.Flash { return stuckRecords{f, stuck.Load} }
+				c.OnBoot = func(p string, _ ResetReason) { stuck.Store(p == "ota_1") }
 			})
 			b.on()
 			b.settle(5 * time.Second)
@@ -91,7 +92,7 @@ func TestConfirmedIsNotSaidBeforeItIsInFlash(t *testing.T) {
 				t.Errorf("an image that cannot be confirmed is %s, pending %v: %s", last.Phase, last.RollbackPending, b.hub.phases())
 			}
 			if heals {
-				stuck = false
+				stuck.Store(false)
 			}
 			b.settle(10 * time.Minute)
 			last := b.hub.last()
