@@ -23,6 +23,9 @@ import (
 // ErrImage says that an image is not fit to be published; the sentence says why.
 var ErrImage = errors.New("image refused")
 
+// ErrVersion is the ErrImage of an image whose version devices cannot compare.
+var ErrVersion = fmt.Errorf("%w: version", ErrImage)
+
 // Release is what an operator asks to publish.
 type Release struct {
 	Image       []byte            // the whole file
@@ -61,7 +64,7 @@ func Prepare(r Release) (*Prepared, error) {
 		return nil, fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	if _, ok := protocol.ParseVersion(p.Manifest.Version); !ok && !r.AllowAnyVersion {
-		return nil, fmt.Errorf("%w: version %q is no SemVer 2.0.0 version, so devices could not tell newer from older", ErrImage, p.Manifest.Version)
+		return nil, fmt.Errorf("%w %q is no SemVer 2.0.0 version, so devices could not tell newer from older", ErrVersion, p.Manifest.Version)
 	}
 	if r.MinVersion != "" {
 		if _, ok := protocol.ParseVersion(r.MinVersion); !ok {

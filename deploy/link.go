@@ -182,13 +182,18 @@ func (l *Link) Send(ctx context.Context, device string, cmd protocol.Command) er
 			return err
 		}
 		topic = l.topics.Command(device)
-		// Only a wish that is harmless when it is met again may wait for a device: see docs/protocol.md §2.
-		retained = cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback && cmd.Version != ""
+		retained = Kept(cmd)
 	}
 	if err := wait(ctx, l.client.Publish(topic, l.qos, retained, payload)); err != nil {
 		return fmt.Errorf("%w: send %s: %w", ErrUnreachable, cmd.Action, err)
 	}
 	return nil
+}
+
+// Kept says whether the broker keeps cmd for a named device that is not connected. Only a wish that is harmless when it
+// is met again may wait: see docs/protocol.md §2.
+func Kept(cmd protocol.Command) bool {
+	return cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback && cmd.Version != ""
 }
 
 // Close ends the link.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -71,7 +72,7 @@ func (a *access) client(cmd *cobra.Command) (*api.Client, error) {
 	}
 	opt := api.Options{BaseURL: a.server, Token: a.token}
 	if a.caFile != "" {
-		pem, err := certificateInput.read(cmd, a.caFile)
+		pem, err := readCertificates(cmd, a.caFile)
 		if err != nil {
 			return nil, err
 		}
@@ -104,6 +105,17 @@ func (a *access) link(ctx context.Context, cmd *cobra.Command) (*deploy.Link, er
 	return l, nil
 }
 
+func readCertificates(cmd *cobra.Command, path string) ([]byte, error) {
+	pem, err := certificateInput.read(cmd, path)
+	if err != nil {
+		return nil, err
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		return nil, badContent(path, errors.New("no certificate in it"), "give a PEM file; a server keeps its CA in its data folder as tls/ca.pem")
+	}
+	return pem, nil
+}
+
 func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
 	u, err := url.Parse(a.broker)
 	if err != nil || u.Hostname() == "" || u.Scheme != "mqtt" && u.Scheme != "mqtts" {
@@ -111,8 +123,8 @@ func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
 	}
 	b := deploy.Broker{Host: u.Hostname(), TLS: u.Scheme == "mqtts", Username: a.username, Password: a.password, Prefix: a.prefix}
 	if p := u.Port(); p != "" {
-		if b.Port, err = strconv.Atoi(p); err != nil {
-			return deploy.Broker{}, usagef("broker port %q is not a number", p)
+		if b.Port, err = strconv.Atoi(p); err != nil || b.Port < 1 || b.Port > 65535 {
+			return deploy.Broker{}, usagef("broker port %q is not a number from 1 to 65535", p)
 		}
 	}
 	if a.passwordIn != "" {
@@ -123,7 +135,7 @@ func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
 		b.Password = strings.TrimSpace(string(secret))
 	}
 	if b.TLS && a.caFile != "" {
-		if b.CAPEM, err = certificateInput.read(cmd, a.caFile); err != nil {
+		if b.CAPEM, err = readCertificates(cmd, a.caFile); err != nil {
 			return deploy.Broker{}, err
 		}
 	}
@@ -135,7 +147,7 @@ func (a *access) fill() error {
 	if a.config != "" {
 		c, err := deploy.LoadConfig(a.config)
 		if err != nil {
-			return usagef("%w", err)
+			return configFault(a.config, err, "")
 		}
 		a.fromConfig(c)
 	}
@@ -149,7 +161,10 @@ func (a *access) fill() error {
 		return nil
 	}
 	if err != nil {
-		return err
+		if pe, ok := errors.AsType[*fs.PathError](err); ok {
+			return inputKind{what: "a server's access file"}.unreadable(file, pe)
+		}
+		return failure("a server writes it anew when it starts; or give --server or --broker", "%s is broken, no server left it like this", shown(file))
 	}
 	a.server, a.token, a.caFile = found.Server, found.Token, found.CAFile
 	scheme := "mqtt"
@@ -200,9 +215,12 @@ func serverFault(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &e):
+		err = plainAnswer(err, e)
 		switch e.Code {
 		case api.CodeUnauthorized, api.CodeDenied:
-			return &fault{code: exitRefused, err: err, hint: "check BMSOTA_TOKEN, or the password in the deployment settings"}
+			return &fault{code: exitRefused, err: err, hint: "check BMSOTA_TOKEN, or the password in the deployment settings; a server keeps its token in its data folder in " + api.AccessFile}
+		case api.CodeStorageFull:
+			return failure("make room on the server's disk and try again", "%w", err)
 		case api.CodeRefused, api.CodeConflict:
 			return &fault{code: exitRefused, err: err}
 		case api.CodeInvalid:
@@ -218,6 +236,30 @@ func serverFault(err error) error {
 	}
 	return err
 }
+
+// plainAnswer is err without what the server's answer says twice: in words, and as the code behind them.
+func plainAnswer(err error, e *api.Error) error {
+	if e.Detail == "" {
+		return err
+	}
+	said := e.Detail
+	for _, kind := range []string{"invalid: ", "conflict: ", "refused: "} {
+		said = strings.TrimPrefix(said, kind)
+	}
+	if e.Code == api.CodeUnauthorized {
+		said = "the server does not accept the operator's token, or got none"
+	}
+	return &answer{strings.Replace(err.Error(), e.Error(), said, 1), err}
+}
+
+// answer is an error in other words.
+type answer struct {
+	text string
+	err  error
+}
+
+func (a *answer) Error() string { return a.text }
+func (a *answer) Unwrap() error { return a.err }
 
 // brokerFault turns a failed link into its exit code and hint.
 func brokerFault(err error) error {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"bmsota/api"
 	"bmsota/deploy"
 	"bmsota/protocol"
 
@@ -122,7 +124,7 @@ func (o *order) register(cmd *cobra.Command, timeout time.Duration) {
 }
 
 func (o *order) run(cmd *cobra.Command, _ []string) error {
-	if err := o.target.check(cmd); err != nil {
+	if err := errors.Join(o.target.check(cmd), o.checkTimeout(cmd)); err != nil {
 		return err
 	}
 	ctx, cancel := o.deadline(cmd.Context())
@@ -140,6 +142,9 @@ func (o *order) run(cmd *cobra.Command, _ []string) error {
 	view := newWatchView(cmd, o.asJSON)
 	// What the broker kept of each device comes first: which version it ran, and who is there at all.
 	settle(ctx, link, track, view)
+	if err := o.checkKnown(ctx, cmd, track); err != nil {
+		return err
+	}
 	if o.target.all {
 		err = link.Send(ctx, "", track.Command)
 	}
@@ -152,6 +157,7 @@ func (o *order) run(cmd *cobra.Command, _ []string) error {
 	if o.noWait {
 		return printf(cmd, "sent %s (%s)\n", o.action, id)
 	}
+	o.sayOffline(cmd, track, view)
 	follow(ctx, link, track, view)
 	view.end(track)
 	if o.asJSON {
@@ -160,6 +166,71 @@ func (o *order) run(cmd *cobra.Command, _ []string) error {
 		}
 	}
 	return verdictFault(cmd, o.action, track)
+}
+
+func (o *order) checkTimeout(cmd *cobra.Command) error {
+	if o.timeout < 0 {
+		return usageFault(cmd, "--timeout of %s is less than nothing", o.timeout)
+	}
+	return nil
+}
+
+// checkKnown asks a server on this machine about named devices that are away, so that nobody waits an hour for a
+// misspelt one. A server that does not answer is no reason to stop: the command goes through the broker.
+func (o *order) checkKnown(ctx context.Context, cmd *cobra.Command, track *deploy.Track) error {
+	if len(o.target.devices) == 0 || o.access.server == "" || o.access.config != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client, err := o.access.client(cmd)
+	if err != nil {
+		return err
+	}
+	for _, r := range track.Rows() {
+		if r.Online {
+			continue
+		}
+		var e *api.Error
+		if _, err := client.Device(ctx, r.Device); errors.As(err, &e) && e.Code == api.CodeNotFound {
+			return failure("see 'bmsota devices list'", "the server knows no device %q", r.Device)
+		}
+	}
+	return nil
+}
+
+// sayOffline tells which of the named devices are not there, before a wait that may be long.
+func (o *order) sayOffline(cmd *cobra.Command, track *deploy.Track, view *watchView) {
+	var ids []string
+	for _, r := range track.Rows() {
+		if !r.Online {
+			ids = append(ids, r.Device)
+		}
+	}
+	if len(o.target.devices) == 0 || len(ids) == 0 {
+		return
+	}
+	view.screen.clear()
+	what := "waiting for it"
+	if o.timeout > 0 {
+		what = fmt.Sprintf("waiting up to %s", plainDuration(o.timeout))
+	}
+	if deploy.Kept(track.Command) {
+		what += "; Ctrl-C ends the wait, the broker keeps the command"
+	}
+	warn(cmd, "not connected: %s (%s)", strings.Join(ids, ", "), what)
+}
+
+// plainDuration is d without the zero units that time.Duration prints: 1h instead of 1h0m0s.
+func plainDuration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }
 
 // deadline bounds ctx by --timeout.
@@ -239,9 +310,16 @@ func verdictFault(cmd *cobra.Command, action protocol.Action, track *deploy.Trac
 		return &fault{code: exitUnreachable, err: fmt.Errorf("%d of %d devices have not finished in time", count[deploy.Silent], n)}
 	case count[deploy.Waiting] > 0:
 		return &fault{code: exitUnreachable, err: fmt.Errorf("%d of %d devices are offline or waiting", count[deploy.Waiting], n),
-			hint: "the broker keeps the command for a named device; it acts when it can"}
+			hint: waitingHint(track.Command)}
 	case count[deploy.Refused] > 0:
 		return &fault{code: exitRefused, err: fmt.Errorf("%s refused by %d of %d devices", action, count[deploy.Refused], n)}
 	}
 	return nil
+}
+
+func waitingHint(c protocol.Command) string {
+	if deploy.Kept(c) {
+		return "the broker keeps the command for a named device; it acts when it can"
+	}
+	return "try again when they are connected: see 'bmsota status'"
 }

@@ -29,7 +29,7 @@ one. Nothing is left behind. The exit code is 0 only when all of it went as it s
 			if verbose {
 				log = newLog(cmd, false, true)
 			}
-			return demo.Run(cmd.Context(), demo.Config{Devices: devices, Keep: keep, Log: log,
+			err := demo.Run(cmd.Context(), demo.Config{Devices: devices, Keep: keep, Log: log,
 				Say: func(format string, args ...any) {
 					// A closed pipe ends the demo through its signal, not here.
 					_, _ = fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
@@ -41,6 +41,10 @@ one. Nothing is left behind. The exit code is 0 only when all of it went as it s
 				},
 				Results: func(rows []demo.Result) { showResults(cmd, rows) },
 			})
+			if err != nil && cmd.Context().Err() != nil {
+				return failure("", "stopped before the tour was over; nothing is left running")
+			}
+			return err
 		},
 	}
 	cmd.Flags().IntVar(&devices, "devices", 3, "how many boards")

@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
+	"strings"
 	"sync"
+	"syscall"
 
 	"bmsota/api"
 	"bmsota/device"
+	"bmsota/esp/appimage"
 	"bmsota/esp/parttable"
 	"bmsota/protocol"
 
@@ -88,7 +92,7 @@ func (b *board) table(cmd *cobra.Command) (parttable.Table, error) {
 		t, err = parttable.ParseCSV(raw, parttable.CSVOptions{MD5: true})
 	}
 	if err != nil {
-		return nil, badContent(b.partitions, err, "see 'bmsota partition show'")
+		return nil, badTable(b.partitions, err)
 	}
 	return t, nil
 }
@@ -158,6 +162,9 @@ With --enroll the board gets a login at the server and both files are made for i
 			if b.enroll && (b.otaConfig != "" || b.mqttConfig != "") {
 				return usageFault(cmd, "--enroll makes both configuration files itself")
 			}
+			if b.trustedKey != "" && !b.enroll {
+				return usageFault(cmd, "--trusted-key goes with --enroll: in a file of your own the key is trusted_key_pem of --ota-config")
+			}
 			l, err := b.layout(cmd)
 			if err != nil {
 				return err
@@ -166,9 +173,14 @@ With --enroll the board gets a login at the server and both files are made for i
 				return err
 			}
 			// The flash is tried before the server is told: a board that cannot be made must not be enrolled.
-			if _, err := device.Build(l); err != nil {
-				return badContent(b.image, err, "")
+			try := l
+			if b.enroll {
+				try.OTAConfig, try.MQTTConfig = []byte("{}"), []byte("{}") // there must be a place for them
 			}
+			if _, err := device.Build(try); err != nil {
+				return b.buildFault(err)
+			}
+			b.warnOfTable(cmd, l.Table)
 			id := protocol.DeviceID(l.MAC)
 			if b.enroll {
 				e, err := b.enrolment(cmd)
@@ -197,6 +209,33 @@ With --enroll the board gets a login at the server and both files are made for i
 	f.StringVar(&mac, "mac", "", "MAC address, which gives the board its id (default random)")
 	f.BoolVar(&b.enroll, "enroll", false, "enroll the board at the server and make its configuration files")
 	return cmd
+}
+
+// buildFault says which of the files a board cannot be made of.
+func (b *board) buildFault(err error) error {
+	if ve, ok := errors.AsType[*appimage.VerifyError](err); ok {
+		return badContent(b.image, fmt.Errorf("not a valid image: %w", withoutCode(ve)), imageHint)
+	}
+	path := b.image
+	if b.partitions != "" {
+		path += " and " + b.partitions
+	}
+	return badContent(path, errors.New(strings.TrimPrefix(err.Error(), "create board: ")), "give another image, or another table with --partitions")
+}
+
+// warnOfTable tells what a board cannot do with a table that lacks something.
+func (b *board) warnOfTable(cmd *cobra.Command, t parttable.Table) {
+	if b.partitions == "" {
+		return
+	}
+	if _, ok := t.OTAData(); !ok || len(t.Slots()) < 2 {
+		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(b.partitions))
+	}
+	if !slices.ContainsFunc(t, func(p parttable.Partition) bool {
+		return p.Type == parttable.TypeData && p.Subtype == parttable.SubtypeSPIFFS
+	}) {
+		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(b.partitions))
+	}
 }
 
 func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
@@ -248,6 +287,9 @@ run again without it, the board continues from what the cut left. How far a torn
 				return usageFault(cmd, "--cut says how the power fails, --cut-at has to say where")
 			case how != device.CutBefore && how != device.CutTorn && how != device.CutAfter:
 				return usageFault(cmd, "--cut %q is not before, torn or after", cut)
+			}
+			if !(soc >= 0 && soc <= 100) {
+				return usageFault(cmd, "--soc of %v is not within 0 to 100", soc)
 			}
 			sensors := device.NewSensors()
 			current := -1.5
@@ -327,8 +369,13 @@ func flashFault(path string, err error) error {
 		return failure("make one with 'bmsota device create'", "there is no file %s", shown(path))
 	case errors.Is(err, fs.ErrPermission):
 		return failure("change its permissions or run as its owner", "this user may not use %s", shown(path))
+	case errors.Is(err, syscall.EISDIR):
+		return failure("give the path of a board's flash file", "%s is a folder", shown(path))
 	case errors.Is(err, device.ErrInUse):
 		return failure("stop the board that runs from it first", "%s is in use by another process", shown(path))
+	}
+	if _, why, ok := strings.Cut(err.Error(), "open flash "+path+": "); ok {
+		err = errors.New(why)
 	}
 	return badContent(path, err, "a flash file has the size of a chip (4 MiB unless made otherwise) and its partition table at 0x8000")
 }

@@ -132,9 +132,13 @@ digest. The token is the password in the device's mqtt_config.txt.`,
 			if err != nil {
 				return err
 			}
+			before, beforeErr := client.Device(cmd.Context(), args[0])
 			out, err := client.Enroll(cmd.Context(), args[0])
 			if err != nil {
 				return serverFault(err)
+			}
+			if beforeErr == nil && before.Enrolled && !before.Revoked {
+				warn(cmd, "the token that %s had is no longer taken: put the new one into its mqtt_config.txt", args[0])
 			}
 			if asJSON {
 				return printJSON(cmd, out)

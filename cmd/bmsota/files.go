@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -89,6 +90,8 @@ func (k inputKind) unreadable(path string, err error) error {
 		return failure("give the path of "+k.what, "there is no file %s", shown(path))
 	case errors.Is(err, fs.ErrPermission):
 		return failure("change its permissions or run as its owner", "this user may not read %s", shown(path))
+	case errors.Is(err, syscall.EISDIR):
+		return failure("give the path of "+k.what, "%s is a folder", shown(path))
 	}
 	return failure("", "read %s: %w", shown(path), cause(err))
 }

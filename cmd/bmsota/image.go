@@ -310,12 +310,20 @@ signatures must be by that key (RSA-3072 or ECDSA P-256). The exit code is 3 whe
 	return cmd
 }
 
+// withoutCode is what a board finds wrong with an image, without the number that ESP-IDF gives it.
+func withoutCode(err error) error {
+	if ve, ok := errors.AsType[*appimage.VerifyError](err); ok {
+		return fmt.Errorf("%s at 0x%x: %s", ve.Field, ve.Offset, ve.Reason)
+	}
+	return err
+}
+
 // verify holds a sound image against a board, and against a key where there is one; what does not hold goes into the
 // report. It gives the end of the sentence that says that all is well.
 func (r *imageReport) verify(b []byte, target appimage.Target, key crypto.PublicKey) (signedBy string) {
 	const boardHint = "give the image that was built for this board"
 	if _, err := appimage.Verify(bytes.NewReader(b), target); err != nil {
-		r.refuse(err, boardHint)
+		r.refuse(withoutCode(err), boardHint)
 		return ""
 	}
 	// A file with its signature or anything else behind the image is written as a whole.

@@ -98,8 +98,8 @@ func readTable(cmd *cobra.Command, path string, opt parttable.CSVOptions) (d par
 
 func badTable(path string, err error) error {
 	hint := ""
-	if ce, ok := errors.AsType[*parttable.CSVError](err); ok {
-		hint = ce.Hint
+	if _, ok := errors.AsType[*parttable.CSVError](err); ok {
+		hint = "a line is: name, type, subtype, offset, size, and perhaps flags"
 	}
 	return badContent(path, err, hint)
 }

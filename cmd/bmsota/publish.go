@@ -9,6 +9,7 @@ import (
 	"bmsota/deploy"
 	"bmsota/esp/appimage"
 	"bmsota/manifest"
+	"bmsota/protocol"
 
 	"github.com/spf13/cobra"
 )
@@ -38,6 +39,9 @@ With --folder the release goes into a folder that any web server can serve, inst
 			if err != nil {
 				return err
 			}
+			if err := checkVersions(cmd, version, minVersion, anyVersion); err != nil {
+				return err
+			}
 			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
 				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
 			if r.Key, err = readSigningKey(cmd, key); err != nil {
@@ -56,7 +60,7 @@ With --folder the release goes into a folder that any web server can serve, inst
 			}
 			out, err := deploy.Publish(cmd.Context(), client, p, channel, uploadProgress(cmd, asJSON))
 			if err != nil {
-				return serverFault(err)
+				return publishFault(err, r.Key == nil)
 			}
 			for _, w := range merge(p.Warnings, out.Warnings) {
 				warn(cmd, "%s", w)
@@ -98,18 +102,40 @@ func readSigningKey(cmd *cobra.Command, path string) (*ecdsa.PrivateKey, error) 
 	return key, nil
 }
 
+// checkVersions finds a wrong flag before a file is read for it.
+func checkVersions(cmd *cobra.Command, version, minVersion string, anyVersion bool) error {
+	if _, ok := protocol.ParseVersion(version); version != "" && !ok && !anyVersion {
+		return usageFault(cmd, "--version %q is no SemVer 2.0.0 version such as 1.4.0 (--allow-any-version takes it)", version)
+	}
+	if _, ok := protocol.ParseVersion(minVersion); minVersion != "" && !ok {
+		return usageFault(cmd, "--min-version %q is no SemVer 2.0.0 version such as 1.4.0", minVersion)
+	}
+	return nil
+}
+
 func prepareFault(path string, err error) error {
-	hint := "see 'bmsota image info' for what the file holds"
-	if errors.Is(err, deploy.ErrImage) {
-		return badContent(path, err, hint)
+	switch {
+	case errors.Is(err, deploy.ErrVersion):
+		return badContent(path, err, "set the version where the image is built, or give --version, or --allow-any-version")
+	case errors.Is(err, deploy.ErrImage):
+		return badContent(path, err, "see 'bmsota image info' for what the file holds")
 	}
 	return err
+}
+
+// publishFault is serverFault with what a publisher can do about it.
+func publishFault(err error, unsigned bool) error {
+	fail := serverFault(err)
+	if f, ok := errors.AsType[*fault](fail); ok && f.hint == "" && f.code == exitRefused && unsigned {
+		f.hint = "give the release key with --key; 'bmsota keys new' makes one"
+	}
+	return fail
 }
 
 func publishFolder(cmd *cobra.Command, folder string, p *deploy.Prepared, asJSON bool) error {
 	files, err := deploy.WriteFolder(folder, p)
 	if err != nil {
-		return failure("is there room, and may this user write there?", "%w", err)
+		return failure("is there room, is it a folder, and may this user write there?", "write folder %s: %w", shown(folder), cause(err))
 	}
 	for _, w := range p.Warnings {
 		warn(cmd, "%s", w)
@@ -122,7 +148,7 @@ func publishFolder(cmd *cobra.Command, folder string, p *deploy.Prepared, asJSON
 			return err
 		}
 	}
-	return nil
+	return printf(cmd, "server_url of the devices: the address under which a web server shows firmware.bin\n")
 }
 
 // buildDate is when the image says it was compiled, zero when it does not say.

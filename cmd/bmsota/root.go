@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,8 +60,24 @@ func run(ctx context.Context, s streams, args []string) int {
 	return f.code
 }
 
-// sentence keeps a message to one line, whatever a library put in it.
-func sentence(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+// sentence makes one line of a message, without what libraries say about themselves.
+func sentence(err error) string {
+	text := err.Error()
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		// The address is in the message already, the system call helps nobody.
+		why := op.Err.Error()
+		if dns, ok := errors.AsType[*net.DNSError](op.Err); ok {
+			why = fmt.Sprintf("no address for the name %q: %s", dns.Name, dns.Err)
+		} else if call, ok := errors.AsType[*os.SyscallError](op.Err); ok {
+			why = call.Err.Error()
+		}
+		text = strings.Replace(text, op.Error(), why, 1)
+	}
+	for _, noise := range []string{"network Error : ", "tls: failed to verify certificate: ", "x509: "} {
+		text = strings.Replace(text, noise, "", 1)
+	}
+	return strings.Join(strings.Fields(text), " ")
+}
 
 func newRoot(s streams) *cobra.Command {
 	root := &cobra.Command{
@@ -76,22 +95,40 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (verification, policy),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:          showHelp,
 	}
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(commands()...)
+	// Before usageErrors, so that what cobra adds by itself answers wrong use like the rest.
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = knownTopic
+	}
+	root.InitDefaultCompletionCmd()
 	usageErrors(root)
 	return root
+}
+
+// knownTopic lets only names of commands through to help.
+func knownTopic(help *cobra.Command, args []string) error {
+	if _, rest, err := help.Root().Find(args); err != nil || len(rest) > 0 {
+		return fmt.Errorf("no help on %q", strings.Join(args, " "))
+	}
+	return nil
 }
 
 // usageErrors makes every command answer a wrong flag, argument or sub-command with exit code 2.
 func usageErrors(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &fault{code: exitUsage, err: err, hint: "see '" + c.CommandPath() + " --help'"}
+		return &fault{code: exitUsage, err: flagError(err), hint: "see '" + c.CommandPath() + " --help'"}
 	})
+	cmd.SuggestionsMinimumDistance = 2
+	if cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.RunE = showHelp // cobra looks at the arguments of runnable commands only
+	}
 	check := cmd.Args
 	if check == nil {
 		check = cobra.ArbitraryArgs
@@ -104,8 +141,10 @@ func usageErrors(cmd *cobra.Command) {
 			}
 			return &fault{code: exitUsage, err: fmt.Errorf("unknown command %q", args[0]), hint: hint}
 		}
-		if err := check(c, args); err != nil {
-			return &fault{code: exitUsage, err: err, hint: "see '" + c.CommandPath() + " --help'"}
+		if err := check(c, args); err != nil && c.Name() == "help" {
+			return &fault{code: exitUsage, err: err, hint: "see '" + c.Root().Name() + " --help'"}
+		} else if err != nil {
+			return usageFault(c, "wrong number of arguments (%d): the use is %s", len(args), strings.TrimSuffix(c.UseLine(), " [flags]"))
 		}
 		return nil
 	}
@@ -114,12 +153,36 @@ func usageErrors(cmd *cobra.Command) {
 	}
 }
 
+// flagError says a flag's wrong value without the words of package strconv or time.
+func flagError(err error) error {
+	var value interface{ Unwrap() error }
+	where, _, found := strings.Cut(err.Error(), " flag: ")
+	if !found || !errors.As(err, &value) {
+		return err
+	}
+	why := value.Unwrap().Error()
+	var number *strconv.NumError
+	switch {
+	case errors.As(err, &number) && errors.Is(err, strconv.ErrRange):
+		why = "out of range"
+	case errors.As(err, &number) && number.Func == "ParseBool":
+		why = "neither true nor false"
+	case errors.As(err, &number):
+		why = "not a number"
+	case strings.HasPrefix(why, "time: "):
+		why = "not a duration such as 90s, 5m or 1h30m"
+	}
+	return fmt.Errorf("%s: %s", where, why)
+}
+
 // group makes a command that only holds others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	cmd := &cobra.Command{Use: use, Short: short, DisableFlagsInUseLine: true, RunE: showHelp}
 	cmd.AddCommand(subs...)
 	return cmd
 }
+
+func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
 
 // printJSON writes v indented. Lists that are empty print as [], not null: the caller passes a non-nil slice.
 func printJSON(cmd *cobra.Command, v any) error {

@@ -31,7 +31,7 @@ docs/configuration.md.`,
 			if config != "" {
 				var err error
 				if cfg, err = server.Load(config); err != nil {
-					return configFault(err)
+					return configFault(config, err, "every key is described in docs/configuration.md")
 				}
 			}
 			set := func(to *string, name, value string) {
@@ -72,11 +72,12 @@ docs/configuration.md.`,
 	return cmd
 }
 
-func configFault(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return err
+// configFault tells a file that cannot be read (exit code 1) from one that says something wrong (2).
+func configFault(path string, err error, hint string) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return inputKind{what: "a configuration file, JSON"}.unreadable(path, pe)
 	}
-	return &fault{code: exitUsage, err: err, hint: "every key is described in docs/configuration.md"}
+	return &fault{code: exitUsage, err: err, hint: hint}
 }
 
 // newLog writes to stderr, so that stdout stays for what was asked.

@@ -25,13 +25,15 @@ that do not answer. Exit code 5 when a named device was never heard of.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.target.all = len(c.target.devices) == 0
-			if err := c.target.check(cmd); err != nil {
+			if err := errors.Join(c.target.check(cmd), c.checkTimeout(cmd)); err != nil {
 				return err
 			}
 			return c.status(cmd)
 		},
 	}
 	c.register(cmd, 3*time.Second)
+	cmd.Flags().Lookup("timeout").Usage = "how long to wait for answers; 0 = print what the broker kept"
+	cmd.Flags().Lookup("json").Usage = "print JSON"
 	return cmd
 }
 
@@ -57,14 +59,17 @@ func (o *order) status(cmd *cobra.Command) error {
 		for !done() {
 			select {
 			case r := <-link.Statuses():
-				if row := track.Apply(r); row == nil && r.Device != "" && o.target.all {
+				row := track.Apply(r)
+				if r.Err == nil && r.Status.Phase == protocol.PhaseOffline && (row != nil || o.target.all) {
 					offline[r.Device] = r
+				} else if row != nil {
+					delete(offline, r.Device)
 				}
-				at := time.UnixMicro(r.Status.TimestampUS)
 				if !r.Retained {
-					at = time.Now()
+					seen[r.Device] = time.Now()
+				} else if r.Status.TimestampUS > 0 { // a last will has no time
+					seen[r.Device] = time.UnixMicro(r.Status.TimestampUS)
 				}
-				seen[r.Device] = at
 			case <-timer.C:
 				return
 			case <-ctx.Done():
@@ -83,11 +88,7 @@ func (o *order) status(cmd *cobra.Command) error {
 		return brokerFault(err)
 	}
 	collect(o.timeout, track.Ended)
-	rows := track.Rows()
-	for id, r := range offline {
-		rows = append(rows, deploy.Row{Device: id, Status: r.Status})
-	}
-	slices.SortFunc(rows, func(a, b deploy.Row) int { return strings.Compare(a.Device, b.Device) })
+	rows := withKept(track.Rows(), offline)
 	if err := printStatus(cmd, rows, seen, o.asJSON); err != nil {
 		return err
 	}
@@ -98,6 +99,24 @@ func (o *order) status(cmd *cobra.Command) error {
 		}
 	}
 	return nil
+}
+
+// withKept adds what the broker kept of devices that are away: it says more than nothing.
+func withKept(rows []deploy.Row, offline map[string]deploy.Report) []deploy.Row {
+	followed := make(map[string]bool)
+	for i, row := range rows {
+		followed[row.Device] = true
+		if r, ok := offline[row.Device]; ok && !row.Online {
+			rows[i].Status = r.Status
+		}
+	}
+	for id, r := range offline {
+		if !followed[id] {
+			rows = append(rows, deploy.Row{Device: id, Status: r.Status})
+		}
+	}
+	slices.SortFunc(rows, func(a, b deploy.Row) int { return strings.Compare(a.Device, b.Device) })
+	return rows
 }
 
 func printStatus(cmd *cobra.Command, rows []deploy.Row, seen map[string]time.Time, asJSON bool) error {
@@ -140,10 +159,14 @@ each change elsewhere, one JSON object a line with --json. Ends with Ctrl-C or a
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.monitor(cmd) },
 	}
 	c.register(cmd, 0)
+	cmd.Flags().Lookup("json").Usage = "print statuses as JSON, one a line"
 	return cmd
 }
 
 func (o *order) monitor(cmd *cobra.Command) error {
+	if err := o.checkTimeout(cmd); err != nil {
+		return err
+	}
 	for _, id := range o.target.devices {
 		if err := protocol.CheckDeviceID(id); err != nil {
 			return usageFault(cmd, "%w", err)

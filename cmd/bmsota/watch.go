@@ -100,7 +100,10 @@ func rowLine(r deploy.Row) string {
 	}
 	line := fmt.Sprintf("%-14s %-18s %-12s", r.Device, versions, phase)
 	if s.Phase == protocol.PhaseDownloading && r.Online {
-		line += fmt.Sprintf(" %s %3d %% %s", bar(s.BytesDone, s.BytesTotal), s.ProgressPct, sizes(s.BytesDone, s.BytesTotal))
+		line += fmt.Sprintf(" %s %3d %%", bar(s.BytesDone, s.BytesTotal), s.ProgressPct)
+		if s.BytesTotal > 0 {
+			line += " " + sizes(s.BytesDone, s.BytesTotal)
+		}
 	} else if s.Message != "" && s.Message != phase && r.Online {
 		line += " " + plain(s.Message)
 	}
