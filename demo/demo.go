@@ -185,7 +185,10 @@ func tour(ctx context.Context, cfg Config, srv *server.Server, boards *errgroup.
 	cfg.Say("")
 	cfg.Results(results)
 	if cfg.Keep {
-		cfg.Say("\n%s", srv.Banner())
+		data := filepath.Dir(srv.AccessFile())
+		cfg.Say("\nserver   %s  (CA: %s)", srv.URL(), filepath.Join(data, "tls", "ca.pem"))
+		cfg.Say("broker   %s  (login: user operator, password in %s)", brokerURL(access.MQTT), srv.AccessFile())
+		cfg.Say("\nIn another terminal:\n  export BMSOTA_DATA=%s\n  bmsota status", data)
 	}
 	return judge(results)
 }
@@ -340,7 +343,7 @@ func (t *teller) update(ctx context.Context, version string, trial appimage.Beha
 		return nil, err
 	}
 	t.cfg.Follow(ctx, t.link, track)
-	if !track.Ended() {
+	if ctx.Err() != nil {
 		return nil, fmt.Errorf("update to %s: %w", version, context.Cause(ctx))
 	}
 	return track.Rows(), nil
