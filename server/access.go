@@ -104,8 +104,8 @@ const (
 	tokenHere  = "TOKEN"
 )
 
-// Banner is what a person needs to go on: the addresses, where the operator's token is, and the two files of a device.
-// It holds no secret.
+// Banner is what a person needs to go on: the addresses, where the operator's token is, and at the first start the two
+// files of a device. It holds no secret.
 func (s *Server) Banner() string {
 	var b strings.Builder
 	scheme := "mqtt"
@@ -117,8 +117,11 @@ func (s *Server) Banner() string {
 	fmt.Fprintf(&b, "  firmware   %s/firmware/\n", s.URL())
 	fmt.Fprintf(&b, "  mqtt       %s://%s  (topics below %s)\n\n", scheme, net.JoinHostPort(s.mqtt.Host, fmt.Sprint(s.mqtt.Port)), s.mqtt.Prefix)
 	fmt.Fprintf(&b, "The bmsota tool on this machine finds its token in\n  %s\n\n", s.AccessFile())
-	fmt.Fprintf(&b, "To let a device in, give it a token (shown once):\n  bmsota devices enroll %s\n\n", deviceHere)
-	b.WriteString("and put two files into its storage partition.\n")
+	fmt.Fprintf(&b, "To let a device in, give it a token and put the two files into its storage partition:\n  bmsota devices enroll %s --files FOLDER\n", deviceHere)
+	if !s.firstStart {
+		return b.String()
+	}
+	b.WriteString("\nThe files look like this.\n")
 	ota, mqtt, err := s.DeviceFiles(deviceHere, tokenHere)
 	if err != nil {
 		fmt.Fprintf(&b, "They cannot be made from this configuration: %v\n", err)

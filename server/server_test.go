@@ -461,7 +461,7 @@ func TestBannerSaysWhatADeviceNeedsAndNoSecret(t *testing.T) {
 	s, _ := run(t, cfg)
 	banner := s.Banner()
 	for _, want := range []string{
-		s.URL() + "/", s.URL() + "/firmware/", "mqtts://127.0.0.1:" + strconv.Itoa(portOf(s.mqttTLS)), s.AccessFile(), "bmsota devices enroll DEVICE-ID",
+		s.URL() + "/", s.URL() + "/firmware/", "mqtts://127.0.0.1:" + strconv.Itoa(portOf(s.mqttTLS)), s.AccessFile(), "bmsota devices enroll DEVICE-ID --files",
 		`"server_url": "` + s.URL() + `/firmware/firmware.bin"`, `"topic_prefix": "fleet/bms"`, `"password": "TOKEN"`, "BEGIN CERTIFICATE",
 	} {
 		if !strings.Contains(banner, want) {

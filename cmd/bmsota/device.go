@@ -16,6 +16,7 @@ import (
 	"bmsota/device"
 	"bmsota/esp/appimage"
 	"bmsota/esp/parttable"
+	"bmsota/manifest"
 	"bmsota/protocol"
 
 	"github.com/spf13/cobra"
@@ -104,16 +105,27 @@ type enrolment struct {
 	trusted string
 }
 
+// readTrustedKey reads the public keys that a device shall trust; no file means none.
+func readTrustedKey(cmd *cobra.Command, path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	pem, err := publicKind.read(cmd, path)
+	if err != nil {
+		return "", err
+	}
+	if _, err := manifest.ParsePublicKeys(pem); err != nil {
+		return "", badContent(path, err, "give the public half that 'bmsota keys new' made")
+	}
+	return string(pem), nil
+}
+
 func (b *board) enrolment(cmd *cobra.Command) (*enrolment, error) {
 	e := &enrolment{}
-	if b.trustedKey != "" {
-		pem, err := publicKind.read(cmd, b.trustedKey)
-		if err != nil {
-			return nil, err
-		}
-		e.trusted = string(pem)
-	}
 	var err error
+	if e.trusted, err = readTrustedKey(cmd, b.trustedKey); err != nil {
+		return nil, err
+	}
 	if e.client, err = b.access.client(cmd); err != nil {
 		return nil, err
 	}

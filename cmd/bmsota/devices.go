@@ -3,10 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"bmsota/api"
+	"bmsota/durable"
 
 	"github.com/spf13/cobra"
 )
@@ -121,14 +124,27 @@ func notFoundHint(err error, hint string) error {
 func newDevicesEnrollCmd() *cobra.Command {
 	var a access
 	var asJSON bool
+	var folder, trustedKey string
 	cmd := &cobra.Command{
 		Use:   "enroll DEVICE",
 		Short: "give a device a login and print its token, this once",
 		Long: `Gives the device a new token in place of any it had, and prints it. The server keeps only its
-digest. The token is the password in the device's mqtt_config.txt.`,
+digest. The token is the password in the device's mqtt_config.txt.
+
+With --files both files of the device's storage partition are written to a folder, ready for it.`,
+		Example: `  bmsota devices enroll bms-a1b2c3
+  bmsota devices enroll bms-a1b2c3 --files storage --trusted-key release.pub.pem`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if trustedKey != "" && folder == "" {
+				return usageFault(cmd, "--trusted-key goes into the files that --files writes")
+			}
 			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			// What the files need is asked first: a device must not lose its old token over a folder or a key.
+			write, err := deviceFilesWriter(cmd, client, folder, trustedKey)
 			if err != nil {
 				return err
 			}
@@ -140,6 +156,11 @@ digest. The token is the password in the device's mqtt_config.txt.`,
 			if beforeErr == nil && before.Enrolled && !before.Revoked {
 				warn(cmd, "the token that %s had is no longer taken: put the new one into its mqtt_config.txt", args[0])
 			}
+			if write != nil {
+				if err := write(out); err != nil {
+					return err
+				}
+			}
 			if asJSON {
 				return printJSON(cmd, out)
 			}
@@ -148,7 +169,44 @@ digest. The token is the password in the device's mqtt_config.txt.`,
 	}
 	a.serverFlags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&folder, "files", "", "write ota_config.txt and mqtt_config.txt into this folder")
+	cmd.Flags().StringVar(&trustedKey, "trusted-key", "", "with --files: public key that signs releases; without it the device takes unsigned ones")
 	return cmd
+}
+
+// deviceFilesWriter prepares to write a device's two files into folder; nil when none is asked for.
+func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKey string) (func(api.EnrollResponse) error, error) {
+	if folder == "" {
+		return nil, nil
+	}
+	key, err := readTrustedKey(cmd, trustedKey)
+	if err != nil {
+		return nil, err
+	}
+	info, err := client.Server(cmd.Context())
+	if err != nil {
+		return nil, serverFault(err)
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, unwritable(folder, err)
+	}
+	return func(out api.EnrollResponse) error {
+		ota, mqtt, err := info.DeviceFiles(out.DeviceID, out.Token, key)
+		if err != nil {
+			return failure("set host in the server's configuration", "%w", err)
+		}
+		for name, file := range map[string]interface{ Append([]byte) ([]byte, error) }{"ota_config.txt": ota, "mqtt_config.txt": mqtt} {
+			text, err := file.Append(nil)
+			if err != nil {
+				return failure("", "%w", err)
+			}
+			// They hold the token.
+			if err := durable.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
+				return unwritable(filepath.Join(folder, name), err)
+			}
+		}
+		return nil
+	}, nil
 }
 
 func newDevicesRevokeCmd() *cobra.Command {

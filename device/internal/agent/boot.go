@@ -441,8 +441,9 @@ func (a *agent) connectors() {
 	if !a.cfg.haveMQ {
 		return
 	}
+	// The broker keeps the will of this session to its end, when a trial is long over as a rule.
 	will := cur
-	will.Phase, will.Message, will.ProgressPct = protocol.PhaseOffline, "connection lost", 0
+	will.Phase, will.Message, will.ProgressPct, will.RollbackPending = protocol.PhaseOffline, "connection lost", 0, false
 	payload, err := will.Append(nil)
 	if err != nil {
 		a.log.Error("last will", "err", err)

@@ -132,7 +132,11 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 	}
 	img, err := a.verify(slot)
 	if err != nil {
-		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s: %w", slot.Name, err)
+		if gone(err) {
+			return slot, protocol.ReasonNoRollback, err
+		}
+		a.log.Info("rollback refused", "slot", slot.Name, "err", err)
+		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s holds no good image to go back to", slot.Name)
 	}
 	if img.Desc != nil {
 		if version != "" && !sameVersion(version, img.Desc.Version) && !generic(img.Desc.Version) {
