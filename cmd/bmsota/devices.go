@@ -19,37 +19,11 @@ func newDevicesCmd() *cobra.Command {
 }
 
 func newDevicesListCmd() *cobra.Command {
-	var a access
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list devices as the server knows them",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := a.client(cmd)
-			if err != nil {
-				return err
-			}
-			devices, err := client.Devices(cmd.Context())
-			if err != nil {
-				return serverFault(err)
-			}
-			if asJSON {
-				return printJSON(cmd, emptyNotNull(devices))
-			}
-			if len(devices) == 0 {
-				return printf(cmd, "no devices yet; see 'bmsota devices enroll'\n")
-			}
-			return table(cmd, "DEVICE\tONLINE\tVERSION\tPHASE\tREASON\tCHIP\tSIGNED ONLY\tROLLBACK\tLAST SEEN", len(devices), func(i int) string {
-				d := devices[i]
-				return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.DeviceID, yesNo(d.Online), orDash(plain(d.CurrentVersion)),
-					orDash(string(d.Phase)), orDash(string(d.Reason)), orDash(d.Chip), yesNo(d.SignedOnly), yesNo(d.RollbackProtected), lastSeen(d.LastSeen))
-			})
-		},
-	}
-	a.serverFlags(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	return newListCmd("list devices as the server knows them", "no devices yet; see 'bmsota devices enroll'",
+		"DEVICE\tONLINE\tVERSION\tPHASE\tREASON\tCHIP\tSIGNED ONLY\tROLLBACK\tLAST SEEN", (*api.Client).Devices, func(d api.Device) string {
+			return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.DeviceID, yesNo(d.Online), orDash(plain(d.CurrentVersion)),
+				orDash(string(d.Phase)), orDash(string(d.Reason)), orDash(d.Chip), yesNo(d.SignedOnly), yesNo(d.RollbackProtected), lastSeen(d.LastSeen))
+		})
 }
 
 func lastSeen(t *time.Time) string {

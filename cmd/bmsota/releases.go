@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"bmsota/api"
@@ -16,40 +15,14 @@ func newReleasesCmd() *cobra.Command {
 }
 
 func newReleasesListCmd() *cobra.Command {
-	var a access
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list releases, newest first",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := a.client(cmd)
-			if err != nil {
-				return err
+	return newListCmd("list releases, newest first", "no releases yet; see 'bmsota publish'",
+		"PROJECT\tCHIP\tVERSION\tCHANNELS\tSIZE\tSIGNED\tPUBLISHED\tSHA256", (*api.Client).Releases, func(r api.Release) string {
+			channels := strings.Join(r.Channels, ",")
+			if r.Withdrawn {
+				channels = "(withdrawn)"
 			}
-			releases, err := client.Releases(cmd.Context())
-			if err != nil {
-				return serverFault(err)
-			}
-			if asJSON {
-				return printJSON(cmd, emptyNotNull(releases))
-			}
-			if len(releases) == 0 {
-				return printf(cmd, "no releases yet; see 'bmsota publish'\n")
-			}
-			return table(cmd, "PROJECT\tCHIP\tVERSION\tCHANNELS\tSIZE\tSIGNED\tPUBLISHED\tSHA256", len(releases), func(i int) string {
-				r := releases[i]
-				channels := strings.Join(r.Channels, ",")
-				if r.Withdrawn {
-					channels = "(withdrawn)"
-				}
-				return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", plain(r.Project), r.Chip, r.Version, channels, r.Size, yesNo(r.Signed), ago(r.PublishedAt), r.SHA256[:min(12, len(r.SHA256))])
-			})
-		},
-	}
-	a.serverFlags(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+			return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", plain(r.Project), r.Chip, r.Version, channels, r.Size, yesNo(r.Signed), ago(r.PublishedAt), r.SHA256[:min(12, len(r.SHA256))])
+		})
 }
 
 func newReleasesShowCmd() *cobra.Command {
@@ -178,83 +151,8 @@ func newChannelSetCmd() *cobra.Command {
 }
 
 func newChannelListCmd() *cobra.Command {
-	var a access
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list channels",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := a.client(cmd)
-			if err != nil {
-				return err
-			}
-			channels, err := client.Channels(cmd.Context())
-			if err != nil {
-				return serverFault(err)
-			}
-			if asJSON {
-				return printJSON(cmd, emptyNotNull(channels))
-			}
-			return table(cmd, "PROJECT\tCHIP\tCHANNEL\tVERSION\tSET", len(channels), func(i int) string {
-				c := channels[i]
-				return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", plain(c.Project), c.Chip, c.Channel, c.Version, ago(c.SetAt))
-			})
-		},
-	}
-	a.serverFlags(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-// table prints rows under a heading, in columns.
-func table(cmd *cobra.Command, heading string, n int, row func(i int) string) error {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, heading)
-	for i := range n {
-		fmt.Fprintln(w, row(i))
-	}
-	if err := w.Flush(); err != nil {
-		return failure("", "write table: %w", err)
-	}
-	return printf(cmd, "%s", trimLines(b.String()))
-}
-
-func emptyNotNull[T any](s []T) []T {
-	if s == nil {
-		return []T{}
-	}
-	return s
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// ago says how long since t, in the largest unit.
-func ago(t time.Time) string {
-	if t.IsZero() {
-		return "never"
-	}
-	d := time.Since(t)
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds ago", max(0, int(d.Seconds())))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm ago", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh ago", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+	return newListCmd("list channels", "no channels yet; publishing makes the first", "PROJECT\tCHIP\tCHANNEL\tVERSION\tSET",
+		(*api.Client).Channels, func(c api.Channel) string {
+			return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", plain(c.Project), c.Chip, c.Channel, c.Version, ago(c.SetAt))
+		})
 }
