@@ -117,9 +117,6 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// BaseURL is the server's address without a slash at the end.
-func (c *Client) BaseURL() string { return c.base.String() }
-
 // Upload sends a firmware file of exactly size bytes whose digest is sha256. progress, when not nil, is called with the
 // bytes handed to the connection so far, on another goroutine than the caller's; neither progress nor r is used after
 // Upload has returned. Bytes the server holds already are fine.

@@ -79,9 +79,6 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	return f, nil
 }
 
-// Boards are the boards, in order.
-func (f *Fleet) Boards() []*Board { return f.boards }
-
 // Run switches the boards on and returns when ctx has ended and all are off. A board that dies does not stop the
 // others; its error is part of the result.
 func (f *Fleet) Run(ctx context.Context) error {

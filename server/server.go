@@ -370,9 +370,6 @@ func (s *Server) URL() string {
 // HTTPSAddr is where HTTPS is listened on, host:port; empty when it is off.
 func (s *Server) HTTPSAddr() string { return addrOf(s.https) }
 
-// PlainAddr is where plain HTTP is listened on; empty when it is off.
-func (s *Server) PlainAddr() string { return addrOf(s.plain) }
-
 // MQTTTLSAddr is where the embedded broker listens for MQTT over TLS; empty when that is off or the broker is external.
 func (s *Server) MQTTTLSAddr() string { return addrOf(s.mqttTLS) }
 
@@ -381,9 +378,6 @@ func (s *Server) MQTTAddr() string { return addrOf(s.mqttPlain) }
 
 // MQTT is how devices reach the broker.
 func (s *Server) MQTT() api.MQTT { return s.mqtt }
-
-// DataDir is the data folder, as an absolute path.
-func (s *Server) DataDir() string { return s.cfg.DataDir }
 
 // CAPEM is what devices need to trust the web side; empty when public authorities do.
 func (s *Server) CAPEM() []byte { return s.certs.caPEM }

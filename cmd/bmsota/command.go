@@ -145,13 +145,7 @@ func (o *order) run(cmd *cobra.Command, _ []string) error {
 	if err := o.checkKnown(ctx, cmd, track); err != nil {
 		return err
 	}
-	if o.target.all {
-		err = link.Send(ctx, "", track.Command)
-	}
-	for _, device := range o.target.devices {
-		err = errors.Join(err, link.Send(ctx, device, track.Command))
-	}
-	if err != nil {
+	if err := o.send(ctx, link, track.Command); err != nil {
 		return brokerFault(err)
 	}
 	if o.noWait {
@@ -239,6 +233,18 @@ func (o *order) deadline(ctx context.Context) (context.Context, context.CancelFu
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, o.timeout)
+}
+
+// send gives the command to every target; what fails for one device keeps none of the others from it.
+func (o *order) send(ctx context.Context, link *deploy.Link, cmd protocol.Command) error {
+	if o.target.all {
+		return link.Send(ctx, "", cmd)
+	}
+	var err error
+	for _, device := range o.target.devices {
+		err = errors.Join(err, link.Send(ctx, device, cmd))
+	}
+	return err
 }
 
 // settleTime is how long a broker gets to send what it retained before the command goes out.

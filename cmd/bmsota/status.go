@@ -78,13 +78,7 @@ func (o *order) status(cmd *cobra.Command) error {
 		}
 	}
 	collect(settleTime, func() bool { return false })
-	if o.target.all {
-		err = link.Send(ctx, "", track.Command)
-	}
-	for _, device := range o.target.devices {
-		err = errors.Join(err, link.Send(ctx, device, track.Command))
-	}
-	if err != nil {
+	if err := o.send(ctx, link, track.Command); err != nil {
 		return brokerFault(err)
 	}
 	collect(o.timeout, track.Ended)

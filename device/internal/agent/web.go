@@ -40,8 +40,6 @@ type fault struct {
 	after  time.Duration // the server asked for this pause
 }
 
-func (f *fault) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err) }
-
 func failed(reason protocol.Reason, format string, args ...any) *fault {
 	return &fault{phase: protocol.PhaseFailed, reason: reason, err: fmt.Errorf(format, args...)}
 }
