@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -441,6 +442,8 @@ func (c *client) subscribed(id uint16, qos byte, filters ...string) []byte {
 	if pk.FixedHeader.Type != packets.Suback || pk.PacketID != id {
 		c.t.Fatalf("answer to SUBSCRIBE is of type %d", pk.FixedHeader.Type)
 	}
+	// What is retained goes out after SUBACK. A status that is published in between would come twice: retained and live.
+	synctest.Wait()
 	return pk.ReasonCodes
 }
 
