@@ -1,0 +1,29 @@
+// The two pieces of cryptography that an update needs, the same over mbedTLS 2.28 (host), 3.x (ESP-IDF v5) and 4.x (v6).
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mbedtls/md.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// SHA-256 over pieces. start takes a context that is not in use; end frees it whatever the digest is used for. False where
+// memory for the context (about 110 bytes) is not to be had; add and end after that do nothing and give zeros.
+typedef struct { mbedtls_md_context_t md; bool ok; } ota_sha256_t;
+bool ota_sha256_start(ota_sha256_t *h);
+void ota_sha256_add(ota_sha256_t *h, const void *p, size_t len);
+bool ota_sha256_end(ota_sha256_t *h, uint8_t digest[32]);
+
+// Whether the 64-byte signature r||s (RFC 7518 section 3.4) over digest is by the P-256 key in one PEM block (pem_len counts its NUL,
+// as mbedTLS wants it). key_ok tells a key that cannot be read, or is no P-256 key, from a signature by another key.
+bool ota_es256_verify(const char *pem, size_t pem_len, const uint8_t digest[32], const uint8_t sig[64], bool *key_ok);
+
+void ota_hex(const uint8_t *b, size_t len, char *out);   // lower-case, 2*len digits and a NUL
+
+#ifdef __cplusplus
+}
+#endif
