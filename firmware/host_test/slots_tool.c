@@ -205,7 +205,7 @@ static void live(char *line)
         }
     }
     found[0] = 0;
-    host_flash_restart_count();
+    host_flash_new_life();
     err = ota_slots_open(&slots);
     const char *name = "power-cut";
     if (setjmp(lights_out) == 0) {

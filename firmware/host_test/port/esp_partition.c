@@ -30,6 +30,12 @@ static void load(void)
     loaded = true;
 }
 
+void host_partitions_forget(void)
+{
+    rows = 0;
+    loaded = false;
+}
+
 const esp_partition_t *esp_partition_find_first(esp_partition_type_t type, esp_partition_subtype_t subtype, const char *label)
 {
     load();

@@ -53,7 +53,9 @@ bool host_flash_open(const char *path);
 uint8_t *host_flash_bytes(void);                        // the chip's content, for reading
 uint32_t host_flash_size(void);
 uint64_t host_flash_operations(void);
-void host_flash_restart_count(void);
+// Makes another life of this flash: no operation counted, and the partition table read anew.
+void host_flash_new_life(void);
+void host_partitions_forget(void);
 // Both cut at pieces and sectors, each one operation. The range was checked by the caller.
 void host_flash_program(uint32_t at, const void *bytes, size_t len);
 void host_flash_erase(uint32_t at, size_t len);

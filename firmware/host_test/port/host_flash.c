@@ -52,7 +52,12 @@ bool host_flash_open(const char *path)
 uint8_t *host_flash_bytes(void) { return chip; }
 uint32_t host_flash_size(void) { return size; }
 uint64_t host_flash_operations(void) { return operations; }
-void host_flash_restart_count(void) { operations = 0; }
+
+void host_flash_new_life(void)
+{
+    operations = 0;
+    host_partitions_forget();
+}
 
 // splitmix64: what a torn operation leaves is decided by the seed alone.
 static uint64_t next_random(uint64_t *state)
