@@ -126,6 +126,12 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	// Application is a program that runs as the board's firmware, one process for each life, as docs/virtual-boards.md has
+	// it: your own, built for this machine. The reset loop stays as it is, and so does what images with a trial behaviour
+	// do. It needs Path, finds its own way to the network and has the randomness it is given by Seed. Empty: the firmware
+	// that is built in.
+	Application string
+
 	PowerCut PowerCut // comes once; the Run after it continues from what the cut left
 
 	Log *slog.Logger // nil: none
@@ -160,6 +166,9 @@ func Open(cfg Config) (*Board, error) {
 	b.cfg.Timing = cfg.Timing.withDefaults()
 	if b.cfg.Sensors == nil {
 		b.cfg.Sensors = NewSensors()
+	}
+	if cfg.Application != "" && cfg.Path == "" {
+		return nil, errors.New("open board: an application needs a flash file, a flash in memory cannot be lent to it")
 	}
 	cut, err := cfg.PowerCut.cut()
 	if err != nil {
@@ -329,6 +338,14 @@ func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p part
 		sleep(ctx, b.cfg.Timing.Watchdog)
 		return Watchdog, nil
 	}
+	if b.cfg.Application != "" {
+		return b.runApplication(ctx, p, reset, behaviour == appimage.BehaviourUnhealthy)
+	}
+	return b.runAgent(ctx, behaviour, p, reset)
+}
+
+// runAgent runs the firmware that is built in.
+func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p parttable.Partition, reset ResetReason) (ResetReason, error) {
 	battery := b.cfg.Sensors.Read
 	if behaviour == appimage.BehaviourUnhealthy {
 		battery = func() (protocol.Battery, bool) { return protocol.Battery{}, false }
