@@ -266,7 +266,7 @@ bool ota_download(const ota_run_t *run, const ota_offer_t *o, int64_t *size, ota
             pause.n = 0;   // it gets on: a flaky line is no reason to wait ever longer
         }
         d.retries++;
-        ESP_LOGI(TAG, "interrupted after %" PRId64 " bytes: %s", d.good, why->text);
+        ESP_LOGI(TAG, "download interrupted after %" PRId64 " bytes: %s", d.good, why->text);
         uint32_t wait = ota_pause_next(&pause);
         if (!ota_run_sleep(run, wait > why->after_ms ? wait : why->after_ms)) {
             if (ota_run_cause(run) == OTA_DEADLINE && why->reason != OTA_REASON_DEADLINE) {

@@ -105,7 +105,7 @@ static void on_event(void *arg, esp_event_base_t base, int32_t id, void *data)
             if (e->error_handle->error_type == MQTT_ERROR_TYPE_CONNECTION_REFUSED) {
                 atomic_store(&a->network, true);   // somebody answers at the broker's address
             }
-            ESP_LOGI(TAG, "no session: type %d, refusal %d, tls %s, errno %d", e->error_handle->error_type,
+            ESP_LOGI(TAG, "type %d, refusal %d, tls %s, errno %d", e->error_handle->error_type,
                      e->error_handle->connect_return_code, esp_err_to_name(e->error_handle->esp_tls_last_esp_err),
                      e->error_handle->esp_transport_sock_errno);
         }
@@ -216,6 +216,7 @@ void ota_link_is_down(ota_agent_t *a)
         return;
     }
     int64_t now = ota_now_ms();
+    ESP_LOGI(TAG, "%s", l->up ? "session lost" : "no session: connect to broker");
     // A session that held for a while was a good one: start again with short pauses. One that breaks at once (another board
     // under the same id, a broker that refuses after CONNECT) must not come back at full speed.
     if (now - l->began_ms > 2 * KEEPALIVE_S * 1000) {

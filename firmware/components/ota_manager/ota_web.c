@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,14 +123,32 @@ static bool is_tls(const ota_response_t *r)
            (r->tls_err == ESP_ERR_MBEDTLS_SSL_HANDSHAKE_FAILED && !broken);
 }
 
+// In the words of the board that Go runs, as far as they can be known from mbedTLS's flags.
+static const char *certificate_fault(const ota_response_t *r)
+{
+    if (r->tls_flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) {
+        return "certificate is valid for another name";
+    }
+    if (r->tls_flags & MBEDTLS_X509_BADCERT_EXPIRED) {
+        return "certificate has expired";
+    }
+    if (r->tls_flags & MBEDTLS_X509_BADCERT_FUTURE) {
+        return "certificate is not yet valid";
+    }
+    return r->tls_flags & MBEDTLS_X509_BADCERT_NOT_TRUSTED ? "certificate signed by unknown authority" : "no secure connection";
+}
+
 static bool unreachable(ota_response_t *r, esp_err_t err, ota_fault_t *why)
 {
     if (!goes_on(r, "reach server", why)) {
         return false;
     }
     if (is_tls(r)) {
-        return ota_again(why, OTA_REASON_TLS_FAILED, "reach server: its certificate is not trusted (%s, mbedTLS -0x%04x, flags 0x%x)",
-                         esp_err_to_name(r->tls_err), (unsigned)r->tls_code, (unsigned)r->tls_flags);
+        return ota_again(why, OTA_REASON_TLS_FAILED, "reach server: %s (mbedTLS -0x%04x, flags 0x%x)", certificate_fault(r),
+                         (unsigned)r->tls_code, (unsigned)r->tls_flags);
+    }
+    if (esp_http_client_get_errno(r->client) == ECONNREFUSED) {
+        return ota_again(why, OTA_REASON_SERVER_UNREACHABLE, "reach server: connection refused");
     }
     return ota_again(why, OTA_REASON_SERVER_UNREACHABLE, "reach server: %s", esp_err_to_name(r->tls_err != ESP_OK ? r->tls_err : err));
 }

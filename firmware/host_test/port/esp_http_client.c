@@ -155,8 +155,8 @@ esp_err_t esp_http_client_set_timeout_ms(esp_http_client_handle_t c, int timeout
     return ESP_OK;
 }
 
-// Lets libcurl work until something happened, for wait_ms of the chip's time at most.
-static void step(esp_http_client_handle_t c, int64_t wait_ms)
+// Lets libcurl do what it can without waiting.
+static void step(esp_http_client_handle_t c)
 {
     int running = 0;
     if (c->paused) {
@@ -172,9 +172,12 @@ static void step(esp_http_client_handle_t c, int64_t wait_ms)
             c->result = msg->data.result;
         }
     }
-    if (!c->done && wait_ms > 0) {
-        curl_multi_poll(c->multi, NULL, 0, (int)host_real_ms(wait_ms), NULL);
-    }
+}
+
+// Waits until something may have happened, for ms of the chip's time at most.
+static void wait(esp_http_client_handle_t c, int64_t ms)
+{
+    curl_multi_poll(c->multi, NULL, 0, (int)host_real_ms(ms), NULL);
 }
 
 static void judge(esp_http_client_handle_t c)
@@ -190,7 +193,10 @@ static void judge(esp_http_client_handle_t c)
     case CURLE_PEER_FAILED_VERIFICATION:
         c->tls.last_error = ESP_ERR_MBEDTLS_SSL_HANDSHAKE_FAILED;
         c->tls.esp_tls_error_code = 0x2700;   // MBEDTLS_ERR_X509_CERT_VERIFY_FAILED
-        c->tls.esp_tls_flags = 8;             // MBEDTLS_X509_BADCERT_NOT_TRUSTED
+        // MBEDTLS_X509_BADCERT_CN_MISMATCH, _EXPIRED, _NOT_TRUSTED
+        c->tls.esp_tls_flags = strstr(c->error, "does not match") != NULL || strstr(c->error, "no alternative") != NULL ? 4
+                               : strstr(c->error, "expired") != NULL                                                    ? 1
+                                                                                                                        : 8;
         break;
     case CURLE_SSL_CONNECT_ERROR:
         c->tls.last_error = ESP_ERR_MBEDTLS_SSL_HANDSHAKE_FAILED;
@@ -208,7 +214,7 @@ esp_err_t esp_http_client_open(esp_http_client_handle_t c, int write_len)
     curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, c->headers);
     curl_multi_add_handle(c->multi, c->easy);
     for (;;) {
-        step(c, 0);
+        step(c);
         curl_off_t sent = 0;
         curl_easy_getinfo(c->easy, CURLINFO_PRETRANSFER_TIME_T, &sent);
         if (sent > 0 || c->header_done) {
@@ -219,14 +225,14 @@ esp_err_t esp_http_client_open(esp_http_client_handle_t c, int write_len)
             tell(c, HTTP_EVENT_ERROR, &c->tls, 0, NULL, NULL);
             return ESP_ERR_HTTP_CONNECT;
         }
-        curl_multi_poll(c->multi, NULL, 0, 50, NULL);
+        wait(c, 50);
     }
 }
 
 int64_t esp_http_client_fetch_headers(esp_http_client_handle_t c)
 {
     int64_t until = esp_timer_get_time() / 1000 + c->cfg.timeout_ms;
-    while (!c->header_done) {
+    for (step(c); !c->header_done; step(c)) {
         if (c->done) {
             return ESP_FAIL;
         }
@@ -234,7 +240,7 @@ int64_t esp_http_client_fetch_headers(esp_http_client_handle_t c)
         if (rest <= 0) {
             return -ESP_ERR_HTTP_EAGAIN;
         }
-        step(c, rest);
+        wait(c, rest);
     }
     curl_off_t length = -1;
     curl_easy_getinfo(c->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
@@ -262,16 +268,19 @@ int esp_http_client_read(esp_http_client_handle_t c, char *buffer, int len)
     c->out = buffer + n;
     c->room = (size_t)len - n;
     int64_t from = esp_timer_get_time() / 1000;
-    size_t before = c->room;
     while (c->room > 0 && !c->done) {
+        size_t before = c->room;
+        step(c);
+        if (c->room != before) {
+            from = esp_timer_get_time() / 1000;   // each drop starts the time anew, as there
+            continue;
+        }
         int64_t rest = from + c->cfg.timeout_ms - esp_timer_get_time() / 1000;
         if (rest <= 0) {
             break;
         }
-        step(c, rest);
-        if (c->room != before) {   // each drop starts the time anew, as there
-            before = c->room;
-            from = esp_timer_get_time() / 1000;
+        if (!c->done) {
+            wait(c, rest);
         }
     }
     int got = len - (int)c->room;
@@ -283,6 +292,13 @@ int esp_http_client_read(esp_http_client_handle_t c, char *buffer, int len)
         return -ESP_ERR_HTTP_EAGAIN;
     }
     return c->result == CURLE_OK ? 0 : ESP_FAIL;
+}
+
+int esp_http_client_get_errno(esp_http_client_handle_t c)
+{
+    long err = 0;
+    curl_easy_getinfo(c->easy, CURLINFO_OS_ERRNO, &err);
+    return (int)err;
 }
 
 esp_err_t esp_http_client_close(esp_http_client_handle_t c)

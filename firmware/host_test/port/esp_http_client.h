@@ -47,5 +47,6 @@ esp_err_t esp_http_client_open(esp_http_client_handle_t c, int write_len);
 int64_t esp_http_client_fetch_headers(esp_http_client_handle_t c);
 int esp_http_client_get_status_code(esp_http_client_handle_t c);
 int esp_http_client_read(esp_http_client_handle_t c, char *buffer, int len);
+int esp_http_client_get_errno(esp_http_client_handle_t c);
 esp_err_t esp_http_client_close(esp_http_client_handle_t c);
 esp_err_t esp_http_client_cleanup(esp_http_client_handle_t c);
