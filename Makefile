@@ -36,7 +36,7 @@ race: ## the packages with goroutines under the race detector (the sweeps have n
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
-	go test -count=1 ./e2e/... $(if $(NAME),-run '/$(NAME)')
+	go test -count=1 ./e2e/... $(if $(NAME),-run '//$(NAME)')
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for T (default 30s) in turn

@@ -74,6 +74,10 @@ typedef struct {
     char detail[160];
 } ota_refusal_t;
 
+// Fills why and returns false, for the return of a function that refuses.
+__attribute__((format(printf, 3, 4)))
+bool ota_refuse(ota_refusal_t *why, ota_reason_t reason, const char *format, ...);
+
 typedef enum { OTA_ACTION_CHECK, OTA_ACTION_UPDATE, OTA_ACTION_ROLLBACK, OTA_ACTION_STATUS } ota_action_t;
 
 typedef struct {
@@ -133,6 +137,7 @@ bool ota_mqtt_config_parse(char *b, size_t len, ota_mqtt_config_t *out, char *wh
 
 bool ota_device_id_ok(const char *id);        // 1 to 64 of A-Z a-z 0-9 . _ : -, starting with a letter or digit
 bool ota_topic_prefix_ok(const char *prefix);
+bool ota_digest_ok(const char *hex);          // 64 lower-case hex digits
 void ota_device_id_from_mac(const uint8_t mac[6], char out[OTA_MAX_DEVICE_ID + 1]);   // "bms-a1b2c3"
 
 typedef struct {
