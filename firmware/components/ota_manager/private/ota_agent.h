@@ -301,11 +301,11 @@ struct ota_agent {
     ota_wish_t wish;           // the job's, while it runs
     atomic_int cancel;         // an ota_cause_t
     SemaphoreHandle_t cancelled;
-    bool restart;              // the job's outcome
+    bool restart;              // the job's outcome: its own while it runs
     bool story_acked;          // while a trial ran
 
     ota_message_t waiting;     // one order that came in a trial, before a rollback was told, or before the clock was set
-    bool has_waiting;
+    bool has_waiting, needs_clock;
     ota_message_t taken;       // the one being answered
 
     uint8_t io[OTA_IO_SIZE];   // the worker's
