@@ -52,13 +52,13 @@ static void put_bool(writer_t *w, const char *key, bool v)
     put(w, v ? "true" : "false");
 }
 
-// One character of a text as Go's encoding/json writes it; <, > and & so that a page may hold the JSON. A control character
-// that a server would refuse becomes a question mark.
+// One character of n bytes as Go's encoding/json writes it; <, > and & so that a page may hold the JSON. What a server would
+// refuse, a control character or a byte that is no UTF-8 (n is 0), becomes a question mark.
 static void put_char(writer_t *w, const char *s, size_t n)
 {
     uint8_t c = (uint8_t)*s;
     if (n == 0) {
-        put(w, "\\ufffd");
+        put(w, "?");
     } else if (c == '"' || c == '\\') {
         put(w, "\\%c", c);
     } else if (c == '\n') {
@@ -76,19 +76,19 @@ static void put_char(writer_t *w, const char *s, size_t n)
     }
 }
 
-// A text of at most limit bytes. What is no UTF-8 takes three bytes for each of its own, as U+FFFD.
+// A text of at most limit bytes, cut between characters.
 static void put_text(writer_t *w, const char *key, const char *s, size_t limit)
 {
     put_key(w, key);
     put(w, "\"");
     while (s && *s) {
-        size_t n = ota_utf8_char(s, strlen(s)), counts = n > 0 ? n : 3;
-        if (counts > limit) {
+        size_t n = ota_utf8_char(s, strnlen(s, 4)), step = n > 0 ? n : 1;
+        if (step > limit) {
             break;
         }
-        limit -= counts;
+        limit -= step;
         put_char(w, s, n);
-        s += n > 0 ? n : 1;
+        s += step;
     }
     put(w, "\"");
 }
