@@ -18,7 +18,7 @@ import (
 	"bmsota/device/internal/otaops"
 	"bmsota/esp/otadata"
 	"bmsota/esp/parttable"
-	"bmsota/firmware/hosttest"
+	"bmsota/firmware/host_test/hosttest"
 	"bmsota/protocol"
 )
 

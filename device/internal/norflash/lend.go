@@ -37,9 +37,9 @@ func (f *Flash) release() error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.file.Close(); err != nil {
-		f.fault = fmt.Errorf("norflash: close: %w", err)
-		return f.fault
+	if err := f.letGo(); err != nil {
+		f.fault = err
+		return err
 	}
 	return nil
 }

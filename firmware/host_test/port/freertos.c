@@ -175,7 +175,7 @@ BaseType_t xQueueSend(QueueHandle_t q, const void *item, TickType_t ticks)
     pthread_mutex_lock(&q->gate.mutex);
     bool room = q->count < q->length;
     if (room) {
-        if (q->size > 0) {
+        if (item != NULL) { // a semaphore's items have no size
             memcpy(q->items + (size_t)((q->head + q->count) % q->length) * q->size, item, q->size);
         }
         q->count++;
@@ -193,7 +193,7 @@ BaseType_t xQueueReceive(QueueHandle_t q, void *item, TickType_t ticks)
     }
     bool there = q->count > 0;
     if (there) {
-        if (q->size > 0) {
+        if (item != NULL) {
             memcpy(item, q->items + (size_t)q->head * q->size, q->size);
         }
         q->head = (q->head + 1) % q->length;

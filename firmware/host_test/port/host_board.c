@@ -16,6 +16,7 @@ host_board_t host_board;
 
 void host_end(int status)
 {
+    host_flash_stop();
     FILE *f = host_board.report == NULL ? NULL : fopen(host_board.report, "w");
     if (f != NULL) {
         fprintf(f, "%llu\n%lu\n", (unsigned long long)host_flash_operations(), (unsigned long)host_board.efuse);

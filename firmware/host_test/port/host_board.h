@@ -50,6 +50,7 @@ uint32_t host_chip_secure_bits(uint16_t chip);          // width of the secure v
 
 // Takes the flash file, with its exclusive lock. False with a sentence on standard error.
 bool host_flash_open(const char *path);
+void host_flash_stop(void);                             // no operation begins or goes on after it
 uint8_t *host_flash_bytes(void);                        // the chip's content, for reading
 uint32_t host_flash_size(void);
 uint64_t host_flash_operations(void);

@@ -2,6 +2,7 @@
 // power can fail before, in and after each operation.
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -16,6 +17,8 @@
 static uint8_t *chip;
 static uint32_t size;
 static uint64_t operations;
+// Held through an operation, so that a process that is stopped ends between two. Recursive: a power cut ends it inside one.
+static pthread_mutex_t busy = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 static bool refuse(const char *path, const char *why)
 {
@@ -47,6 +50,11 @@ bool host_flash_open(const char *path)
     chip = map;
     size = (uint32_t)st.st_size;
     return true;
+}
+
+void host_flash_stop(void)
+{
+    pthread_mutex_lock(&busy);
 }
 
 uint8_t *host_flash_bytes(void) { return chip; }
@@ -151,24 +159,33 @@ void host_flash_program(uint32_t at, const void *bytes, size_t len)
     while (len > 0) {
         size_t n = HOST_PIECE - at % HOST_PIECE;
         n = n < len ? n : len;
+        pthread_mutex_lock(&busy);
         program_piece(chip + at, from, n);
+        pthread_mutex_unlock(&busy);
         at += (uint32_t)n;
         from += n;
         len -= n;
     }
 }
 
+static void erase_sector(uint8_t *sector)
+{
+    bool cut = failing();
+    if (cut && host_board.cut == HOST_CUT_TORN) {
+        tear_erase(sector);
+        power_cut();
+    }
+    memset(sector, 0xFF, HOST_SECTOR);
+    if (cut) {
+        power_cut();
+    }
+}
+
 void host_flash_erase(uint32_t at, size_t len)
 {
     for (; len > 0; at += HOST_SECTOR, len -= HOST_SECTOR) {
-        bool cut = failing();
-        if (cut && host_board.cut == HOST_CUT_TORN) {
-            tear_erase(chip + at);
-            power_cut();
-        }
-        memset(chip + at, 0xFF, HOST_SECTOR);
-        if (cut) {
-            power_cut();
-        }
+        pthread_mutex_lock(&busy);
+        erase_sector(chip + at);
+        pthread_mutex_unlock(&busy);
     }
 }

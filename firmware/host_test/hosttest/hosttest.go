@@ -31,12 +31,12 @@ func Build(t testing.TB, program string, plain bool) string {
 	return filepath.Join(folder, "build", variant, program)
 }
 
-// source is firmware/host_test, found from this file.
+// source is firmware/host_test, the folder above this file's.
 func source(t testing.TB) string {
 	t.Helper()
 	_, file, _, ok := runtime.Caller(0)
 	if !ok {
 		t.Fatal("no source position: build the tests without -trimpath")
 	}
-	return filepath.Join(filepath.Dir(filepath.Dir(file)), "host_test")
+	return filepath.Dir(filepath.Dir(file))
 }
