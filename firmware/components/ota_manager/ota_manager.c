@@ -177,8 +177,8 @@ static TickType_t nap(ota_agent_t *a)
 static bool hangs(ota_agent_t *a)
 {
     bool hang = a->job != OTA_JOB_NONE && !a->test.runs && (unsigned)ota_now_ms() - atomic_load(&a->beat_ms) >= OTA_HANG_MS;
-    if (hang) {
-        ESP_LOGE(TAG, "the worker hangs: restarting");
+    if (hang && ota_phase_may(ota_report_current(a), OTA_PHASE_FAILED)) {
+        ota_report_phase(a, OTA_PHASE_FAILED, OTA_REASON_STALLED, "the server holds the line and says nothing: restarting");
     }
     return hang;
 }
