@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bmsota/device/internal/bootloader"
+	"bmsota/device/internal/norflash"
 	"bmsota/esp/parttable"
 	"bmsota/protocol"
 )
@@ -33,6 +34,8 @@ const (
 const (
 	// stopGrace is how long an application may take to stop after SIGTERM, before it is killed.
 	stopGrace = 5 * time.Second
+	// leaveGrace is how long the application of a board that was killed may go on holding the flash.
+	leaveGrace = 2 * time.Second
 	// maxReport is more than two numbers of 32 bits take, in bytes.
 	maxReport = 64
 	// tailLines is how much of an application's log is told again when it panics.
@@ -47,6 +50,16 @@ type application struct {
 	reset   ResetReason
 	silent  bool // the image is one whose battery never answers
 	tail    []string
+}
+
+// openFlash takes the flash file of a board. One that was killed may have left an application that is about to end.
+func openFlash(cfg Config) (*norflash.Flash, error) {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		f, err := norflash.Open(cfg.Path)
+		if cfg.Application == "" || !errors.Is(err, ErrInUse) || time.Since(began) > leaveGrace {
+			return f, err
+		}
+	}
 }
 
 // runApplication runs the program until it ends, with the flash lent to it, and says why the chip is reset.

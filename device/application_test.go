@@ -314,3 +314,28 @@ func TestApplicationHasTheFlashToItself(t *testing.T) {
 	}
 	h.want(t, "ota_0:poweron", "ota_0:brownout")
 }
+
+func TestApplicationThatIsAboutToLeaveIsWaitedFor(t *testing.T) {
+	path := t.TempDir() + "/board.flash"
+	if err := Create(path, Layout{Image: image(t, "1.0.0")}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := norflash.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error)
+	go func() {
+		b, err := Open(Config{Path: path, Application: "app"})
+		if err == nil {
+			err = b.Close()
+		}
+		opened <- err
+	}()
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}

@@ -178,7 +178,7 @@ func Open(cfg Config) (*Board, error) {
 	case (cfg.Path == "") == (cfg.Flash == nil):
 		return nil, errors.New("open board: give a flash file or a flash in memory, one of them")
 	case cfg.Path != "":
-		if b.flash, err = norflash.Open(cfg.Path); err != nil {
+		if b.flash, err = openFlash(cfg); err != nil {
 			return nil, fmt.Errorf("open board: %w", err)
 		}
 	default:
