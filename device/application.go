@@ -52,6 +52,27 @@ type application struct {
 	tail    []string
 }
 
+// findApplication is the program's path as package exec wants it, and whether it can be started as far as that can be seen.
+func findApplication(path string) (string, error) {
+	if filepath.Base(path) == path {
+		path = "." + string(filepath.Separator) + path // a file, not a name to look for in PATH
+	}
+	if _, err := exec.LookPath(path); err != nil {
+		return path, unstartable(path, err)
+	}
+	return path, nil
+}
+
+func unstartable(path string, err error) error {
+	if ee, ok := errors.AsType[*exec.Error](err); ok {
+		err = ee.Err
+	}
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		err = pe.Err
+	}
+	return fmt.Errorf("%w %s cannot be started: %w", ErrApplication, path, err)
+}
+
 // openFlash takes the flash file of a board. One that was killed may have left an application that is about to end.
 func openFlash(cfg Config) (*norflash.Flash, error) {
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
@@ -120,9 +141,6 @@ func (a *application) putStorage() error {
 // live is the program from start to end.
 func (a *application) live(ctx context.Context, cutIn int) (ops int, why ResetReason, err error) {
 	program := a.board.cfg.Application
-	if filepath.Base(program) == program {
-		program = "." + string(filepath.Separator) + program // a file, not a name to look for in PATH
-	}
 	cmd := exec.CommandContext(ctx, program, a.args(cutIn)...)
 	cmd.Cancel = func() error {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -140,10 +158,7 @@ func (a *application) live(ctx context.Context, cutIn int) (ops int, why ResetRe
 	}
 	defer stdin.Close()
 	if err := cmd.Start(); err != nil {
-		if pe, ok := errors.AsType[*os.PathError](err); ok {
-			err = pe.Err
-		}
-		return 0, Panic, fmt.Errorf("%w %s cannot be started: %w", ErrApplication, program, err)
+		return 0, Panic, unstartable(program, err)
 	}
 	werr := cmd.Wait()
 	statuses.end()

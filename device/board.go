@@ -170,6 +170,12 @@ func Open(cfg Config) (*Board, error) {
 	if cfg.Application != "" && cfg.Path == "" {
 		return nil, errors.New("open board: an application needs a flash file, a flash in memory cannot be lent to it")
 	}
+	if cfg.Application != "" {
+		var err error
+		if b.cfg.Application, err = findApplication(cfg.Application); err != nil {
+			return nil, err
+		}
+	}
 	cut, err := cfg.PowerCut.cut()
 	if err != nil {
 		return nil, fmt.Errorf("open board: %w", err)
