@@ -142,6 +142,7 @@ type Config struct {
 
 	trust   *agent.Trust
 	newLink func(agent.LinkConfig) agent.Link
+	clock   func() time.Time
 	strict  bool
 	mutant  agent.Mutant
 	wrap    func(otaops.Flash) otaops.Flash // what the application sees of the flash
@@ -369,7 +370,7 @@ func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p pa
 		Ops: otaops.Config{Rollback: !b.cfg.NoRollback, AntiRollback: b.cfg.AntiRollback, Efuse: &b.fuses.secure,
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,
-		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink,
+		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink, Clock: b.cfg.clock,
 		Seed: b.cfg.Seed, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
 	})
 	if errors.Is(err, norflash.ErrPowerCut) {

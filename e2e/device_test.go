@@ -4,12 +4,12 @@ package e2e
 
 import (
 	"bytes"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
+	"testing"
+
+	"bmsota/firmware/host_test/hosttest"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -17,54 +17,51 @@ import (
 // deviceKind is a firmware that the boards of the stories run.
 type deviceKind struct {
 	name    string
-	program func() (string, error) // path of the application; nil for the one built in
+	program string // of firmware/host_test; empty for the firmware built in
 }
 
 // deviceKinds are the firmwares that must tell every story alike.
 var deviceKinds = []deviceKind{
 	{name: "go"},
-	{name: "component", program: sync.OnceValues(buildMonitor)},
+	{name: "component", program: "monitor"},
 }
 
-// goOnly are the stories with a device that are told once, each with its reason.
-var goOnly = map[string]string{}
+// toldOnce are the stories with a device that one kind tells alone, each with its reason.
+var toldOnce = map[string]struct{ kind, why string }{
+	"clock-not-set": {"component", "a board in Go has this machine's clock; package device tests the same with one of its own"},
+}
 
-// stories are the scripts that a kind runs. The first runs all; every other those with a device in them.
+// stories are the scripts that a kind runs: those with a device in them, and the firmware built in the others as well.
 func (k deviceKind) stories() ([]string, error) {
 	all, err := filepath.Glob(filepath.Join("testdata", "script", "*.txtar"))
-	if err != nil || k.program == nil {
-		return all, err
+	if err != nil {
+		return nil, err
 	}
 	var files []string
 	for _, file := range all {
-		if goOnly[strings.TrimSuffix(filepath.Base(file), ".txtar")] != "" {
-			continue
-		}
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		if bytes.Contains(text, []byte("\ndevice ")) || bytes.Contains(text, []byte("\nkillrounds ")) {
+		alone, once := toldOnce[strings.TrimSuffix(filepath.Base(file), ".txtar")]
+		switch device := bytes.Contains(text, []byte("\ndevice ")) || bytes.Contains(text, []byte("\nkillrounds ")); {
+		case once && alone.kind != k.name:
+		case device || k.program == "":
 			files = append(files, file)
 		}
 	}
 	return files, nil
 }
 
-// buildMonitor makes the component's firmware for a virtual board, with the sanitizers.
-func buildMonitor() (string, error) {
-	if path := os.Getenv("BMSOTA_E2E_MONITOR"); path != "" {
-		return filepath.Abs(path)
+// application is the path of the program that the boards run, built with the sanitizers.
+func (k deviceKind) application(t *testing.T) string {
+	if k.program == "" {
+		return ""
 	}
-	folder, err := filepath.Abs(filepath.Join("..", "firmware", "host_test"))
-	if err != nil {
-		return "", err
+	if path := os.Getenv("BMSOTA_E2E_" + strings.ToUpper(k.program)); path != "" {
+		return path
 	}
-	out, err := exec.Command("make", "-j2", "-C", folder, "build/asan/monitor").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("make monitor (e2e/deps.sh installs what it needs): %w\n%s", err, out)
-	}
-	return filepath.Join(folder, "build", "asan", "monitor"), nil
+	return hosttest.Build(t, k.program, false)
 }
 
 // board is the command line of a board that runs from a flash file with the firmware of this story.

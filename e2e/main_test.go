@@ -84,12 +84,7 @@ func runStories(t *testing.T, kind deviceKind) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	application := ""
-	if kind.program != nil {
-		if application, err = kind.program(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	application := kind.application(t)
 	testscript.Run(t, testscript.Params{
 		Files:              files,
 		RequireUniqueNames: true,

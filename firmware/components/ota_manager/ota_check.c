@@ -6,6 +6,7 @@
 #include "esp_log.h"
 #include "ota_agent.h"
 #include "ota_crypto.h"
+#include "ota_url.h"
 #include "ota_version.h"
 #include "sdkconfig.h"
 

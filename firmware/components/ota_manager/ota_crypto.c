@@ -9,6 +9,9 @@
 #include "mbedtls/version.h"
 #if MBEDTLS_VERSION_MAJOR >= 4
 #include "psa/crypto.h"
+#else
+#include "mbedtls/bignum.h"
+#include "mbedtls/ecp.h"
 #endif
 
 // SEQUENCE { SEQUENCE { id-ecPublicKey, prime256v1 }, BIT STRING { 04 ... } }
@@ -58,10 +61,11 @@ static bool out_of_memory(int ret)
 #if MBEDTLS_VERSION_MAJOR >= 4
     return ret == PSA_ERROR_INSUFFICIENT_MEMORY;
 #else
-    // A high-level code (pk, ecp) may carry a low-level one (bignum) in its last seven bits: mbedtls/error.h.
+    // A high-level code may carry a low-level one in its last seven bits: mbedtls/error.h. Digests take part in a check of a
+    // signature because the numbers of the curve are blinded.
     int low = -ret & 0x7f, high = -ret & ~0x7f;
-    return low == 0x10 /* MBEDTLS_ERR_MPI_ALLOC_FAILED */ || high == 0x4d80 /* MBEDTLS_ERR_ECP_ALLOC_FAILED */ ||
-           high == -MBEDTLS_ERR_PK_ALLOC_FAILED;
+    return low == -MBEDTLS_ERR_MPI_ALLOC_FAILED || high == -MBEDTLS_ERR_ECP_ALLOC_FAILED ||
+           high == -MBEDTLS_ERR_PK_ALLOC_FAILED || high == -MBEDTLS_ERR_MD_ALLOC_FAILED;
 #endif
 }
 

@@ -195,7 +195,7 @@ static void loop(void *arg)
         quiet(a);
         ota_link_tick(a);
         ota_report_pump(a);
-        if (over || (a->restart && a->job == OTA_JOB_NONE) || hangs(a)) {
+        if (over || (a->job == OTA_JOB_NONE && a->restart) || hangs(a)) {
             restart(a);
         }
     }

@@ -40,6 +40,13 @@ static void defer(ota_agent_t *a, const ota_message_t *m)
 {
     a->waiting = *m;
     a->has_waiting = true;
+    a->needs_clock = false;
+}
+
+// Whether an order with a time limit cannot be judged yet, and still may be.
+static bool clock_may_come(void)
+{
+    return !ota_clock_set(ota_clock_us()) && ota_now_ms() < CLOCK_WAIT_MS;
 }
 
 static void rollback(ota_agent_t *a, const ota_command_t *c)
@@ -106,8 +113,9 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
     if (c.expires && !ota_clock_set(now)) {
         // Whether it is too late cannot be said before the time is known. It is kept for a while, and then refused: an order
         // that is too old must not be carried out, and one that counts is given again or still retained.
-        if (ota_now_ms() < CLOCK_WAIT_MS) {
+        if (clock_may_come()) {
             defer(a, m);
+            a->needs_clock = true;
             ota_report_say(a, c.id);
         } else {
             ota_report_answer(a, c.id, OTA_REASON_EXPIRED_COMMAND, "the command has a time limit and this device does not know the time");
@@ -147,7 +155,7 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
 
 void ota_order_next(ota_agent_t *a)
 {
-    if (!a->has_waiting || a->job != OTA_JOB_NONE || ota_unsettled(a)) {
+    if (!a->has_waiting || a->job != OTA_JOB_NONE || ota_unsettled(a) || (a->needs_clock && clock_may_come())) {
         return;
     }
     a->taken = a->waiting;

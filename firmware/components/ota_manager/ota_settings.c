@@ -84,7 +84,7 @@ static void read_ota(const char *folder, ota_settings_t *s)
         return;
     }
     if (!ota_config_parse(s->ota_text, len, &s->ota, why, sizeof why)) {
-        complain(s, "", why);
+        complain(s, "ota_config.txt: ", why);
         return;
     }
     // A board that was given a key and cannot read it must not go on as one that was given none: that one would install what
@@ -96,7 +96,7 @@ static void read_ota(const char *folder, ota_settings_t *s)
     s->have_ota = true;
     s->web = can_verify(&s->ota, why, sizeof why);
     if (!s->web) {
-        complain(s, "", why);
+        complain(s, "ota_config.txt: ", why);
     }
 }
 
@@ -111,7 +111,7 @@ static void read_mqtt(const char *folder, ota_settings_t *s)
     }
     s->have_mqtt = ota_mqtt_config_parse(s->mqtt_text, len, &s->mqtt, why, sizeof why);
     if (!s->have_mqtt) {
-        complain(s, "", why);
+        complain(s, "mqtt_config.txt: ", why);
     }
 }
 

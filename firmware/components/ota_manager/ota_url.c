@@ -2,7 +2,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "ota_agent.h"
+#include "ota_url.h"
 
 // The parts of an address that matter here, as positions in it.
 typedef struct {

@@ -55,7 +55,7 @@ var (
 	otaDocument = document{
 		needed: []field{{"server_url", textsOf("https://h/x", "https://ota.example.net:8443/firmware/app.bin", "https://[fd00::1]:8443/", "https://h?x=y",
 			"http://h/x", "https://h", "https://u@h/x", "https://h/x#y", "https://h/%4", "https://h/%4f", "https:///x", "ftp://h", "https://h:0/",
-			"https://h:65536/", "https://h:/", "https://h_-.:1", "https://[::1", "https://[1:2:3:4:5:6:7:8]", "https://[1:2:3:4:5:6:7::]",
+			"https://h:65536/", "https://h:/", "https://h_-.:1", "https://[::1", "https://[1:2:3:4:5:6:7:8]", "https://[1:2:3:4:5:6:7::]", "https://[1:2:3:4:5:6:7::8]", "https://[::1:2:3:4:5:6:7:8]",
 			"https://[::ffff:1.2.3.4]/", "https://[::]/", "https://[1::2::3]/", "https://[12345::]/", "HTTPS://h/", `https://h/\u00e4`, "https://h:80a/", "https://[::1]x/",
 			"https://"+strings.Repeat("h", 253), "https://"+strings.Repeat("h", 254), "")}},
 		other: []field{

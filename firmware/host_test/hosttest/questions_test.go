@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"bmsota/protocol"
+	"bmsota/strictjson"
 )
 
 type question struct {
@@ -27,7 +28,7 @@ func questions() []question {
 	}{
 		{"command", 260, func() string { return commandDocument.write(r) }, fixedCommands()},
 		{"version_file", 160, func() string { return versionDocument.write(r) }, []string{"", `{"version":"1.0.0"}`, `{"version":"1.0.0","description":"` + strings.Repeat("d", protocol.MaxVersionFile) + `"}`}},
-		{"ota_config", 80, func() string { return otaDocument.write(r) }, []string{"", "{}", " \n", "\x00", `{"server_url":"https://h/x"}` + strings.Repeat(" ", protocol.MaxConfig)}},
+		{"ota_config", 80, func() string { return otaDocument.write(r) }, fixedConfigs()},
 		{"ota_config", 40, func() string { return lines(r) }, []string{"=", "url=https://h/x", "url=https://h/x\nurl=https://h/x", "a=b"}},
 		{"mqtt_config", 50, func() string { return mqttDocument.write(r) }, []string{"", "{}", `{"broker_host":"h"}`, `{"broker_host":"h","tls":true}`}},
 		{"mqtt_config", 50, func() string { return lines(r) }, []string{"broker=mqtt://192.168.1.10:1883\nusername=device\npassword=secret", "broker=mqtts://h", "#=\n"}},
@@ -92,8 +93,30 @@ func anyVersion(r *rand.Rand) string {
 func fixedCommands() []string {
 	fixed := []string{"update", `{"action":"update"`, `{"action":"update"} {}`, `["update"]`, `{"force":true}`, `{"action":7}`, `{"action":"update","action":"rollback"}`, `{"ACTION":"update"}`, "", "null", "{}", "{,}", `{"action":"check"}` + strings.Repeat(" ", 494),
 		`{"action":"check"}` + strings.Repeat(" ", 495), `{"action":"check","x":` + strings.Repeat("[", 240) + strings.Repeat("]", 240) + "}"}
+	for _, n := range []int{strictjson.MaxKeys - 1, strictjson.MaxKeys} {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"%d":0`, i)
+		}
+		fixed = append(fixed, `{"action":"check"`+b.String()+"}")
+	}
+	for _, f := range commandDocument.other[3].value {
+		fixed = append(fixed, `{"action":"check","expires_at":`+f+`}`)
+	}
 	for _, v := range hostile {
 		fixed = append(fixed, `{"action":"check","id":`+v+`}`, `{"action":"check","x":`+v+`}`)
+	}
+	return fixed
+}
+
+// fixedConfigs are addresses at the edges of what is one, and numbers at the edges of what is read.
+func fixedConfigs() []string {
+	fixed := []string{"", "{}", " \n", "\x00", `{"server_url":"https://h/x"}` + strings.Repeat(" ", protocol.MaxConfig)}
+	for _, f := range otaDocument.needed[0].value {
+		fixed = append(fixed, `{"server_url":`+f+`}`)
+	}
+	for _, v := range hostile {
+		fixed = append(fixed, `{"server_url":"https://h/x","gate":{"min_soc_pct":`+v+`}}`)
 	}
 	return fixed
 }

@@ -24,7 +24,7 @@ struct esp_mqtt_client {
     void *arg;
 };
 
-static esp_mqtt_client_handle_t only;   // for host_mqtt_leave
+static _Atomic(esp_mqtt_client_handle_t) only;   // for host_mqtt_leave
 
 static void tell(esp_mqtt_client_handle_t c, esp_mqtt_event_t *e)
 {

@@ -222,10 +222,6 @@ void ota_web_close(ota_response_t *r);
 bool ota_web_status(const ota_response_t *r, ota_fault_t *why);   // judges an answer that is not the one wanted
 bool ota_web_certs_ok(const char *pem);        // at least one certificate in it
 
-// URLs (ota_url.c); pure. False where the result does not fit or is none that may be asked.
-bool ota_url_beside(const char *url, const char *name, char *out, size_t size);   // name in the folder of url
-bool ota_url_resolve(const char *base, const char *ref, bool plain_allowed, char *out, size_t size, char *why, size_t why_size);
-
 // --- An update, in its order ---
 
 // What the server has for this board, as far as the board believes it, and what of it outlives version.json.
@@ -301,11 +297,11 @@ struct ota_agent {
     ota_wish_t wish;           // the job's, while it runs
     atomic_int cancel;         // an ota_cause_t
     SemaphoreHandle_t cancelled;
-    bool restart;              // the job's outcome
+    bool restart;              // the job's outcome: its own while it runs
     bool story_acked;          // while a trial ran
 
     ota_message_t waiting;     // one order that came in a trial, before a rollback was told, or before the clock was set
-    bool has_waiting;
+    bool has_waiting, needs_clock;
     ota_message_t taken;       // the one being answered
 
     uint8_t io[OTA_IO_SIZE];   // the worker's
