@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bmsota/device/internal/bootloader"
+	"bmsota/device/internal/norflash"
 	"bmsota/esp/parttable"
 	"bmsota/protocol"
 )
@@ -33,6 +34,8 @@ const (
 const (
 	// stopGrace is how long an application may take to stop after SIGTERM, before it is killed.
 	stopGrace = 5 * time.Second
+	// leaveGrace is how long the application of a board that was killed may go on holding the flash.
+	leaveGrace = 2 * time.Second
 	// maxReport is more than two numbers of 32 bits take, in bytes.
 	maxReport = 64
 	// tailLines is how much of an application's log is told again when it panics.
@@ -47,6 +50,37 @@ type application struct {
 	reset   ResetReason
 	silent  bool // the image is one whose battery never answers
 	tail    []string
+}
+
+// findApplication is the program's path as package exec wants it, and whether it can be started as far as that can be seen.
+func findApplication(path string) (string, error) {
+	if filepath.Base(path) == path {
+		path = "." + string(filepath.Separator) + path // a file, not a name to look for in PATH
+	}
+	if _, err := exec.LookPath(path); err != nil {
+		return path, unstartable(path, err)
+	}
+	return path, nil
+}
+
+func unstartable(path string, err error) error {
+	if ee, ok := errors.AsType[*exec.Error](err); ok {
+		err = ee.Err
+	}
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		err = pe.Err
+	}
+	return fmt.Errorf("%w %s cannot be started: %w", ErrApplication, path, err)
+}
+
+// openFlash takes the flash file of a board. One that was killed may have left an application that is about to end.
+func openFlash(cfg Config) (*norflash.Flash, error) {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		f, err := norflash.Open(cfg.Path)
+		if cfg.Application == "" || !errors.Is(err, ErrInUse) || time.Since(began) > leaveGrace {
+			return f, err
+		}
+	}
 }
 
 // runApplication runs the program until it ends, with the flash lent to it, and says why the chip is reset.
@@ -107,9 +141,6 @@ func (a *application) putStorage() error {
 // live is the program from start to end.
 func (a *application) live(ctx context.Context, cutIn int) (ops int, why ResetReason, err error) {
 	program := a.board.cfg.Application
-	if filepath.Base(program) == program {
-		program = "." + string(filepath.Separator) + program // a file, not a name to look for in PATH
-	}
 	cmd := exec.CommandContext(ctx, program, a.args(cutIn)...)
 	cmd.Cancel = func() error {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -127,10 +158,7 @@ func (a *application) live(ctx context.Context, cutIn int) (ops int, why ResetRe
 	}
 	defer stdin.Close()
 	if err := cmd.Start(); err != nil {
-		if pe, ok := errors.AsType[*os.PathError](err); ok {
-			err = pe.Err
-		}
-		return 0, Panic, fmt.Errorf("%w %s cannot be started: %w", ErrApplication, program, err)
+		return 0, Panic, unstartable(program, err)
 	}
 	werr := cmd.Wait()
 	statuses.end()

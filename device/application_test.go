@@ -253,11 +253,26 @@ func TestApplicationThatCannotBeStartedIsSaidInOneSentence(t *testing.T) {
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	flash := t.TempDir() + "/board.flash"
+	if err := Create(flash, Layout{Image: image(t, "1.0.0")}); err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{script: "cannot be started: permission denied", script + "2": "cannot be started: no such file or directory"} {
-		h := host(t, "waits", image(t, "1.0.0"), func(c *Config) { c.Application = path })
-		if err := <-h.result; !errors.Is(err, ErrApplication) || !strings.Contains(err.Error(), path+" "+want) || strings.Count(err.Error(), "\n") > 0 {
+		_, err := Open(Config{Path: flash, Application: path})
+		if !errors.Is(err, ErrApplication) || !strings.Contains(err.Error(), path+" "+want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+	// That nothing in the file runs is seen at the start.
+	if err := os.WriteFile(script, []byte{0x7F, 'E', 'L', 'F'}, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h := host(t, "waits", image(t, "1.0.0"), func(c *Config) { c.Application = script })
+	if err := <-h.result; !errors.Is(err, ErrApplication) || !strings.Contains(err.Error(), "cannot be started: exec format error") {
+		t.Error(err)
 	}
 	if _, err := Open(Config{Flash: &Flash{}, Application: script}); err == nil {
 		t.Error("an application runs on a flash in memory")
@@ -313,4 +328,33 @@ func TestApplicationHasTheFlashToItself(t *testing.T) {
 		t.Error(err)
 	}
 	h.want(t, "ota_0:poweron", "ota_0:brownout")
+}
+
+func TestApplicationThatIsAboutToLeaveIsWaitedFor(t *testing.T) {
+	path := t.TempDir() + "/board.flash"
+	if err := Create(path, Layout{Image: image(t, "1.0.0")}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := norflash.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error)
+	go func() {
+		b, err := Open(Config{Path: path, Application: self})
+		if err == nil {
+			err = b.Close()
+		}
+		opened <- err
+	}()
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
 }

@@ -171,6 +171,12 @@ func Open(cfg Config) (*Board, error) {
 	if cfg.Application != "" && cfg.Path == "" {
 		return nil, errors.New("open board: an application needs a flash file, a flash in memory cannot be lent to it")
 	}
+	if cfg.Application != "" {
+		var err error
+		if b.cfg.Application, err = findApplication(cfg.Application); err != nil {
+			return nil, err
+		}
+	}
 	cut, err := cfg.PowerCut.cut()
 	if err != nil {
 		return nil, fmt.Errorf("open board: %w", err)
@@ -179,7 +185,7 @@ func Open(cfg Config) (*Board, error) {
 	case (cfg.Path == "") == (cfg.Flash == nil):
 		return nil, errors.New("open board: give a flash file or a flash in memory, one of them")
 	case cfg.Path != "":
-		if b.flash, err = norflash.Open(cfg.Path); err != nil {
+		if b.flash, err = openFlash(cfg); err != nil {
 			return nil, fmt.Errorf("open board: %w", err)
 		}
 	default:

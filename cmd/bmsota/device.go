@@ -324,7 +324,9 @@ what its exit status means.`,
 				}
 			}
 			b, err := device.Open(cfg)
-			if err != nil {
+			if errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return flashFault(flash, err)
 			}
 			err = b.Run(cmd.Context())
@@ -339,10 +341,9 @@ what its exit status means.`,
 				_, err := fmt.Fprintf(out, "power cut at operation %d\n", cutAt)
 				return err
 			}
-			if errors.Is(err, device.ErrApplication) {
-				return errors.Join(failure("docs/virtual-boards.md says what a program has to do to run on a board", "%w", err), b.Close())
-			}
-			if err := errors.Join(err, b.Close()); err != nil {
+			if err := errors.Join(err, b.Close()); errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return &fault{code: exitDevice, err: err, hint: "see 'bmsota device inspect --flash " + shown(flash) + "'"}
 			}
 			return nil
@@ -381,6 +382,10 @@ func statusPrinter(cmd *cobra.Command, asJSON bool) func(protocol.Status) {
 		// A board does not stop because nobody reads its console.
 		_, _ = fmt.Fprintln(cmd.OutOrStdout(), line)
 	}
+}
+
+func applicationFault(err error) error {
+	return failure("docs/virtual-boards.md says what a program has to do to run on a board", "%w", err)
 }
 
 func flashFault(path string, err error) error {

@@ -177,6 +177,8 @@ static void set(const char *key, char *value)
         host_board.anti_rollback = atoi(value) != 0;
     } else if (strcmp(key, "efuse") == 0) {
         host_board.efuse = (uint32_t)strtoul(value, NULL, 10);
+    } else if (strcmp(key, "encrypted") == 0) {
+        host_board.encrypted = atoi(value) != 0;
     } else if (strcmp(key, "cut") == 0) {
         host_board.cut_at = strtoull(value, NULL, 10);
     } else if (strcmp(key, "how") == 0) {

@@ -21,6 +21,7 @@ type life struct {
 	running        parttable.Partition
 	reset          ResetReason
 	rollback, anti bool
+	encrypted      bool // flash encryption; only the component knows it
 	efuse          uint32
 	chip           appimage.ChipID
 }

@@ -100,8 +100,8 @@ func (c *component) do(l life, k cut, op string) (did, *norflash.Flash) {
 		k.how = "before"
 	}
 	flag := map[bool]int{true: 1}
-	fmt.Fprintf(c.in, "running=%s reset=%s chip=%d rollback=%d anti=%d efuse=%d cut=%d how=%s seed=%d %s\n", l.running.SubtypeName(), l.reset,
-		l.chip, flag[l.rollback], flag[l.anti], l.efuse, k.at, k.how, k.seed, op)
+	fmt.Fprintf(c.in, "running=%s reset=%s chip=%d rollback=%d anti=%d encrypted=%d efuse=%d cut=%d how=%s seed=%d %s\n", l.running.SubtypeName(), l.reset,
+		l.chip, flag[l.rollback], flag[l.anti], flag[l.encrypted], l.efuse, k.at, k.how, k.seed, op)
 	line, err := c.out.ReadString('\n')
 	if err != nil {
 		c.t.Fatalf("%s: slots_tool ended: %v", op, err)

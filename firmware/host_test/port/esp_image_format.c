@@ -172,13 +172,26 @@ static esp_err_t check_end(const load_t *l, uint64_t end)
     return ESP_OK;
 }
 
+// The partition as an application reads it. A copy where it is encrypted, valid until the next call.
+static const uint8_t *decrypted(const esp_partition_pos_t *part)
+{
+    static uint8_t plain[MAX_PARTITION];
+    if (!host_board.encrypted) {
+        return host_flash_bytes() + part->offset;
+    }
+    for (uint32_t i = 0; i < part->size; i++) {
+        plain[i] = host_flash_bytes()[part->offset + i] ^ host_flash_key(part->offset + i);
+    }
+    return plain;
+}
+
 esp_err_t esp_image_verify(esp_image_load_mode_t mode, const esp_partition_pos_t *part, esp_image_metadata_t *data)
 {
     (void)mode; // nothing is printed here
     if (part == NULL || data == NULL || part->size > MAX_PARTITION) {
         return ESP_ERR_INVALID_ARG;
     }
-    load_t l = { .bytes = host_flash_bytes() + part->offset, .size = part->size, .address = part->offset, .page = PAGE_64K,
+    load_t l = { .bytes = decrypted(part), .size = part->size, .address = part->offset, .page = PAGE_64K,
                  .checksum = 0xEF, .out = data };
     uint64_t end = 0;
     memset(data, 0, sizeof *data);

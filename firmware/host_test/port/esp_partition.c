@@ -5,8 +5,11 @@
 #include "esp_app_format.h"
 #include "esp_efuse.h"
 #include "esp_flash_partitions.h"
+#include "esp_log.h"
 #include "esp_ota_ops.h"
 #include "host_board.h"
+
+#define CIPHER_BLOCK 16u
 
 static esp_partition_t table[ESP_PARTITION_TABLE_MAX_ENTRIES];
 static size_t rows;
@@ -25,6 +28,7 @@ static void load(void)
         esp_partition_t *p = &table[rows];
         *p = (esp_partition_t){ .type = row.type, .subtype = row.subtype, .address = row.pos.offset, .size = row.pos.size,
                                 .erase_size = HOST_SECTOR, .readonly = (row.flags & 2) != 0 };
+        p->encrypted = host_board.encrypted && (p->type == ESP_PARTITION_TYPE_APP || p->subtype == ESP_PARTITION_SUBTYPE_DATA_OTA);
         memcpy(p->label, row.label, sizeof row.label);
     }
     loaded = true;
@@ -58,7 +62,7 @@ static esp_err_t within(const esp_partition_t *p, size_t offset, size_t size)
     return size > p->size - offset ? ESP_ERR_INVALID_SIZE : ESP_OK;
 }
 
-esp_err_t esp_partition_read(const esp_partition_t *partition, size_t src_offset, void *dst, size_t size)
+esp_err_t esp_partition_read_raw(const esp_partition_t *partition, size_t src_offset, void *dst, size_t size)
 {
     esp_err_t err = within(partition, src_offset, size);
     if (err == ESP_OK) {
@@ -67,16 +71,44 @@ esp_err_t esp_partition_read(const esp_partition_t *partition, size_t src_offset
     return err;
 }
 
-esp_err_t esp_partition_read_raw(const esp_partition_t *partition, size_t src_offset, void *dst, size_t size)
+esp_err_t esp_partition_read(const esp_partition_t *partition, size_t src_offset, void *dst, size_t size)
 {
-    return esp_partition_read(partition, src_offset, dst, size);
+    esp_err_t err = esp_partition_read_raw(partition, src_offset, dst, size);
+    for (size_t i = 0; err == ESP_OK && partition->encrypted && i < size; i++) {
+        ((uint8_t *)dst)[i] ^= host_flash_key(partition->address + (uint32_t)(src_offset + i));
+    }
+    return err;
+}
+
+// Whole blocks, each once: programmed a second time a block would be neither the old nor the new one.
+static esp_err_t write_encrypted(uint32_t at, const uint8_t *from, size_t size)
+{
+    if (at % CIPHER_BLOCK != 0 || size % CIPHER_BLOCK != 0) {
+        return ESP_ERR_INVALID_ARG;
+    }
+    for (; size > 0; size -= CIPHER_BLOCK, at += CIPHER_BLOCK, from += CIPHER_BLOCK) {
+        uint8_t block[CIPHER_BLOCK];
+        for (uint32_t i = 0; i < CIPHER_BLOCK; i++) {
+            if (host_flash_bytes()[at + i] != 0xFF) {
+                host_log('E', "esp_partition", "an encrypted block is written twice, at 0x%x", (unsigned)at);
+                abort();
+            }
+            block[i] = from[i] ^ host_flash_key(at + i);
+        }
+        host_flash_program(at, block, sizeof block);
+    }
+    return ESP_OK;
 }
 
 esp_err_t esp_partition_write(const esp_partition_t *partition, size_t dst_offset, const void *src, size_t size)
 {
+    uint32_t at = partition->address + (uint32_t)dst_offset;
     esp_err_t err = partition->readonly ? ESP_ERR_NOT_ALLOWED : within(partition, dst_offset, size);
+    if (err == ESP_OK && partition->encrypted) {
+        return write_encrypted(at, src, size);
+    }
     if (err == ESP_OK) {
-        host_flash_program(partition->address + (uint32_t)dst_offset, src, size);
+        host_flash_program(at, src, size);
     }
     return err;
 }

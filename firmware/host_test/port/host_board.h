@@ -23,6 +23,7 @@ typedef struct {
     uint16_t revision;        // major*100 + minor
     const char *storage;      // folder of the storage partition's files
     bool rollback, anti_rollback;
+    bool encrypted;           // flash encryption, as a stand-in: host_flash_key over applications and records
     uint32_t efuse;           // secure version; raised by esp_efuse_update_secure_version
     uint64_t seed;
     uint32_t frame_ms;        // between two readings of the battery
@@ -53,6 +54,9 @@ bool host_flash_open(const char *path);
 void host_flash_stop(void);                             // no operation begins or goes on after it
 uint8_t *host_flash_bytes(void);                        // the chip's content, for reading
 uint32_t host_flash_size(void);
+// What a byte of an encrypted partition is mixed with. It is no cipher; what counts is that erased flash reads as anything,
+// and that a block of 16 bytes takes one write.
+uint8_t host_flash_key(uint32_t at);
 uint64_t host_flash_operations(void);
 // Makes another life of this flash: no operation counted, and the partition table read anew.
 void host_flash_new_life(void);
