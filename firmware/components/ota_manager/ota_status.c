@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ota_json.h"
 #include "ota_protocol.h"
+#include "ota_utf8.h"
 
 typedef struct {
     char *out;
