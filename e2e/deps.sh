@@ -18,6 +18,8 @@ for program in "${!package[@]}"; do
 done
 # The race detector links C.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+# idf_ext.py is loaded as idf.py does, with click, by the Python that the stories find.
+/usr/bin/python3 -c 'import click' 2>/dev/null || missing+=(python3-click)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 echo "installing: ${missing[*]}"
