@@ -46,7 +46,8 @@ class IDFExt(unittest.TestCase):
     def start(self, *arguments, cwd=None, **variables):
         environment = dict(os.environ, CALLS=self.calls, IDF_EXTRA_ACTIONS_PATH=os.path.join(HERE, 'actions'), IDF_RULES=str(RULES),
                            PATH=os.path.dirname(self.on_path) + os.pathsep + os.environ['PATH'])
-        environment.pop('BMSOTA', None)
+        for name in ('BMSOTA', 'PYTHONUNBUFFERED'):
+            environment.pop(name, None)
         environment.update(variables)
         return subprocess.Popen(IDF + list(arguments), cwd=cwd or self.project, env=environment, text=True, start_new_session=True,
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
