@@ -10,6 +10,8 @@ declare -A package=(
 	[curl]=curl
 	[python3]=python3
 	[gcc]=gcc
+	[shellcheck]=shellcheck
+	[systemd-analyze]=systemd
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

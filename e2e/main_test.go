@@ -164,7 +164,7 @@ func folder(name string) string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "shellcheck": "shellcheck", "systemd-analyze": "systemd", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {
