@@ -4,6 +4,7 @@ COMMAND starts idf.py, the real one or loader.py; RULES is the major version of 
 program bmsota is a stand-in that writes down how it was called.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -66,6 +67,10 @@ class IDFExt(unittest.TestCase):
 
     def call(self, *arguments, program=None, build='build'):
         return '|'.join([program or self.on_path, self.project, os.path.join(self.project, build), *arguments])
+
+    def test_python_3_8_reads_it(self):
+        with open(EXTENSION) as f:
+            ast.parse(f.read(), feature_version=(3, 8))
 
     def test_help_names_commands_and_options(self):
         code, out, err, _ = self.idf('--help')

@@ -24,8 +24,12 @@ RULES = os.environ['IDF_RULES']
 class Globals(dict):
     """The global options: keys and attributes are the same."""
 
-    __getattr__ = dict.__getitem__
     __setattr__ = dict.__setitem__
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
 
 
 class Task:
