@@ -8,6 +8,9 @@ declare -A package=(
 	[nginx]=nginx-light
 	[apache2]=apache2
 	[curl]=curl
+	[git]=git
+	[sshd]=openssh-server
+	[ssh-keygen]=openssh-client
 	[python3]=python3
 	[gcc]=gcc
 )

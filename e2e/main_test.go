@@ -107,6 +107,9 @@ func TestScripts(t *testing.T) {
 			"cutlink":       cmdCutLink,
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
+			"sshd":          cmdSSHD,
+			"interrupt":     cmdInterrupt,
+			"interrupts":    cmdInterrupts,
 		},
 	})
 }
@@ -162,7 +165,8 @@ func scriptFolder() string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
+	"git": "git", "bash": "bash", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {

@@ -54,11 +54,14 @@ func (a *access) brokerFlags(cmd *cobra.Command) {
 	a.password = os.Getenv("BMSOTA_PASSWORD")
 }
 
+// defaultDataName is a server's data folder unless it is given another.
+const defaultDataName = "bmsota-data"
+
 func defaultData() string {
 	if dir := os.Getenv("BMSOTA_DATA"); dir != "" {
 		return dir
 	}
-	return "bmsota-data"
+	return defaultDataName
 }
 
 // client opens the API of the server.
@@ -70,6 +73,11 @@ func (a *access) client(cmd *cobra.Command) (*api.Client, error) {
 		return nil, &fault{code: exitUsage, err: errors.New("no server given"),
 			hint: "run it beside the server's data folder, or give --data, or --server and BMSOTA_TOKEN"}
 	}
+	return a.newClient(cmd)
+}
+
+// newClient opens the API of the server that a holds.
+func (a *access) newClient(cmd *cobra.Command) (*api.Client, error) {
 	opt := api.Options{BaseURL: a.server, Token: a.token}
 	if a.caFile != "" {
 		pem, err := readCertificates(cmd, a.caFile)
@@ -94,6 +102,11 @@ func (a *access) link(ctx context.Context, cmd *cobra.Command) (*deploy.Link, er
 		return nil, &fault{code: exitUsage, err: errors.New("no broker given"),
 			hint: "run it beside the server's data folder, or give --data or --broker"}
 	}
+	return a.dial(ctx, cmd)
+}
+
+// dial opens the connection to the broker that a holds.
+func (a *access) dial(ctx context.Context, cmd *cobra.Command) (*deploy.Link, error) {
 	b, err := a.parseBroker(cmd)
 	if err != nil {
 		return nil, err
@@ -193,7 +206,7 @@ func (a *access) fromConfig(c deploy.Config) {
 	set(&a.server, c.Server.BaseURL)
 	set(&a.token, c.Server.Password)
 	set(&a.caFile, c.Server.CAFile)
-	if c.MQTT.Broker != "" && a.broker == "" {
+	if c.Broker() != "" && a.broker == "" {
 		scheme, port := "mqtt", 1883
 		if c.MQTT.TLS {
 			scheme, port = "mqtts", 8883
@@ -201,7 +214,7 @@ func (a *access) fromConfig(c deploy.Config) {
 		if c.MQTT.Port != 0 {
 			port = c.MQTT.Port
 		}
-		a.broker = fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(c.MQTT.Broker, strconv.Itoa(port)))
+		a.broker = fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(c.Broker(), strconv.Itoa(port)))
 		set(&a.username, c.MQTT.Username)
 		set(&a.password, c.MQTT.Password)
 	}
