@@ -55,9 +55,26 @@ func OpenSFTP(ctx context.Context, c Config, way SSH) (Place, error) {
 	return &static{&remote{client, fsync}, layout{firmware, version}, way.User + "@" + host + ":" + path.Dir(version), end}, nil
 }
 
+// LeftoverError says that a file under a temporary name could not be removed, as when the line is gone. It harms nobody.
+type LeftoverError struct {
+	Path string
+	Err  error
+}
+
+func (e *LeftoverError) Error() string { return fmt.Sprintf("%s is left there: %v", e.Path, e.Err) }
+func (e *LeftoverError) Unwrap() error { return e.Err }
+
+// lost marks the error of a line that broke.
+func lost(err error) error {
+	if errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("%w: %w", ErrMachineUnreachable, err)
+	}
+	return err
+}
+
 func (r *remote) mkdir(dir string) error {
 	if err := r.client.MkdirAll(dir); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
+		return fmt.Errorf("make %s: %w", dir, lost(err))
 	}
 	return nil
 }
@@ -65,12 +82,12 @@ func (r *remote) mkdir(dir string) error {
 func (r *remote) read(name string, limit int64) ([]byte, error) {
 	f, err := r.client.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("read %s: %w", name, lost(err))
 	}
 	defer f.Close()
 	b, err := readAtMost(f, name, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("read %s: %w", name, lost(err))
 	}
 	return b, nil
 }
@@ -83,14 +100,14 @@ func (r *remote) stage(name string, in io.Reader, size int64) (s staged, err err
 	temp := path.Join(path.Dir(name), ".bmsota-"+rand.Text()+".tmp")
 	f, err := r.client.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", name, err)
+		return nil, fmt.Errorf("write %s: %w", name, lost(err))
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", name, err)
+			err = fmt.Errorf("write %s: %w", name, lost(err))
 			_ = f.Close() // closed already in most cases
 			if left := r.client.Remove(temp); left != nil && !errors.Is(left, fs.ErrNotExist) {
-				err = fmt.Errorf("%w (and %s is left there: %w)", err, temp, left)
+				err = errors.Join(err, &LeftoverError{temp, left})
 			}
 		}
 	}()
@@ -126,14 +143,14 @@ type remoteFile struct {
 
 func (f *remoteFile) Commit() error {
 	if err := f.client.PosixRename(f.temp, f.path); err != nil {
-		return errors.Join(fmt.Errorf("replace %s: %w", f.path, err), f.Discard())
+		return errors.Join(fmt.Errorf("replace %s: %w", f.path, lost(err)), f.Discard())
 	}
 	return nil
 }
 
 func (f *remoteFile) Discard() error {
 	if err := f.client.Remove(f.temp); err != nil {
-		return fmt.Errorf("remove %s: %w", f.temp, err)
+		return &LeftoverError{f.temp, err}
 	}
 	return nil
 }

@@ -199,6 +199,9 @@ func (c *configurer) create(cmd *cobra.Command) error {
 	if g.MQTT.CommandTopic == "" {
 		g.MQTT.CommandTopic, g.MQTT.StatusTopic = "bms/ota/command", "bms/ota/status"
 	}
+	if g.MQTT.Timeout == 0 {
+		g.MQTT.Timeout = g.Answer().Seconds()
+	}
 	if err := g.Check(); err != nil {
 		return usageFault(cmd, "%w", err)
 	}

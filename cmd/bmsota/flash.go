@@ -280,7 +280,10 @@ func (s *settings) open(ctx context.Context, cmd *cobra.Command) (deploy.Place, 
 func placeFault(at deploy.Place, err error, unsigned bool) error {
 	var host *deploy.HostKeyError
 	var answer *api.Error
+	var left *deploy.LeftoverError
 	switch {
+	case errors.Is(err, context.Canceled) && errors.As(err, &left):
+		return failure("remove that file when the machine is there again", "interrupted: nothing has changed on %s, but %s is left there", plain(fmt.Sprint(at)), plain(left.Path))
 	case errors.Is(err, context.Canceled):
 		return failure("", "interrupted: nothing has changed on %s", plain(fmt.Sprint(at)))
 	case errors.As(err, &host) && (host.Line > 0 || host.Revoked):
