@@ -103,7 +103,7 @@ func (s SSH) dial(ctx context.Context) (*ssh.Client, error) {
 }
 
 func (s SSH) dialFault(ctx context.Context, guard *hostGuard, err error) error {
-	var network net.Error
+	var network *net.OpError
 	switch {
 	case guard.fault != nil:
 		return guard.fault
