@@ -129,17 +129,27 @@ func readCertificates(cmd *cobra.Command, path string) ([]byte, error) {
 	return pem, nil
 }
 
-func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
-	u, err := url.Parse(a.broker)
+// parseAddress reads a broker's address; Port is 0 where it has none.
+func parseAddress(text string) (deploy.Broker, error) {
+	u, err := url.Parse(text)
 	if err != nil || u.Hostname() == "" || u.Scheme != "mqtt" && u.Scheme != "mqtts" {
-		return deploy.Broker{}, usagef("broker %q is not mqtt://host:port or mqtts://host:port", a.broker)
+		return deploy.Broker{}, usagef("broker %q is not mqtt://host:port or mqtts://host:port", text)
 	}
-	b := deploy.Broker{Host: u.Hostname(), TLS: u.Scheme == "mqtts", Username: a.username, Password: a.password, Prefix: a.prefix}
+	b := deploy.Broker{Host: u.Hostname(), TLS: u.Scheme == "mqtts"}
 	if p := u.Port(); p != "" {
 		if b.Port, err = strconv.Atoi(p); err != nil || b.Port < 1 || b.Port > 65535 {
 			return deploy.Broker{}, usagef("broker port %q is not a number from 1 to 65535", p)
 		}
 	}
+	return b, nil
+}
+
+func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
+	b, err := parseAddress(a.broker)
+	if err != nil {
+		return deploy.Broker{}, err
+	}
+	b.Username, b.Password, b.Prefix = a.username, a.password, a.prefix
 	if a.passwordIn != "" {
 		secret, err := passwordInput.read(cmd, a.passwordIn)
 		if err != nil {

@@ -35,22 +35,30 @@ func asker(ctx context.Context, cmd *cobra.Command) func(prompt string) (string,
 		if err != nil {
 			return "", fmt.Errorf("terminal: %w", err)
 		}
-		type answer struct {
-			text []byte
-			err  error
-		}
-		got := make(chan answer, 1)
-		go func() {
-			text, err := term.ReadPassword(int(f.Fd()))
-			got <- answer{text, err}
-		}()
-		select {
-		case a := <-got:
-			return string(a.text), a.err
-		case <-ctx.Done():
-			// The read goes on until the process ends; the terminal must show again what is typed.
+		answer := make(chan []byte, 1)
+		err = untilDone(ctx, func() error {
+			b, err := term.ReadPassword(int(f.Fd()))
+			answer <- b
+			return err
+		})
+		if ctx.Err() != nil {
+			// The terminal must show again what is typed.
 			return "", errors.Join(ctx.Err(), term.Restore(int(f.Fd()), old))
 		}
+		return string(<-answer), err
+	}
+}
+
+// untilDone waits for read, or for the end of ctx: a read of the keyboard cannot be interrupted, so it is left behind, and
+// ends with the process.
+func untilDone(ctx context.Context, read func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- read() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -60,12 +68,20 @@ func question(cmd *cobra.Command, lines *bufio.Reader, text, proposed string) (s
 		text += " [" + proposed + "]"
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s: ", text)
-	line, err := lines.ReadString('\n')
-	if err != nil && (err != io.EOF || line == "") {
+	answer := make(chan string, 1)
+	err := untilDone(cmd.Context(), func() error {
+		line, err := lines.ReadString('\n')
+		answer <- line
+		if err == io.EOF && line != "" {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
 		return "", failure("", "no answer: %w", err)
 	}
-	if line = strings.TrimSpace(line); line == "" {
-		return proposed, nil
+	if line := strings.TrimSpace(<-answer); line != "" {
+		return line, nil
 	}
-	return line, nil
+	return proposed, nil
 }

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -194,6 +192,9 @@ func (c *configurer) create(cmd *cobra.Command) error {
 		return err
 	}
 	g := &c.config
+	if err := c.relate(g); err != nil {
+		return err
+	}
 	verify := true
 	g.Server.VerifySSL = &verify
 	if g.MQTT.CommandTopic == "" {
@@ -249,7 +250,7 @@ func (c *configurer) fromFlags(cmd *cobra.Command) error {
 		}
 	}
 	c.config = g
-	return c.relate(&c.config)
+	return nil
 }
 
 // relate makes paths that were given from where the command runs relative to the settings' folder, as they are read.
@@ -275,17 +276,15 @@ func (c *configurer) relate(g *deploy.Config) error {
 }
 
 func setBroker(g *deploy.Config, address string) error {
-	u, err := url.Parse(address)
-	if err != nil || u.Hostname() == "" || u.Scheme != "mqtt" && u.Scheme != "mqtts" {
-		return usagef("broker %q is not mqtt://host:port or mqtts://host:port", address)
+	b, err := parseAddress(address)
+	if err != nil {
+		return err
 	}
-	g.MQTT.Broker, g.MQTT.TLS, g.MQTT.Port = u.Hostname(), u.Scheme == "mqtts", 1883
-	if g.MQTT.TLS {
-		g.MQTT.Port = 8883
-	}
-	if p := u.Port(); p != "" {
-		if g.MQTT.Port, err = strconv.Atoi(p); err != nil || g.MQTT.Port < 1 {
-			return usagef("broker port %q is not a number from 1 to 65535", p)
+	g.MQTT.Broker, g.MQTT.TLS, g.MQTT.Port = b.Host, b.TLS, b.Port
+	if b.Port == 0 {
+		// The original tool knows no default.
+		if g.MQTT.Port = 1883; b.TLS {
+			g.MQTT.Port = 8883
 		}
 	}
 	return nil
@@ -326,7 +325,6 @@ func (c *configurer) fromServer(cmd *cobra.Command) error {
 	}
 	if g.Server.CAFile == "" && found.CAFile != "" {
 		g.Server.CAFile = found.CAFile
-		return c.relate(g)
 	}
 	return nil
 }
