@@ -255,7 +255,7 @@ func settle(ctx context.Context, link *deploy.Link, track *deploy.Track, view *w
 	}
 }
 
-// follow applies reports until every device has a verdict or time is up. Where nobody has been heard of within answer
+// follow applies reports until every device has a verdict or time is up. Where nobody has answered within the time answer
 // it ends as well; 0 waits as long as ctx lasts.
 func follow(ctx context.Context, link *deploy.Link, track *deploy.Track, view *watchView, answer time.Duration) {
 	var silence <-chan time.Time
@@ -269,7 +269,8 @@ func follow(ctx context.Context, link *deploy.Link, track *deploy.Track, view *w
 		case r := <-link.Statuses():
 			view.report(track.Apply(r), track)
 		case <-silence:
-			if len(track.Rows()) == 0 {
+			if !track.Answered() {
+				track.Expire()
 				return
 			}
 		case <-ctx.Done():
