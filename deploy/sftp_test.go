@@ -150,19 +150,16 @@ func (m *machine) serve(c net.Conn) {
 
 func (m *machine) session(channel ssh.Channel, in <-chan *ssh.Request) {
 	defer channel.Close()
-	for r := range in {
-		ok := r.Type == "subsystem" && !m.noSFTP
-		if err := r.Reply(ok, nil); err != nil || !ok {
-			return
-		}
-		server, err := sftp.NewServer(channel)
-		if err != nil {
-			return
-		}
-		if err := server.Serve(); err != nil && !errors.Is(err, io.EOF) {
-			return
-		}
+	r, open := <-in
+	if !open {
 		return
+	}
+	ok := r.Type == "subsystem" && !m.noSFTP
+	if err := r.Reply(ok, nil); err != nil || !ok {
+		return
+	}
+	if server, err := sftp.NewServer(channel); err == nil {
+		_ = server.Serve() // ends when the client goes
 	}
 }
 

@@ -13,16 +13,19 @@ func say(d string, phase protocol.Phase, reason protocol.Reason, id string) depl
 	return deploy.Report{Device: d, Status: protocol.Status{Phase: phase, Status: code, Reason: reason, CommandID: id, CurrentVersion: "1.0.0"}}
 }
 
+// told is what is heard after a command, and the verdict it should end with.
+type told struct {
+	name    string
+	action  protocol.Action
+	reports []deploy.Report
+	want    deploy.Verdict
+	reason  protocol.Reason
+}
+
 func TestTrackEndsWithTheRightVerdict(t *testing.T) {
 	const id = "c1"
 	retained := func(r deploy.Report) deploy.Report { r.Retained = true; return r }
-	for _, c := range []struct {
-		name    string
-		action  protocol.Action
-		reports []deploy.Report
-		want    deploy.Verdict
-		reason  protocol.Reason
-	}{
+	for _, c := range []told{
 		{"good", protocol.ActionUpdate, []deploy.Report{
 			retained(say("a", "idle", "", "")), say("a", "checking", "", id), say("a", "downloading", "", id), say("a", "rebooting", "", id),
 			say("a", "offline", "", ""), say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Done, ""},
@@ -111,13 +114,7 @@ func TestFirmwareOfTheOriginalToolIsFollowedByItsCodes(t *testing.T) {
 		phases := map[protocol.Code]protocol.Phase{0: "idle", 1: "checking", 2: "downloading", 3: "switching", 4: "confirmed", 5: "failed", 6: "rolled_back"}
 		return deploy.Report{Status: protocol.Status{Status: code, Phase: phases[code], CurrentVersion: version, AvailableVersion: available}}
 	}
-	for _, c := range []struct {
-		name    string
-		action  protocol.Action
-		reports []deploy.Report
-		want    deploy.Verdict
-		reason  protocol.Reason
-	}{
+	for _, c := range []told{
 		{"good", protocol.ActionUpdate, []deploy.Report{at(0, "1.0.0", ""), at(1, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(3, "1.0.0", "1.1.0"), at(4, "1.0.0", "1.1.0")}, deploy.Done, ""},
 		{"good, its last word lost", protocol.ActionUpdate, []deploy.Report{at(0, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(0, "1.1.0", "")}, deploy.Done, ""},
 		{"failed", protocol.ActionUpdate, []deploy.Report{at(1, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(5, "1.0.0", "")}, deploy.Failed, "other"},
