@@ -96,6 +96,9 @@ func interruptEverywhere(t *testing.T, open func() deploy.Place, read func() map
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("step %d: %v", step, err)
 		}
+		if n > step+1 {
+			t.Fatalf("step %d: copying went on for %d steps", step, n-step-1)
+		}
 		if after := read(); !same(before, after) {
 			t.Fatalf("step %d: the place has changed: %d files before, %d now", step, len(before), len(after))
 		}
