@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -124,8 +125,21 @@ func LoadConfig(path string) (Config, error) {
 
 func parseConfig(b []byte) (Config, error) {
 	var c Config
-	if err := json.Unmarshal(b, &c); err != nil {
-		return Config{}, err
+	err := json.Unmarshal(b, &c)
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+		belongs := "number"
+		switch e.Type.Kind() {
+		case reflect.String:
+			belongs = "text"
+		case reflect.Bool:
+			belongs = "true or false"
+		case reflect.Struct:
+			belongs = "object"
+		}
+		return Config{}, fmt.Errorf("%s holds a JSON %s where a %s belongs", e.Field, e.Value, belongs)
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("no JSON object: %w", err)
 	}
 	return c, c.Check()
 }

@@ -148,8 +148,11 @@ func TestConfigOfTheOriginalToolIsRead(t *testing.T) {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := deploy.LoadConfig(path); err == nil {
+		_, err := deploy.LoadConfig(path)
+		if err == nil {
 			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), "Go struct") {
+			t.Errorf("%s: %v is not for people", name, err)
 		}
 	}
 }

@@ -25,8 +25,6 @@ var (
 type Offer struct {
 	Version, SHA256 string // SHA256 of the image file
 	Project, Chip   string // empty where version.json does not say
-	MinVersion      string
-	ForceUpdate     bool
 	Manifest        string // compact JWS, empty when unsigned
 }
 
@@ -70,14 +68,15 @@ func Deliver(ctx context.Context, at Place, p *Prepared, force bool, progress fu
 	return err == nil, append(warnings, more...), err
 }
 
-// is says whether o is this release, down to what devices are told of it and who signed it.
+// is says whether o is this release: the same image under the same version, and signed by the key there is. What else
+// was said when it was published (the version a device must run at least, or a signature where there is no key now) is
+// not to be lost by publishing the same again.
 func (p *Prepared) is(o Offer) bool {
-	m := p.Manifest
-	if o.Version != m.Version || o.SHA256 != m.SHA256 || o.MinVersion != m.MinVersion || o.ForceUpdate != m.ForceUpdate {
+	if o.Version != p.Manifest.Version || o.SHA256 != p.Manifest.SHA256 {
 		return false
 	}
 	if p.release.Key == nil {
-		return o.Manifest == ""
+		return true
 	}
 	_, err := manifest.Verify(o.Manifest, &p.release.Key.PublicKey)
 	return err == nil
@@ -94,7 +93,7 @@ func (p *Prepared) mayReplace(o Offer) error {
 	case o.SHA256 != m.SHA256:
 		return fmt.Errorf("%w: the server offers %s already, with other bytes", ErrNotNewer, o.Version)
 	}
-	return nil // the same image; what is said about it, or who signs it, has changed
+	return nil // the same image, signed by another key or by none
 }
 
 // static is a folder that a web server shows.
@@ -154,8 +153,7 @@ func (s *ours) Offered(ctx context.Context, project, chip string) (Offer, error)
 		if r.Withdrawn {
 			return Offer{}, nil
 		}
-		return Offer{Version: r.Version, SHA256: r.SHA256, Project: r.Project, Chip: r.Chip, MinVersion: r.MinVersion,
-			ForceUpdate: r.ForceUpdate, Manifest: r.Manifest}, nil
+		return Offer{Version: r.Version, SHA256: r.SHA256, Project: r.Project, Chip: r.Chip, Manifest: r.Manifest}, nil
 	}
 	return Offer{}, nil
 }

@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -139,7 +140,7 @@ func TestVersionsThatMayFollow(t *testing.T) {
 		{"other bytes, forced", deploy.Release{Image: image(t, "other"), Version: "1.2.0"}, true, true, false},
 		{"with a v, other bytes", deploy.Release{Image: image(t, "v1.2.0")}, false, false, true},
 		{"signed now", signed, false, true, false},
-		{"said otherwise now", strict, false, true, false},
+		{"said otherwise now", strict, false, false, false},
 	} {
 		dir := t.TempDir()
 		if _, err := deploy.WriteFolder(dir, prepared(t, old)); err != nil {
@@ -152,6 +153,35 @@ func TestVersionsThatMayFollow(t *testing.T) {
 		}
 		if !c.uploaded && !same(before, content(t, dir)) {
 			t.Errorf("%s: the folder has changed", c.name)
+		}
+	}
+}
+
+func TestASignatureIsNotLostByPublishingTheSameWithoutTheKey(t *testing.T) {
+	keys := make([]*ecdsa.PrivateKey, 2)
+	for i := range keys {
+		var err error
+		if keys[i], err = manifest.NewKey(rand.Reader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name     string
+		key      *ecdsa.PrivateKey
+		uploaded bool
+	}{{"the same key", keys[0], false}, {"no key", nil, false}, {"another key", keys[1], true}} {
+		dir := t.TempDir()
+		r := deploy.Release{Image: image(t, "1.2.0"), Key: keys[0], MinVersion: "1.0.0"}
+		if _, err := deploy.WriteFolder(dir, prepared(t, r)); err != nil {
+			t.Fatal(err)
+		}
+		r.Key, r.MinVersion = c.key, ""
+		if uploaded, _, err := deploy.Deliver(t.Context(), deploy.OpenFolder(dir), prepared(t, r), false, nil); err != nil || uploaded != c.uploaded {
+			t.Errorf("%s: uploaded %v, %v", c.name, uploaded, err)
+		}
+		v, err := protocol.ParseVersionFile([]byte(content(t, dir)["version.json"]))
+		if err != nil || v.Manifest == "" || !c.uploaded && v.MinVersion != "1.0.0" {
+			t.Errorf("%s: version.json %+v, %v", c.name, v, err)
 		}
 	}
 }

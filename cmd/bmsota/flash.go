@@ -124,6 +124,9 @@ func (d *deployment) flash(cmd *cobra.Command, noUpdate bool) error {
 	}
 	var track *deploy.Track
 	if !noUpdate {
+		if cmd.Context().Err() != nil {
+			return failure("'bmsota update' tells them", "interrupted: %s offers %s, and no device was told", plain(out.Server), out.Version)
+		}
 		if track, err = d.update(cmd, p.Manifest.Version); err != nil {
 			return err
 		}
@@ -180,6 +183,8 @@ func (d *deployment) prepare(cmd *cobra.Command) (*deploy.Project, *deploy.Prepa
 
 func projectFault(err error) error {
 	switch {
+	case errors.Is(err, context.Canceled):
+		return failure("", "interrupted before anything was sent")
 	case errors.Is(err, deploy.ErrVersion):
 		return refused(err, "set PROJECT_VER where the image is built, or tag the commit ('git tag v1.4.0'), or give --version 1.4.0")
 	case errors.Is(err, deploy.ErrImage):
@@ -242,7 +247,11 @@ func (s *settings) link(ctx context.Context, cmd *cobra.Command) (*deploy.Link, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Answer())
 	defer cancel()
-	return a.dial(ctx, cmd)
+	link, err := a.dial(ctx, cmd)
+	if err != nil && cmd.Context().Err() != nil {
+		return nil, failure("", "interrupted")
+	}
+	return link, err
 }
 
 // open reaches the place that releases go to.
@@ -276,16 +285,18 @@ func (s *settings) open(ctx context.Context, cmd *cobra.Command) (deploy.Place, 
 	return deploy.OpenServer(client, c.Server.BaseURL), nil
 }
 
-// placeFault turns what went wrong on the way to a place into its exit code and hint. at may be nil.
+// placeFault turns what went wrong on the way to a place into its exit code and hint. at is nil where it was not reached.
 func placeFault(at deploy.Place, err error, unsigned bool) error {
 	var host *deploy.HostKeyError
 	var answer *api.Error
 	var left *deploy.LeftoverError
 	switch {
 	case errors.Is(err, context.Canceled) && errors.As(err, &left):
-		return failure("remove that file when the machine is there again", "interrupted: nothing has changed on %s, but %s is left there", plain(fmt.Sprint(at)), plain(left.Path))
+		return failure("remove that file when the machine is there again", "interrupted: nothing has changed on %s, but %s is left there", plain(at.String()), plain(left.Path))
+	case errors.Is(err, context.Canceled) && at == nil:
+		return failure("", "interrupted before anything was sent")
 	case errors.Is(err, context.Canceled):
-		return failure("", "interrupted: nothing has changed on %s", plain(fmt.Sprint(at)))
+		return failure("", "interrupted: nothing has changed on %s", plain(at.String()))
 	case errors.As(err, &host) && (host.Line > 0 || host.Revoked):
 		return refused(err, "ask whoever runs the machine; only when its key is known to be new: "+host.Command)
 	case errors.As(err, &host):
