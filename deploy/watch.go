@@ -55,7 +55,8 @@ func NewTrack(cmd protocol.Command, devices ...string) *Track {
 
 // Apply takes in a report and returns the row it changed, nil when it concerns no device followed.
 func (t *Track) Apply(r Report) *Row {
-	if r.Err != nil || r.Device == "" && !t.all {
+	// What the broker kept of firmware that names itself nowhere may be years old.
+	if r.Err != nil || r.Device == "" && (!t.all || r.Retained) {
 		return nil
 	}
 	row := t.devices[r.Device]
@@ -205,14 +206,20 @@ func (t *Track) Rows() []Row {
 	return rows
 }
 
-// Ended says whether every device followed has a verdict. With everybody asked and nobody heard of it is false.
+// Ended says whether every device followed has a verdict. With everybody asked and nobody heard of it is false. Firmware
+// that names itself nowhere and has not taken the command up is not waited for beside devices that do.
 func (t *Track) Ended() bool {
-	for _, r := range t.devices {
+	waited := 0
+	for id, r := range t.devices {
+		if id == "" && !r.Started && len(t.devices) > 1 {
+			continue
+		}
 		if r.Verdict == Pending {
 			return false
 		}
+		waited++
 	}
-	return len(t.devices) > 0
+	return waited > 0
 }
 
 // Expire gives the devices that have no verdict the one that time gives them: Waiting for those that hold the command

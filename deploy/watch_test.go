@@ -162,3 +162,28 @@ func TestSomebodyHasAnsweredWhenItIsThereToWaitFor(t *testing.T) {
 		t.Error("a device that names itself is there")
 	}
 }
+
+func TestFirmwareWithoutANameHoldsNobodyUp(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"})
+	old := say("", "downloading", "", "")
+	old.Retained = true
+	if row := track.Apply(old); row != nil {
+		t.Errorf("what the broker kept is taken for an answer: %+v", row)
+	}
+	track.Apply(say("", "idle", "", ""))
+	if track.Ended() {
+		t.Error("ended with nobody who answered")
+	}
+	track.Apply(say("a", "checking", "", "c1"))
+	if track.Ended() {
+		t.Error("ended in the middle")
+	}
+	track.Apply(say("a", "idle", "up_to_date", "c1"))
+	if !track.Ended() {
+		t.Error("waits for firmware that did not take the command up")
+	}
+	track.Apply(say("", "downloading", "", ""))
+	if track.Ended() {
+		t.Error("does not wait for firmware that did")
+	}
+}
