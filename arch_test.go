@@ -62,6 +62,8 @@ var onlyIn = []struct{ Library, Package, Why string }{
 	{"modernc.org/sqlite", "server/internal/store", "two minutes to build from cold: out of everything that can do without"},
 	{"github.com/pressly/goose/v3", "server/internal/store", "migrations belong to the store"},
 	{"github.com/spf13/cobra", "cmd/bmsota", "flags are read in one place"},
+	{"github.com/pkg/sftp", "deploy", "how a machine is reached, and proves itself, is one package's business"},
+	{"golang.org/x/crypto/ssh", "deploy", "how a machine is reached, and proves itself, is one package's business"},
 	{"github.com/go-jose/go-jose/v4", "manifest", "one place decides what a signature is"},
 }
 

@@ -108,6 +108,9 @@ func TestScripts(t *testing.T) {
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
 			"realidf":       cmdRealIDF,
+			"sshd":          cmdSSHD,
+			"interrupt":     cmdInterrupt,
+			"interrupts":    cmdInterrupts,
 		},
 	})
 }
@@ -164,7 +167,9 @@ func folder(name string) string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "shellcheck": "shellcheck", "systemd-analyze": "systemd", "zsh": "zsh", "fish": "fish"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
+	"sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
+	"git": "git", "bash": "bash", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {

@@ -132,6 +132,14 @@ func TestVersionOrderIsAStrictOrder(t *testing.T) {
 	})
 }
 
+func TestGenericVersionsNameNoRelease(t *testing.T) {
+	for v, want := range map[string]bool{"": true, "1": true, "esp-idf: v4.4.6": true, "1.0.0": false, "v1": false, "esp-idf": false} {
+		if got := protocol.GenericVersion(v); got != want {
+			t.Errorf("GenericVersion(%q) = %v, want %v", v, got, want)
+		}
+	}
+}
+
 func TestVersionFileHasRoomForTheLargestImage(t *testing.T) {
 	key, err := manifest.NewKey(rand.Reader)
 	if err != nil {

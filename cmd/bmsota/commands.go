@@ -7,10 +7,12 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newDemoCmd(),
 		newServeCmd(),
+		newFlashCmd(),
+		newCheckCmd(),
+		newConfigCmd(),
 		newPublishCmd(),
 		newReleasesCmd(),
 		newChannelCmd(),
-		newCheckCmd(),
 		newUpdateCmd(),
 		newRollbackCmd(),
 		newStatusCmd(),

@@ -139,7 +139,7 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s holds no good image to go back to", slot.Name)
 	}
 	if img.Desc != nil {
-		if version != "" && !sameVersion(version, img.Desc.Version) && !generic(img.Desc.Version) {
+		if version != "" && !sameVersion(version, img.Desc.Version) && !protocol.GenericVersion(img.Desc.Version) {
 			return slot, protocol.ReasonVersionMissing, fmt.Errorf("%s holds %s", slot.Name, printable(img.Desc.Version))
 		}
 	}
