@@ -35,14 +35,15 @@ func (p *Project) Room() (free int64, ok bool) {
 	return int64(p.Slot.Size) - int64(len(p.Image)), p.Slot.Size > 0
 }
 
-const buildFolder = "build"
+// BuildFolder is where idf.py builds in a project unless it is told otherwise.
+const BuildFolder = "build"
 
-// OpenProject looks at the firmware project in dir. firmware is the image when not empty (build.firmware_path); otherwise
-// it is what the build names, or else the only application image in the build folder. It errors with ErrNoImage where
-// there is none, and with ErrImage where the image does not verify. Whether it suits the project is told by Check.
-func OpenProject(dir, firmware string) (*Project, error) {
+// OpenProject looks at the firmware project in dir, which was built in the folder build. firmware is the image when not
+// empty (build.firmware_path); otherwise it is what the build names, or else the only application image in the build
+// folder. It errors with ErrNoImage where there is none, and with ErrImage where the image does not verify. Whether it
+// suits the project is told by Check.
+func OpenProject(dir, build, firmware string) (*Project, error) {
 	p := &Project{Dir: dir}
-	build := filepath.Join(dir, buildFolder)
 	// An image that is named may lie in a build folder of another name: idf.py -B.
 	if own := filepath.Dir(firmware); firmware != "" && exists(filepath.Join(own, "project_description.json")) {
 		build = own

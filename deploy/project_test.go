@@ -94,7 +94,7 @@ func TestProjectFindsWhatESPIDFLeaves(t *testing.T) {
 		if c.firmware != "" {
 			firmware = filepath.Join(dir, c.firmware)
 		}
-		p, err := deploy.OpenProject(dir, firmware)
+		p, err := deploy.OpenProject(dir, filepath.Join(dir, deploy.BuildFolder), firmware)
 		var warnings []string
 		if err == nil {
 			warnings, err = p.Check()
@@ -159,7 +159,7 @@ func TestVersionComesFromWhoKnowsIt(t *testing.T) {
 				git(dir, "tag", c.tag)
 			}
 		}
-		p, err := deploy.OpenProject(dir, "")
+		p, err := deploy.OpenProject(dir, filepath.Join(dir, deploy.BuildFolder), "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@ there offers and whether the image that was built last is newer.`,
 		},
 	}
 	d.order.register(cmd, checkTimeout)
-	cmd.Flags().StringVar(&d.dir, "project", ".", "folder of the firmware project")
+	d.registerProject(cmd)
 	return cmd
 }
 
@@ -154,7 +154,7 @@ func (d *deployment) compare(ctx context.Context, cmd *cobra.Command, out *check
 
 // built is the image that was built last and its version; nil where there is none or it is not fit to be published.
 func (d *deployment) built(ctx context.Context) (*deploy.Project, string, error) {
-	project, err := deploy.OpenProject(d.dir, d.config.Build.FirmwarePath)
+	project, err := d.openProject()
 	if err != nil {
 		return nil, "", err
 	}

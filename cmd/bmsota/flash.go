@@ -21,6 +21,7 @@ import (
 type deployment struct {
 	order   order
 	dir     string // the project's folder
+	build   string // where it was built; empty: in its folder build
 	version string // published instead of the image's own
 	settings
 }
@@ -62,8 +63,23 @@ Where everything is comes from ` + deploy.ConfigName + `: see 'bmsota config' an
 
 func (d *deployment) registerPlaces(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&d.dir, "project", ".", "folder of the firmware project")
+	d.registerProject(cmd)
 	f.StringVar(&d.path, "config", "", "deployment settings (default: "+deploy.ConfigName+" in the project)")
+}
+
+// registerProject adds the flags that say where the firmware project is. idf.py tells its build folder by the variable.
+func (d *deployment) registerProject(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&d.dir, "project", ".", "folder of the firmware project")
+	cmd.Flags().StringVar(&d.build, "build", os.Getenv("BMSOTA_BUILD_DIR"), "folder it was built in (BMSOTA_BUILD_DIR; default build in the project)")
+}
+
+// openProject looks at the project as it was built last.
+func (d *deployment) openProject() (*deploy.Project, error) {
+	build := d.build
+	if build == "" {
+		build = filepath.Join(d.dir, deploy.BuildFolder)
+	}
+	return deploy.OpenProject(d.dir, build, d.config.Build.FirmwarePath)
 }
 
 // load reads the settings.
@@ -145,7 +161,7 @@ func (d *deployment) flash(cmd *cobra.Command, noUpdate bool) error {
 
 // prepare checks the image against the project, and makes a release of it.
 func (d *deployment) prepare(cmd *cobra.Command) (*deploy.Project, *deploy.Prepared, error) {
-	project, err := deploy.OpenProject(d.dir, d.config.Build.FirmwarePath)
+	project, err := d.openProject()
 	if err != nil {
 		return nil, nil, projectFault(err)
 	}
