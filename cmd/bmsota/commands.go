@@ -17,6 +17,7 @@ func commands() []*cobra.Command {
 		newMonitorCmd(),
 		newDeviceCmd(),
 		newDevicesCmd(),
+		newProvisionCmd(),
 		newHealthCmd(),
 		newImageCmd(),
 		newKeysCmd(),

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"bmsota/esp/parttable"
 	"bmsota/manifest"
 	"bmsota/protocol"
+	"bmsota/provision"
 
 	"github.com/spf13/cobra"
 )
@@ -259,11 +259,11 @@ func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
 		mac[0] = mac[0]&^1 | 2 // one station, locally administered (IEEE 802)
 		return mac, nil
 	}
-	hw, err := net.ParseMAC(text)
-	if err != nil || len(hw) != 6 {
-		return mac, usageFault(cmd, "%q is not a MAC address such as 24:6f:28:a1:b2:c3", text)
+	mac, err := provision.ParseMAC(text)
+	if err != nil {
+		return mac, usageFault(cmd, "%w", err)
 	}
-	return [6]byte(hw), nil
+	return mac, nil
 }
 
 func newDeviceRunCmd() *cobra.Command {
