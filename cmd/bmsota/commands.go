@@ -18,6 +18,7 @@ func commands() []*cobra.Command {
 		newDeviceCmd(),
 		newDevicesCmd(),
 		newProvisionCmd(),
+		newLintCmd(),
 		newHealthCmd(),
 		newImageCmd(),
 		newKeysCmd(),
