@@ -3,18 +3,52 @@ package lint
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
 	"path"
+	"path/filepath"
 	"strings"
 )
 
 // maxIndex is the longest git index that is read, in bytes.
 const maxIndex = 16 << 20
 
-// tracked says whether git's index has a file. Where the repository starts above the project, or lies elsewhere (a work
-// tree of another repository), it is not asked: nothing outside the project is opened.
+// repository is the git repository that a project is in.
+type repository struct {
+	root *os.Root
+	at   string // the project's folder in it, with slashes; "." where it is the repository's own
+}
+
+// maxAbove is how many folders above a project are asked whether they are a repository.
+const maxAbove = 32
+
+// findRepository finds the folder with .git at or above dir; where there is none, dir itself counts as one.
+func findRepository(dir string) (*repository, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	top := dir
+	for above, n := dir, 0; n < maxAbove; above, n = filepath.Dir(above), n+1 {
+		if _, err := os.Lstat(filepath.Join(above, ".git")); err == nil {
+			top = above
+			break
+		}
+	}
+	at, err := filepath.Rel(top, dir)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(top)
+	if err != nil {
+		return nil, err
+	}
+	return &repository{root, filepath.ToSlash(at)}, nil
+}
+
+// tracked says whether git's index has a file of the project. A work tree whose index lies elsewhere is not asked.
 func (p *project) tracked(name string) bool {
-	text, err := p.text(".git/index", maxIndex)
-	return err == nil && indexHas([]byte(text), name)
+	text, err := p.textIn(p.repo.root, ".git/index", maxIndex)
+	return err == nil && indexHas([]byte(text), path.Join(p.repo.at, name))
 }
 
 // indexHas looks for a path in a git index of version 2, 3 or 4 (gitformat-index). What is not as git writes it holds nothing.
@@ -86,10 +120,11 @@ func dropped(b []byte) (value, n int) {
 	return 0, 0
 }
 
-// ignored says whether a .gitignore of the project names a file: the one beside it, and those of the folders above it up to
-// the project's own. The last pattern that matches decides, and what is nearer is later.
+// ignored says whether a .gitignore names a file of the project: the one beside it, and those of the folders above it up to
+// the repository's own. The last pattern that matches decides, and what is nearer is later.
 func (p *project) ignored(name string) bool {
 	result := false
+	name = path.Join(p.repo.at, name)
 	folders := []string{"."}
 	for i, c := range name {
 		if c == '/' {
@@ -97,12 +132,12 @@ func (p *project) ignored(name string) bool {
 		}
 	}
 	for _, folder := range folders {
-		f := p.files[path.Join(folder, ".gitignore")]
-		if f == nil {
+		text, err := p.textIn(p.repo.root, path.Join(folder, ".gitignore"), maxFile)
+		if err != nil {
 			continue
 		}
 		below := strings.TrimPrefix(name, folder+"/")
-		for l := range strings.Lines(f.text) {
+		for l := range strings.Lines(text) {
 			if pattern, no := strings.CutPrefix(strings.TrimRight(l, " \t\r\n"), "!"); matches(pattern, below) {
 				result = !no
 			}

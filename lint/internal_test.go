@@ -81,6 +81,24 @@ func TestTheNumberOfFilesIsBounded(t *testing.T) {
 	}
 }
 
+func TestTheTextOfAProjectIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.c"), []byte("0123456789"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for before, want := range map[int64]bool{maxTotal - 10: true, maxTotal - 9: false} {
+		p := &project{root: root, total: before}
+		if text, err := p.text("a.c", maxFile); (err == nil) != want || want && text != "0123456789" {
+			t.Errorf("after %d bytes: %q, %v", before, text, err)
+		}
+	}
+}
+
 // FuzzSources: whatever the source, the words end where it ends and their lines are its lines.
 func FuzzSources(f *testing.F) {
 	for _, s := range []string{"", "a(\"b\\\"c\") /* d\n */ '\\'' // e", "#define A \\\n \"x\"\nclient_id = A;", "void f() { vTaskDelay(1); g(); }", "){){){", "\"\\", "'", "/*", "R\"x(\n)x\""} {

@@ -7,7 +7,8 @@
 // what they say is likely, and the one that guesses says that it guesses.
 //
 // The input is hostile: the number of files and their sizes are capped, and nothing outside the project's folder is opened,
-// whatever links say. Nothing is run and nothing is written.
+// whatever links say, but for the index and the .gitignore files of the repository that it is part of. Nothing is run and
+// nothing is written.
 //
 // The facts are ESP-IDF v5.5's: components/bootloader/Kconfig.app_rollback, components/esp_https_ota/Kconfig,
 // components/esp-tls/Kconfig, components/partition_table, and the "App version" chapter of the build system's guide.
@@ -61,6 +62,10 @@ func Check(dir string) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read project: %w", err)
 	}
+	if p.repo, err = findRepository(dir); err != nil {
+		return nil, fmt.Errorf("read project: find its repository: %w", err)
+	}
+	defer p.repo.root.Close()
 	for _, rule := range []func(*project){
 		(*project).checkRollback, (*project).checkSwitches, (*project).checkSignedApps, (*project).checkTable,
 		(*project).checkDeviceFiles, (*project).checkDeployment, (*project).checkIDF, (*project).checkVersion, (*project).checkSources,

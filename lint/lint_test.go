@@ -266,6 +266,34 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// A project may be a folder of a larger repository, whose .gitignore and index count.
+func TestTheRepositoryMayStartAboveTheProject(t *testing.T) {
+	index, err := os.ReadFile(filepath.Join("testdata", "index-v4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		above tree
+		want  bool
+	}{
+		{"ignored above", tree{".git/HEAD": "", ".gitignore": "ota_deploy_config.json\n"}, false},
+		{"by its whole path", tree{".git/HEAD": "", ".gitignore": "/sub/*.json\n"}, false},
+		{"by another path", tree{".git/HEAD": "", ".gitignore": "/ota_deploy_config.json\n"}, true},
+		{"ignored above, and in the index", tree{".git/index": string(index), ".gitignore": "ota_deploy_config.json\n"}, true},
+		{"another file is in the index", tree{".git/index": strings.ReplaceAll(string(index), "sub/", "sux/"), ".gitignore": "ota_deploy_config.json\n"}, false},
+		{"above, but no repository", tree{".gitignore": "ota_deploy_config.json\n"}, true},
+	} {
+		for name, text := range load(t, "clean.txtar").edit(t, map[string]string{".gitignore": ""}) {
+			c.above["sub/"+name] = text
+		}
+		findings, err := lint.Check(filepath.Join(c.above.write(t), "sub"))
+		if err != nil || (len(findings) == 1 && findings[0].Rule == "secrets-in-git") != c.want {
+			t.Errorf("%s: found %+v, %v", c.name, findings, err)
+		}
+	}
+}
+
 func TestOtherPlacesAreNotAProject(t *testing.T) {
 	if got, err := lint.Check(t.TempDir()); !errors.Is(err, lint.ErrNoProject) || got != nil {
 		t.Errorf("an empty folder: %v, %v", got, err)

@@ -64,6 +64,7 @@ func clip(s string) string {
 // project is what was read.
 type project struct {
 	root     *os.Root
+	repo     *repository
 	files    map[string]*file // by path
 	sources  []*file          // C and C++, by path, without tests
 	entries  int
@@ -171,7 +172,7 @@ func interesting(name string, tests bool) bool {
 	switch base {
 	case "CMakeLists.txt", "version.txt", "dependencies.lock", "platformio.ini", "sdkconfig":
 		return base == name // of the project's own folder
-	case "ota_config.txt", "mqtt_config.txt", deployConfig, ".gitignore", "idf_component.yml":
+	case "ota_config.txt", "mqtt_config.txt", deployConfig, "idf_component.yml":
 		return true
 	}
 	return path.Ext(base) == ".csv" || strings.HasPrefix(name, defaultsFile) || isSource(base) && !tests
@@ -199,9 +200,14 @@ func (p *project) load(name string) {
 	}
 }
 
-// text reads a plain file inside the project; a link that leads out of it is refused by the root.
+// text reads a plain file inside the project.
 func (p *project) text(name string, limit int64) (string, error) {
-	info, err := p.root.Stat(name)
+	return p.textIn(p.root, name, limit)
+}
+
+// textIn reads a plain file; a link that leads out of the folder is refused by the root.
+func (p *project) textIn(root *os.Root, name string, limit int64) (string, error) {
+	info, err := root.Stat(name)
 	switch {
 	case err != nil:
 		return "", errors.New("it cannot be read, or is a link that leads out of the project")
@@ -212,7 +218,7 @@ func (p *project) text(name string, limit int64) (string, error) {
 	case p.total+info.Size() > maxTotal:
 		return "", fmt.Errorf("the project has more than %d bytes of text", maxTotal)
 	}
-	f, err := p.root.Open(name)
+	f, err := root.Open(name)
 	if err != nil {
 		return "", errors.New("it cannot be read")
 	}

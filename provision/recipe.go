@@ -11,7 +11,8 @@ import (
 
 // Recipe is what the boards of one run have in common. It may be used by one goroutine at a time.
 type Recipe struct {
-	Chip    string              // as esptool calls it; auto where no build says
+	Chip    string // as esptool calls it; auto where no build says
+	Table   parttable.Table
 	Storage parttable.Partition // that the configuration files go to
 	files   []spiffs.File       // that go there beside them
 	flash   []byte              // the whole flash; nil without a build. Of it only the storage differs from board to board
@@ -21,7 +22,7 @@ type Recipe struct {
 // it beside the two configuration files.
 func FromTable(t parttable.Table, files []spiffs.File) (*Recipe, error) {
 	storage, ok := t.Storage()
-	r := &Recipe{Chip: "auto", Storage: storage, files: files}
+	r := &Recipe{Chip: "auto", Table: t, Storage: storage, files: files}
 	switch {
 	case !ok:
 		return nil, errors.New("the partition table has no storage (data, spiffs) partition for the configuration files")

@@ -148,7 +148,10 @@ func (r *Run) one(ctx context.Context, id string) (State, error) {
 	if err := r.write(id, out.Token); err != nil {
 		return Failed, err
 	}
-	return Done, r.clearMark(id)
+	if err := r.clearMark(id); err != nil {
+		return Failed, err
+	}
+	return Done, nil
 }
 
 // verdict tells what is not wanted from what went wrong.

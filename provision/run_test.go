@@ -164,6 +164,16 @@ func TestEachDeviceGetsItsOwnFiles(t *testing.T) {
 	}
 }
 
+func TestACommandLineIsOneForAShell(t *testing.T) {
+	r := newRun(t, newFleet())
+	for dir, want := range map[string]string{"boards": "boards/a/flash.bin", "my boards": "'my boards/a/flash.bin'", "it's; $(x)": `'it'\''s; $(x)/a/flash.bin'`, "ü": "'ü/a/flash.bin'"} {
+		r.Dir = dir
+		if got := r.WriteFlash("a").V4; got != "esptool.py --chip esp32 write_flash 0x0 "+filepath.FromSlash(want) {
+			t.Errorf("%s: %s", dir, got)
+		}
+	}
+}
+
 func TestATokenIsTakenOnlyWhenAsked(t *testing.T) {
 	f := newFleet()
 	r := newRun(t, f)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -192,7 +191,9 @@ With --enroll the board gets a login at the server and both files are made for i
 			if _, err := device.Build(try); err != nil {
 				return b.buildFault(err)
 			}
-			b.warnOfTable(cmd, l.Table)
+			if b.partitions != "" {
+				warnOfTable(cmd, b.partitions, l.Table)
+			}
 			id := protocol.DeviceID(l.MAC)
 			if b.enroll {
 				e, err := b.enrolment(cmd)
@@ -236,17 +237,12 @@ func (b *board) buildFault(err error) error {
 }
 
 // warnOfTable tells what a board cannot do with a table that lacks something.
-func (b *board) warnOfTable(cmd *cobra.Command, t parttable.Table) {
-	if b.partitions == "" {
-		return
-	}
+func warnOfTable(cmd *cobra.Command, path string, t parttable.Table) {
 	if _, ok := t.OTAData(); !ok || len(t.Slots()) < 2 {
-		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(b.partitions))
+		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(path))
 	}
-	if !slices.ContainsFunc(t, func(p parttable.Partition) bool {
-		return p.Type == parttable.TypeData && p.Subtype == parttable.SubtypeSPIFFS
-	}) {
-		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(b.partitions))
+	if _, ok := t.Storage(); !ok {
+		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(path))
 	}
 }
 

@@ -88,6 +88,9 @@ func (p *provisioning) run(cmd *cobra.Command) error {
 		}
 		return failure(hint, "%w", err)
 	}
+	if from := p.build + p.board.partitions; from != "" {
+		warnOfTable(cmd, from, recipe.Table)
+	}
 	if e.trusted == "" {
 		warn(cmd, "without --trusted-key the devices install whatever their server gives them, signed or not")
 	}
