@@ -157,7 +157,7 @@ func (p *project) visit(name string, e fs.DirEntry, depth int, tests bool) {
 		p.notRead(name, "folders too deep in each other")
 	default:
 		// What tests say to a broker harms nobody.
-		_ = p.walk(name, depth+1, tests || strings.HasPrefix(base, "test") || base == "host_test")
+		_ = p.walk(name, depth+1, tests || strings.HasPrefix(base, "test") || base == "host_test" || base == "hosttest")
 	}
 }
 

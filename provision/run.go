@@ -211,7 +211,8 @@ func (r *Run) write(id, token string) error {
 		return err
 	}
 	folder := r.Folder(id)
-	if err := errors.Join(os.MkdirAll(folder, 0o700), os.Chmod(folder, 0o700)); err != nil {
+	// The folder's own name must be there for good before the mark goes.
+	if err := errors.Join(os.MkdirAll(folder, 0o700), os.Chmod(folder, 0o700), durable.SyncFolder(r.Dir)); err != nil {
 		return err
 	}
 	if err := durable.WriteFile(filepath.Join(folder, StorageFile), storage, 0o600); err != nil {
