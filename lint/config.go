@@ -21,6 +21,12 @@ func (s setting) on() bool { return s.value == "y" }
 // config is what a file of the form of sdkconfig says, by full name.
 type config map[string]setting
 
+// renamed are settings that ESP-IDF takes under an older name, too (the files sdkconfig.rename of its components).
+var renamed = []struct{ old, now string }{
+	{"CONFIG_APP_ROLLBACK_ENABLE", rollback},
+	{"CONFIG_OTA_ALLOW_HTTP", "CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP"},
+}
+
 // parse reads one such file; nil where there is none, or where it is none.
 func (p *project) parse(name string) config {
 	f := p.files[name]
@@ -46,6 +52,12 @@ func (p *project) parse(name string) config {
 	c := make(config)
 	for key, value := range values {
 		c[key] = setting{value, f, lines[key]}
+	}
+	for _, r := range renamed {
+		// A whole sdkconfig has both names; people write the older one into the defaults.
+		if s, ok := c[r.old]; ok && c[r.now].file == nil {
+			c[r.now] = s
+		}
 	}
 	return c
 }
@@ -91,7 +103,6 @@ func (p *project) checkRollback() {
 // switches are dangerous when on.
 var switches = []struct{ name, rule, why string }{
 	{"CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP", "plain-http", "The image may come over plain HTTP: whoever is on the wire installs what they like."},
-	{"CONFIG_OTA_ALLOW_HTTP", "plain-http", "The image may come over plain HTTP: whoever is on the wire installs what they like."},
 	{"CONFIG_ESP_TLS_INSECURE", "tls-insecure", "It lets TLS connections be made that prove nothing about the server."},
 	{"CONFIG_ESP_TLS_SKIP_SERVER_CERT_VERIFY", "tls-insecure", "Every server is believed to be yours: whoever answers installs what they like and reads the broker's password."},
 }

@@ -150,9 +150,12 @@ func TestRules(t *testing.T) {
 			"sdkconfig.defaults": "CONFIG_PARTITION_TABLE_CUSTOM=y\n"}, "note rollback-default sdkconfig.defaults:0"},
 		{"on in the target's defaults", map[string]string{"sdkconfig.defaults": "-CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE=y\n+", "sdkconfig.defaults.esp32": "CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE=y\n"}, ""},
 		{"on in another target's", map[string]string{"sdkconfig.defaults": "-CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE=y\n\n+", "sdkconfig.defaults.esp32s3": "CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE=y\n"}, "danger rollback-off sdkconfig.defaults:0"},
+		{"on under its older name", map[string]string{"sdkconfig.defaults": "-CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE\n+CONFIG_APP_ROLLBACK_ENABLE"}, ""},
 
 		// switches
 		{"HTTP allowed", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP=y"}, "danger plain-http sdkconfig.defaults:5"},
+		{"HTTP allowed under both names", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP=y\nCONFIG_OTA_ALLOW_HTTP=y"}, "danger plain-http sdkconfig.defaults:5"},
+		{"HTTP allowed under its older name", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_OTA_ALLOW_HTTP=y"}, "danger plain-http sdkconfig.defaults:5"},
 		{"HTTP allowed on a fresh clone", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP=y",
 			"sdkconfig": "CONFIG_PARTITION_TABLE_CUSTOM=y\nCONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE=y\n"}, "warning plain-http sdkconfig.defaults:5"},
 		{"plain in our own component", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_OTA_MANAGER_ALLOW_PLAIN_HTTP=y"}, "danger plain-http sdkconfig.defaults:5"},
