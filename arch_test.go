@@ -54,6 +54,10 @@ var rules = []rule{
 		Why: "the tour uses the doors that everybody else uses"},
 	{From: "deploy", Allow: []string{"api", "protocol", "manifest", "esp/...", "durable"},
 		Why: "operator tools must not link the server"},
+	{From: "provision", Allow: []string{"api", "protocol", "esp/...", "durable"},
+		Why: "operator tools must not link the server, and what goes onto a chip must not depend on the virtual one"},
+	{From: "lint", Allow: []string{"protocol", "esp/..."},
+		Why: "it reads a folder that may be hostile: nothing that writes, calls or runs belongs beside it"},
 }
 
 // onlyIn names libraries that one package alone may import, so that it can be replaced there.

@@ -19,6 +19,8 @@ func commands() []*cobra.Command {
 		newMonitorCmd(),
 		newDeviceCmd(),
 		newDevicesCmd(),
+		newProvisionCmd(),
+		newLintCmd(),
 		newHealthCmd(),
 		newImageCmd(),
 		newKeysCmd(),
