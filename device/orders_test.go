@@ -197,6 +197,30 @@ func TestRetainedOrdersActOnceAndOnlyWhileTheyMakeSense(t *testing.T) {
 	})
 }
 
+// TestAnswerToWhatIsRetainedIsNotLost: a broker may send what it retained before the board knows that it is subscribed.
+func TestAnswerToWhatIsRetainedIsNotLost(t *testing.T) {
+	for _, eager := range []bool{false, true} {
+		for payload, want := range map[string]protocol.Reason{
+			`{"action":"rollback","id":"r1"}`:                                   protocol.ReasonStaleCommand,
+			`{"action":"update","id":"r1","expires_at":"1999-01-01T00:00:00Z"}`: protocol.ReasonExpired,
+			`{"action":"status","id":"r1"}`:                                     protocol.ReasonNone,
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				img := image(t, "1.0.0")
+				b := newBench(t, layout(img, ""), serve(t, release(t, img, nil), img))
+				b.hub.eager = eager
+				b.hub.retain(payload)
+				b.on()
+				b.settle(time.Minute)
+				if last := b.hub.last(); last.Reason != want || last.CommandID != "r1" {
+					t.Errorf("eager %t: %s is answered %s:%s for %q", eager, payload, last.Phase, last.Reason, last.CommandID)
+				}
+				b.off()
+			})
+		}
+	}
+}
+
 func TestSecondOrderWhileOneRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newKey(t)

@@ -8,8 +8,13 @@ declare -A package=(
 	[nginx]=nginx-light
 	[apache2]=apache2
 	[curl]=curl
+	[git]=git
+	[sshd]=openssh-server
+	[ssh-keygen]=openssh-client
 	[python3]=python3
 	[gcc]=gcc
+	[shellcheck]=shellcheck
+	[systemd-analyze]=systemd
 	[g++]=g++
 	[make]=make
 )
@@ -29,6 +34,8 @@ for name in "${!header[@]}"; do
 done
 # The race detector links C.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+# idf_ext.py is loaded as idf.py does, with click, by the Python that the stories find.
+/usr/bin/python3 -c 'import click' 2>/dev/null || missing+=(python3-click)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 echo "installing: ${missing[*]}"

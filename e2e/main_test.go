@@ -120,6 +120,10 @@ func runStories(t *testing.T, kind deviceKind) {
 			"cutlink":       cmdCutLink,
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
+			"realidf":       cmdRealIDF,
+			"sshd":          cmdSSHD,
+			"interrupt":     cmdInterrupt,
+			"interrupts":    cmdInterrupts,
 		},
 	})
 }
@@ -152,7 +156,7 @@ func setup(env *testscript.Env, application string) error {
 	// Debian keeps servers where an ordinary account's PATH does not look.
 	path := strings.Join([]string{binFolder, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"}, string(os.PathListSeparator))
 	for k, v := range map[string]string{"PATH": path, "HOME": home, "XDG_CONFIG_HOME": home, "TMPDIR": env.Getenv("TMPDIR"), "LC_ALL": "C",
-		"SCRIPT": scriptFolder(), "GORACE": "halt_on_error=1 exitcode=66"} {
+		"SCRIPT": folder("testdata"), "FIRMWARE": folder("../firmware"), "DOCS": folder("../docs"), "GORACE": "halt_on_error=1 exitcode=66"} {
 		env.Setenv(k, v)
 	}
 	// What the person who runs the tests has set must not reach the stories.
@@ -166,8 +170,9 @@ func setup(env *testscript.Env, application string) error {
 	return nil
 }
 
-func scriptFolder() string {
-	dir, err := filepath.Abs("testdata")
+// folder is a folder of the tree, by its way from this one.
+func folder(name string) string {
+	dir, err := filepath.Abs(name)
 	if err != nil {
 		panic("e2e: no working folder: " + err.Error())
 	}
@@ -176,7 +181,9 @@ func scriptFolder() string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
+	"sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
+	"git": "git", "bash": "bash", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {

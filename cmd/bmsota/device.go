@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +16,7 @@ import (
 	"bmsota/esp/parttable"
 	"bmsota/manifest"
 	"bmsota/protocol"
+	"bmsota/provision"
 
 	"github.com/spf13/cobra"
 )
@@ -192,7 +191,9 @@ With --enroll the board gets a login at the server and both files are made for i
 			if _, err := device.Build(try); err != nil {
 				return b.buildFault(err)
 			}
-			b.warnOfTable(cmd, l.Table)
+			if b.partitions != "" {
+				warnOfTable(cmd, b.partitions, l.Table)
+			}
 			id := protocol.DeviceID(l.MAC)
 			if b.enroll {
 				e, err := b.enrolment(cmd)
@@ -236,17 +237,12 @@ func (b *board) buildFault(err error) error {
 }
 
 // warnOfTable tells what a board cannot do with a table that lacks something.
-func (b *board) warnOfTable(cmd *cobra.Command, t parttable.Table) {
-	if b.partitions == "" {
-		return
-	}
+func warnOfTable(cmd *cobra.Command, path string, t parttable.Table) {
 	if _, ok := t.OTAData(); !ok || len(t.Slots()) < 2 {
-		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(b.partitions))
+		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(path))
 	}
-	if !slices.ContainsFunc(t, func(p parttable.Partition) bool {
-		return p.Type == parttable.TypeData && p.Subtype == parttable.SubtypeSPIFFS
-	}) {
-		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(b.partitions))
+	if _, ok := t.Storage(); !ok {
+		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(path))
 	}
 }
 
@@ -259,11 +255,11 @@ func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
 		mac[0] = mac[0]&^1 | 2 // one station, locally administered (IEEE 802)
 		return mac, nil
 	}
-	hw, err := net.ParseMAC(text)
-	if err != nil || len(hw) != 6 {
-		return mac, usageFault(cmd, "%q is not a MAC address such as 24:6f:28:a1:b2:c3", text)
+	mac, err := provision.ParseMAC(text)
+	if err != nil {
+		return mac, usageFault(cmd, "%w", err)
 	}
-	return [6]byte(hw), nil
+	return mac, nil
 }
 
 func newDeviceRunCmd() *cobra.Command {

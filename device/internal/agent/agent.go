@@ -87,10 +87,11 @@ type Config struct {
 
 const eventQueue = 16
 
-// linkEvent is a session that stands, or one that does not and why.
+// linkEvent is what the session tells: that it stands, that it does not and why, or a command that came over it.
 type linkEvent struct {
-	up  bool
-	err error
+	up      bool
+	err     error
+	command *command
 }
 
 type command struct {
@@ -113,8 +114,9 @@ type agent struct {
 	rep  *reporter
 	web  *web // nil when the configuration names no server
 
-	links  chan linkEvent // one channel: the order of up and down is what they mean
-	cmds   chan command
+	// links is one channel, because the order is what the events mean: what a board answers to a command that came over a
+	// session it has not heard of yet would be forgotten with everything else it had to say before that session.
+	links  chan linkEvent
 	acks   chan protocol.Status
 	health *health
 
@@ -184,8 +186,7 @@ func newAgent(cfg Config) *agent {
 	a := &agent{
 		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1), began: time.Now(),
 		heap:  &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
-		links: make(chan linkEvent, eventQueue),
-		cmds:  make(chan command, eventQueue), acks: make(chan protocol.Status, eventQueue),
+		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Status, eventQueue),
 	}
 	a.health = &health{acked: make(chan struct{})}
 	return a
@@ -206,7 +207,7 @@ func (a *agent) linkEvents(ctx context.Context) LinkEvents {
 			}
 			kept := append([]byte(nil), payload[:min(len(payload), maxCommandKept)]...)
 			select {
-			case a.cmds <- command{kept, retained}:
+			case a.links <- linkEvent{command: &command{kept, retained}}:
 			default:
 				// A flood: the retained order comes again at the next connect, the rest is the flooder's loss.
 			}
@@ -246,6 +247,10 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 			}
 			return Stopped, nil
 		case l := <-a.links:
+			if l.command != nil {
+				a.command(ctx, *l.command)
+				continue
+			}
 			release()
 			if !l.up {
 				a.rep.disconnected()
@@ -259,8 +264,6 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 				return Halted, err
 			}
 			a.next(ctx)
-		case c := <-a.cmds:
-			a.command(ctx, c)
 		case out := <-done:
 			a.job = nil
 			if ctx.Err() != nil && !gone(out.err) {

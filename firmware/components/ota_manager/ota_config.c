@@ -6,6 +6,7 @@
 #include "ota_gate.h"
 #include "ota_json.h"
 #include "ota_protocol.h"
+#include "ota_utf8.h"
 
 // A piece of the file.
 typedef struct {

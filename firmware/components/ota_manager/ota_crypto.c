@@ -1,17 +1,17 @@
-// Only what is public in all three generations of mbedTLS is used: mbedtls/md.h without HMAC, and mbedtls/pk.h to read a
-// public key in DER and verify with it. mbedtls_pk_can_do, mbedtls_pk_get_bitlen and everything below them (ecp, ecdsa,
-// bignum) are private in 4.x; they are not needed, because the one DER form of a P-256 key is told by its first bytes.
+// Only what is public in each generation of mbedTLS is used. Digests: mbedtls/md.h without HMAC, in all of them. Signatures:
+// mbedtls/pk.h, and from 4.x on PSA, because pk.h says there of a key that it had no memory for that it is none, and is to
+// go. What kind of key it is need not be asked: the one DER form of a P-256 key is told by its first bytes.
 #include "ota_crypto.h"
 
 #include <string.h>
 
-#include "mbedtls/pk.h"
 #include "mbedtls/version.h"
 #if MBEDTLS_VERSION_MAJOR >= 4
 #include "psa/crypto.h"
 #else
 #include "mbedtls/bignum.h"
 #include "mbedtls/ecp.h"
+#include "mbedtls/pk.h"
 #endif
 
 // SEQUENCE { SEQUENCE { id-ecPublicKey, prime256v1 }, BIT STRING { 04 ... } }
@@ -19,6 +19,8 @@ static const uint8_t p256_prefix[] = {
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
     0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
 };
+
+#define POINT_AT (sizeof p256_prefix - 1)   // 04, X, Y
 
 // From 4.x on everything runs over PSA, which has to be started once; later calls do nothing.
 static bool library_ready(void)
@@ -56,42 +58,49 @@ bool ota_sha256_end(ota_sha256_t *h, uint8_t digest[32])
     return ok;
 }
 
-static bool out_of_memory(int ret)
-{
 #if MBEDTLS_VERSION_MAJOR >= 4
-    return ret == PSA_ERROR_INSUFFICIENT_MEMORY;
-#else
-    // A high-level code may carry a low-level one in its last seven bits: mbedtls/error.h. Digests take part in a check of a
-    // signature because the numbers of the curve are blinded.
-    int low = -ret & 0x7f, high = -ret & ~0x7f;
-    return low == -MBEDTLS_ERR_MPI_ALLOC_FAILED || high == -MBEDTLS_ERR_ECP_ALLOC_FAILED ||
-           high == -MBEDTLS_ERR_PK_ALLOC_FAILED || high == -MBEDTLS_ERR_MD_ALLOC_FAILED;
-#endif
+
+static ota_es256_t verdict(psa_status_t status, ota_es256_t otherwise)
+{
+    if (status == PSA_SUCCESS) {
+        return OTA_ES256_OK;
+    }
+    return status == PSA_ERROR_INSUFFICIENT_MEMORY ? OTA_ES256_NO_MEMORY : otherwise;
 }
 
-// Opens key; the caller frees pk whatever comes back.
-static ota_es256_t open_key(mbedtls_pk_context *pk, const uint8_t key[OTA_KEY_LEN])
+// Reads the key and, unless sig is NULL, verifies with it. PSA takes point and r||s as they are.
+static ota_es256_t check(const uint8_t key[OTA_KEY_LEN], const uint8_t *digest, const uint8_t *sig)
 {
-    mbedtls_pk_init(pk);
-    if (memcmp(key, p256_prefix, sizeof p256_prefix) != 0) {
-        return OTA_ES256_BAD_KEY;
+    psa_key_attributes_t as = PSA_KEY_ATTRIBUTES_INIT;
+    psa_set_key_type(&as, PSA_KEY_TYPE_ECC_PUBLIC_KEY(PSA_ECC_FAMILY_SECP_R1));
+    psa_set_key_bits(&as, 256);
+    psa_set_key_algorithm(&as, PSA_ALG_ECDSA(PSA_ALG_SHA_256));
+    psa_set_key_usage_flags(&as, PSA_KEY_USAGE_VERIFY_HASH);
+    psa_key_id_t id;
+    psa_status_t status = psa_import_key(&as, key + POINT_AT, OTA_KEY_LEN - POINT_AT, &id);
+    if (status != PSA_SUCCESS) {
+        return verdict(status, OTA_ES256_BAD_KEY);
     }
-    if (!library_ready()) {
-        return OTA_ES256_NO_MEMORY;
+    if (sig) {
+        status = psa_verify_hash(id, PSA_ALG_ECDSA(PSA_ALG_SHA_256), digest, 32, sig, 64);
     }
-    int ret = mbedtls_pk_parse_public_key(pk, key, OTA_KEY_LEN);   // checks that the point is on the curve
+    psa_destroy_key(id);
+    return verdict(status, OTA_ES256_BAD_SIGNATURE);
+}
+
+#else
+
+static ota_es256_t verdict(int ret, ota_es256_t otherwise)
+{
     if (ret == 0) {
         return OTA_ES256_OK;
     }
-    return out_of_memory(ret) ? OTA_ES256_NO_MEMORY : OTA_ES256_BAD_KEY;
-}
-
-ota_es256_t ota_es256_key(const uint8_t key[OTA_KEY_LEN])
-{
-    mbedtls_pk_context pk;
-    ota_es256_t result = open_key(&pk, key);
-    mbedtls_pk_free(&pk);
-    return result;
+    // A high-level code may carry a low-level one in its last seven bits: mbedtls/error.h. Digests take part in a check of a
+    // signature because the numbers of the curve are blinded.
+    int low = -ret & 0x7f, high = -ret & ~0x7f;
+    bool memory = low == -MBEDTLS_ERR_MPI_ALLOC_FAILED || high == -MBEDTLS_ERR_ECP_ALLOC_FAILED ||
+                  high == -MBEDTLS_ERR_PK_ALLOC_FAILED || high == -MBEDTLS_ERR_MD_ALLOC_FAILED;
+    return memory ? OTA_ES256_NO_MEMORY : otherwise;
 }
 
 // Writes a 32-byte number as a DER INTEGER: without leading zeros, with one where the first bit would be a sign. At most 35
@@ -110,23 +119,45 @@ static size_t der_integer(uint8_t *out, const uint8_t n[32])
     return 2 + sign + len;
 }
 
-ota_es256_t ota_es256_verify(const uint8_t key[OTA_KEY_LEN], const uint8_t digest[32], const uint8_t sig[64])
+static ota_es256_t verify(mbedtls_pk_context *pk, const uint8_t digest[32], const uint8_t sig[64])
+{
+    uint8_t der[2 + 2 * 35];
+    size_t len = der_integer(der + 2, sig);
+    len += der_integer(der + 2 + len, sig + 32);
+    der[0] = 0x30;
+    der[1] = (uint8_t)len;
+    return verdict(mbedtls_pk_verify(pk, MBEDTLS_MD_SHA256, digest, 32, der, 2 + len), OTA_ES256_BAD_SIGNATURE);
+}
+
+// Reads the key and, unless sig is NULL, verifies with it.
+static ota_es256_t check(const uint8_t key[OTA_KEY_LEN], const uint8_t *digest, const uint8_t *sig)
 {
     mbedtls_pk_context pk;
-    ota_es256_t result = open_key(&pk, key);
-    if (result == OTA_ES256_OK) {
-        uint8_t der[2 + 2 * 35];
-        size_t len = der_integer(der + 2, sig);
-        len += der_integer(der + 2 + len, sig + 32);
-        der[0] = 0x30;
-        der[1] = (uint8_t)len;
-        int ret = mbedtls_pk_verify(&pk, MBEDTLS_MD_SHA256, digest, 32, der, 2 + len);
-        if (ret != 0) {
-            result = out_of_memory(ret) ? OTA_ES256_NO_MEMORY : OTA_ES256_BAD_SIGNATURE;
-        }
+    mbedtls_pk_init(&pk);
+    ota_es256_t result = verdict(mbedtls_pk_parse_public_key(&pk, key, OTA_KEY_LEN), OTA_ES256_BAD_KEY);
+    if (result == OTA_ES256_OK && sig) {
+        result = verify(&pk, digest, sig);
     }
     mbedtls_pk_free(&pk);
     return result;
+}
+
+#endif
+
+// Both ways of reading a key check that the point is on the curve.
+static ota_es256_t check_form(const uint8_t key[OTA_KEY_LEN], const uint8_t *digest, const uint8_t *sig)
+{
+    if (memcmp(key, p256_prefix, sizeof p256_prefix) != 0) {
+        return OTA_ES256_BAD_KEY;
+    }
+    return library_ready() ? check(key, digest, sig) : OTA_ES256_NO_MEMORY;
+}
+
+ota_es256_t ota_es256_key(const uint8_t key[OTA_KEY_LEN]) { return check_form(key, NULL, NULL); }
+
+ota_es256_t ota_es256_verify(const uint8_t key[OTA_KEY_LEN], const uint8_t digest[32], const uint8_t sig[64])
+{
+    return check_form(key, digest, sig);
 }
 
 void ota_hex(const uint8_t *b, size_t len, char *out)

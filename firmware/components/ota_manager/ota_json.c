@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ota_utf8.h"
+
 __attribute__((format(printf, 2, 3))) static bool refuse(ota_object_t *o, const char *format, ...)
 {
     if (!o->bad && o->why && o->why_size > 0) {
@@ -16,75 +18,6 @@ __attribute__((format(printf, 2, 3))) static bool refuse(ota_object_t *o, const 
     }
     o->bad = true;
     return false;
-}
-
-// ---- UTF-8
-
-size_t ota_utf8_char(const char *text, size_t len)
-{
-    const uint8_t *s = (const uint8_t *)text;
-    uint8_t low = 0x80, high = 0xbf;   // what the second byte may be
-    size_t n;
-    if (s[0] < 0x80) {
-        return 1;
-    } else if (s[0] >= 0xc2 && s[0] <= 0xdf) {
-        n = 2;
-    } else if ((s[0] & 0xf0) == 0xe0) {
-        n = 3;
-        low = s[0] == 0xe0 ? 0xa0 : 0x80;    // no longer form than needed
-        high = s[0] == 0xed ? 0x9f : 0xbf;   // no surrogates
-    } else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
-        n = 4;
-        low = s[0] == 0xf0 ? 0x90 : 0x80;
-        high = s[0] == 0xf4 ? 0x8f : 0xbf;   // nothing above U+10FFFF
-    } else {
-        return 0;
-    }
-    if (len < n || s[1] < low || s[1] > high) {
-        return 0;
-    }
-    for (size_t i = 2; i < n; i++) {
-        if ((s[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-    }
-    return n;
-}
-
-bool ota_utf8_ok(const char *s, size_t len)
-{
-    for (size_t i = 0; i < len;) {
-        size_t n = ota_utf8_char(s + i, len - i);
-        if (n == 0) {
-            return false;
-        }
-        i += n;
-    }
-    return true;
-}
-
-static size_t utf8_put(char *out, uint32_t c)
-{
-    if (c < 0x80) {
-        out[0] = (char)c;
-        return 1;
-    }
-    if (c < 0x800) {
-        out[0] = (char)(0xc0 | c >> 6);
-        out[1] = (char)(0x80 | (c & 0x3f));
-        return 2;
-    }
-    if (c < 0x10000) {
-        out[0] = (char)(0xe0 | c >> 12);
-        out[1] = (char)(0x80 | (c >> 6 & 0x3f));
-        out[2] = (char)(0x80 | (c & 0x3f));
-        return 3;
-    }
-    out[0] = (char)(0xf0 | c >> 18);
-    out[1] = (char)(0x80 | (c >> 12 & 0x3f));
-    out[2] = (char)(0x80 | (c >> 6 & 0x3f));
-    out[3] = (char)(0x80 | (c & 0x3f));
-    return 4;
 }
 
 // ---- The grammar (RFC 8259). Each function is given where something begins and gives back where it ends, NULL where it is
@@ -282,7 +215,7 @@ static size_t decode_string(char *s)
         if (*p != '\\') {
             *out++ = *p++;
         } else if (p[1] == 'u') {
-            out += utf8_put(out, unicode_escape(&p));
+            out += ota_utf8_put(out, unicode_escape(&p));
         } else {
             *out++ = to[strchr(from, p[1]) - from];
             p += 2;

@@ -158,7 +158,8 @@ static ota_manifest_result_t read_payload(char *payload, size_t len, ota_manifes
     return version ? OTA_MANIFEST_OK : say(why, why_size, OTA_MANIFEST_BAD, "manifest: no version");
 }
 
-ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_pem, ota_manifest_t *out, char *why, size_t why_size)
+ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_pem, ota_manifest_t *out, char *why,
+                                        size_t why_size)
 {
     memset(out, 0, sizeof *out);
     if (len > MAX_JWS || len < sizeof header - 1 || memcmp(jws, header, sizeof header - 1) != 0) {
@@ -171,7 +172,10 @@ ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_
     if (!hash_and_decode(jws, len, digest, sig, &payload, &payload_len, &no_memory)) {
         return say(why, why_size, OTA_MANIFEST_BAD, "manifest: not three parts in canonical base64url");
     }
-    ota_manifest_result_t result = no_memory ? OTA_MANIFEST_NO_MEMORY : keys_pem ? verify(keys_pem, digest, sig) : OTA_MANIFEST_OK;
+    if (no_memory) {
+        return say(why, why_size, OTA_MANIFEST_NO_MEMORY, "manifest: no memory to hash it");
+    }
+    ota_manifest_result_t result = keys_pem ? verify(keys_pem, digest, sig) : OTA_MANIFEST_OK;
     if (result == OTA_MANIFEST_NO_MEMORY) {
         return say(why, why_size, result, "manifest: no memory to check the signature");
     }

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ota_json.h"
 #include "ota_protocol.h"
+#include "ota_utf8.h"
 
 typedef struct {
     char *out;
@@ -165,7 +165,9 @@ size_t ota_status_write(const ota_status_doc_t *s, char *out, size_t size)
     put_text(&w, "available_version", s->available_version, OTA_MAX_TEXT);
     put_bool(&w, "rollback_pending", s->rollback_pending);
     put_int(&w, "free_heap", s->free_heap);
-    put_text_if(&w, "device_id", s->device_id, OTA_MAX_DEVICE_ID);
+    if (s->device_id && ota_device_id_ok(s->device_id)) {
+        put_text(&w, "device_id", s->device_id, OTA_MAX_DEVICE_ID);
+    }
     put_int(&w, "protocol", OTA_PROTOCOL_VERSION);
     put_text_if(&w, "boot_id", s->boot_id, OTA_MAX_TEXT);
     if (s->seq > 0) {

@@ -84,7 +84,7 @@ func hostileStatuses(t *testing.T, p *c) {
 			}
 		}
 	}
-	for at, text := range map[int]string{1: "-1", 3: "101", 15: "-1", 19: "no digest", 20: strings.Repeat("A", 64), 24: "-1", 25: "-5", 26: "-2", 27: "-9", 30: "NaN", 31: "-1e300"} {
+	for at, text := range map[int]string{1: "-1", 3: "101", 9: "a/b", 15: "-1", 19: "no digest", 20: strings.Repeat("A", 64), 24: "-1", 25: "-5", 26: "-2", 27: "-9", 30: "NaN", 31: "-1e300"} {
 		a := append([]string(nil), base...)
 		a[at] = text
 		if answer := p.ask("status", a...); answer == "" {

@@ -63,9 +63,6 @@ void ota_object_close(ota_object_t *o, const ota_object_t *sub);
 
 // Reads a number of digits, with a sign perhaps, as Go's strconv.Atoi does; plus says whether + is one.
 bool ota_parse_int(const char *s, size_t len, bool plus, int64_t *v);
-bool ota_utf8_ok(const char *s, size_t len);
-// The length of the character that begins at s, of len > 0 bytes; 0 where it is not in its one valid form.
-size_t ota_utf8_char(const char *s, size_t len);
 
 #ifdef __cplusplus
 }

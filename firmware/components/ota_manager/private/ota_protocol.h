@@ -24,7 +24,7 @@ extern "C" {
 #define OTA_MAX_URL 400
 #define OTA_DIGEST_TEXT 64              // lower-case hex digits of a SHA-256
 
-// Phases, in the order of a good update. The table behind them is in ota_protocol.c and equals docs/protocol.md section 4.
+// Phases, in the order of a good update. The table behind them is in ota_phase.c and equals docs/protocol.md section 4.
 typedef enum {
     OTA_PHASE_IDLE, OTA_PHASE_CHECKING, OTA_PHASE_WAITING, OTA_PHASE_DOWNLOADING, OTA_PHASE_VERIFYING, OTA_PHASE_SWITCHING,
     OTA_PHASE_REBOOTING, OTA_PHASE_TRIAL, OTA_PHASE_CONFIRMED, OTA_PHASE_FAILED, OTA_PHASE_REFUSED, OTA_PHASE_ROLLED_BACK,
