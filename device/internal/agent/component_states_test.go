@@ -98,11 +98,7 @@ func (m *stateMaker) next(t testing.TB) life {
 		if l.anti {
 			l.efuse = uint32(m.IntN(3))
 		}
-		raw, err := l.table.AppendBinary(nil, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.program(t, l, parttable.Offset, raw)
+		m.table(t, l)
 		var able []parttable.Partition
 		for _, p := range l.table {
 			if p.Type == parttable.TypeApp && m.slot(t, l, p) {
@@ -127,6 +123,15 @@ func (m *stateMaker) program(t testing.TB, l life, off int64, b []byte) {
 	if err := l.flash.Program(off, b); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (m *stateMaker) table(t testing.TB, l life) {
+	t.Helper()
+	raw, err := l.table.AppendBinary(nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.program(t, l, parttable.Offset, raw)
 }
 
 // slot fills an application partition, and says whether its image is whole.

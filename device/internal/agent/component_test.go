@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -352,5 +354,57 @@ func TestComponentLeavesTheSameFlash(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("state %d", n)
 		}
+	}
+}
+
+// The same over the records of the vectors that ESP-IDF's own code made for otaops.
+func TestComponentLeavesTheSameFlashInTheReferenceStates(t *testing.T) {
+	var v struct {
+		Cases []struct {
+			Cfg, Layout, E0, E1, Running string
+			Valid                        []string
+			Efuse                        uint32
+		}
+	}
+	raw, err := os.ReadFile("../otaops/testdata/ota-ops.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatal(err)
+	}
+	c, m := startComponent(t, false), newStates(t, 5)
+	tables := map[string]parttable.Table{"two": m.layouts[0], "three": m.layouts[4], "fact": m.layouts[6]}
+	seen := map[string]bool{}
+	for _, vc := range v.Cases {
+		state := fmt.Sprint(vc)
+		if seen[state] || !slices.Contains(vc.Valid, vc.Running) {
+			continue // without its image nothing runs
+		}
+		seen[state] = true
+		l := life{flash: norflash.New(used), table: tables[vc.Layout], reset: pick(m, PowerOn, Panic), rollback: vc.Cfg != "plain", anti: vc.Cfg == "arb", efuse: vc.Efuse}
+		l.running, _ = l.table.Find(vc.Running)
+		m.table(t, l)
+		for i, name := range vc.Valid {
+			p, _ := l.table.Find(name)
+			m.program(t, l, int64(p.Offset), m.images[(i+len(seen))%len(m.images)])
+		}
+		data, _ := l.table.OTAData()
+		for i, text := range []string{vc.E0, vc.E1} {
+			record, err := hex.DecodeString(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.program(t, l, int64(data.Offset)+int64(i)*otadata.SectorSize, record)
+		}
+		for _, op := range orders(l) {
+			compare(t, c, l, op)
+		}
+		if t.Failed() {
+			t.Fatal(state)
+		}
+	}
+	if len(seen) < 300 {
+		t.Errorf("only %d states", len(seen))
 	}
 }

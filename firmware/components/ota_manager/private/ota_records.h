@@ -22,7 +22,7 @@ extern "C" {
 
 typedef esp_ota_select_entry_t ota_record_t;
 
-// Flash, in the forms that all parts use. equals reads back; write and erase do so, too, where it says.
+// Flash, in the forms that all parts use. Only equals reads back.
 esp_err_t ota_flash_equals(const esp_partition_t *p, uint32_t at, const void *want, uint32_t len);   // ESP_ERR_FLASH_OP_FAIL: no
 esp_err_t ota_flash_write(const esp_partition_t *p, uint32_t at, const void *bytes, uint32_t len);   // pads where encrypted
 esp_err_t ota_flash_erase_sector(const esp_partition_t *p, uint32_t at);
