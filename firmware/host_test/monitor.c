@@ -210,7 +210,6 @@ int main(int argc, char **argv)
     }
     int sig;
     sigwait(&stop, &sig);
-    host_mqtt_leave();
     fprintf(stderr, "monitor: heap at most %zu bytes\n", host_heap_peak());
     host_end(HOST_EXIT_STOPPED);
 }
