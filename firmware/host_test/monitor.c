@@ -203,10 +203,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "monitor: ota_manager_init: %s\n", esp_err_to_name(err));
         return 1;
     }
-    static char orders[256];
-    snprintf(orders, sizeof orders, "%s", getenv("OTA_HOST_ORDERS") != NULL ? getenv("OTA_HOST_ORDERS") : "");
-    if (strcmp(host_board.reset, "poweron") == 0) {
-        xTaskCreate(give_orders, "orders", 4096, orders, 1, NULL);
+    char *orders = getenv("OTA_HOST_ORDERS");
+    if (orders != NULL && strcmp(host_board.reset, "poweron") == 0) {
+        xTaskCreate(give_orders, "orders", 0, orders, 1, NULL);
     }
     int sig;
     sigwait(&stop, &sig);
