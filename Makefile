@@ -44,6 +44,10 @@ fuzz: ## every fuzz target for T (default 30s) in turn
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
 		echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(T),30s) $$p || exit 1; done; done
 
+.PHONY: variations
+variations: ## N variations (default a million) of what the C component reads, against Go, from a new seed
+	BMSOTA_VARIATIONS=$(or $(N),1000000) go test -count=1 -timeout 60m -run ComponentDecides -v ./firmware/host_test/hosttest
+
 .PHONY: powercut
 powercut: ## the long power-cut sweep: every operation, several tears
 	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...

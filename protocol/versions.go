@@ -43,6 +43,9 @@ func Older(running, floor string) bool {
 	return !ok || r.LessThan(f)
 }
 
+// SameVersion compares as people write versions: a leading v does not count.
+func SameVersion(a, b string) bool { return strings.TrimPrefix(a, "v") == strings.TrimPrefix(b, "v") }
+
 // OnTheWay says whether offered is a step towards the version a command names: newer than what runs and older than what
 // is wanted, as a server offers it where a version must be passed through. The command stays open until wanted runs.
 func OnTheWay(wanted, offered, running string) bool {

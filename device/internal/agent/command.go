@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"bmsota/esp/otadata"
@@ -20,10 +19,7 @@ type wish struct {
 
 // same says whether a command asks for what w is already doing.
 func (w *wish) same(c protocol.Command) bool {
-	if w == nil || w.cmd.Action != c.Action {
-		return false
-	}
-	return c.ID != "" && c.ID == w.cmd.ID || c.Version == w.cmd.Version && c.Force == w.cmd.Force
+	return w != nil && w.cmd.Same(c)
 }
 
 var errReplaced = errors.New("replaced by another order")
@@ -84,7 +80,7 @@ func (a *agent) problem() string {
 func (a *agent) orderRollback(ctx context.Context, c command, w *wish) {
 	cmd := w.cmd
 	switch {
-	case cmd.Version != "" && sameVersion(cmd.Version, a.self.version):
+	case cmd.Version != "" && protocol.SameVersion(cmd.Version, a.self.version):
 		a.rep.answer(cmd.ID, protocol.ReasonUpToDate, "")
 	case w.retained && cmd.Version == "":
 		// Done at every connect it would go back and forth for ever.
@@ -139,7 +135,7 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s holds no good image to go back to", slot.Name)
 	}
 	if img.Desc != nil {
-		if version != "" && !sameVersion(version, img.Desc.Version) && !protocol.GenericVersion(img.Desc.Version) {
+		if version != "" && !protocol.SameVersion(version, img.Desc.Version) && !protocol.GenericVersion(img.Desc.Version) {
 			return slot, protocol.ReasonVersionMissing, fmt.Errorf("%s holds %s", slot.Name, printable(img.Desc.Version))
 		}
 	}
@@ -185,6 +181,3 @@ func (a *agent) settle() error {
 	a.rep.phase(protocol.PhaseIdle, protocol.ReasonNone, "")
 	return nil
 }
-
-// sameVersion compares as people write versions: a leading v does not count.
-func sameVersion(a, b string) bool { return strings.TrimPrefix(a, "v") == strings.TrimPrefix(b, "v") }
