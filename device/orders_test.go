@@ -303,6 +303,50 @@ func TestWaitingEndsWithTheOrder(t *testing.T) {
 	})
 }
 
+func TestALimitOfTimeWaitsForTheClock(t *testing.T) {
+	const within, over = `{"action":"check","id":"within","expires_at":"2001-01-01T00:00:00Z"}`, `{"action":"update","id":"over","expires_at":"1999-01-01T00:00:00Z"}`
+	next := image(t, "1.1.0")
+	for _, c := range []struct {
+		name, order string
+		told        time.Duration // when the board is told the time, after power on
+		want        string        // how it ends
+	}{
+		{"in time", within, 3 * time.Minute, "idle:update_available:within"},
+		{"too late", over, 3 * time.Minute, "idle:expired_command:over"},
+		{"never told", within, time.Hour, "idle:expired_command:within"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				on := time.Now()
+				b := stand(t, next, "", release(t, next, nil), func(cfg *Config) {
+					cfg.clock = func() time.Time {
+						if since := time.Since(on); since < c.told {
+							return time.Unix(0, 0).Add(since) // what a chip counts from
+						}
+						return time.Now()
+					}
+				})
+				b.hub.order(c.order)
+				b.settle(2 * time.Minute)
+				if last := b.hub.last(); last.Phase != protocol.PhaseIdle || last.Reason != protocol.ReasonNone || last.CommandID == "" {
+					t.Errorf("without the time it answers %s:%s %q", last.Phase, last.Reason, last.CommandID)
+				}
+				said := len(b.hub.all())
+				b.settle(45 * time.Second)
+				if n := len(b.hub.all()); n != said {
+					t.Errorf("%d statuses more while it waits", n-said)
+				}
+				b.settle(10 * time.Minute)
+				last := b.hub.last()
+				if got := fmt.Sprintf("%s:%s:%s", last.Phase, last.Reason, last.CommandID); got != c.want {
+					t.Errorf("it ends as %s, want %s", got, c.want)
+				}
+				b.off()
+			})
+		})
+	}
+}
+
 func TestOperatorRollbackHoldsAgainstTheRetainedOrderOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, next := image(t, "1.0.0"), image(t, "1.1.0")

@@ -15,11 +15,22 @@ declare -A package=(
 	[gcc]=gcc
 	[shellcheck]=shellcheck
 	[systemd-analyze]=systemd
+	[g++]=g++
+	[make]=make
+)
+# What firmware/host_test compiles against.
+declare -A header=(
+	[curl/curl.h]=libcurl4-openssl-dev
+	[mosquitto.h]=libmosquitto-dev
+	[mbedtls/md.h]=libmbedtls-dev
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for program in "${!package[@]}"; do
 	command -v "$program" >/dev/null || missing+=("${package[$program]}")
+done
+for name in "${!header[@]}"; do
+	echo "#include <$name>" | gcc -E -x c - >/dev/null 2>&1 || missing+=("${header[$name]}")
 done
 # The race detector links C.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)

@@ -72,16 +72,29 @@ func build(out string) error {
 	return nil
 }
 
+// TestScripts tells every story, and those with a device in them once for each kind: TestScripts/component/good-update.
 func TestScripts(t *testing.T) {
+	for _, kind := range deviceKinds {
+		t.Run(kind.name, func(t *testing.T) { runStories(t, kind) })
+	}
+}
+
+func runStories(t *testing.T, kind deviceKind) {
+	files, err := kind.stories()
+	if err != nil {
+		t.Fatal(err)
+	}
+	application := kind.application(t)
 	testscript.Run(t, testscript.Params{
-		Dir:                filepath.Join("testdata", "script"),
+		Files:              files,
 		RequireUniqueNames: true,
 		ContinueOnError:    *goOn,
-		Setup:              setup,
+		Setup:              func(env *testscript.Env) error { return setup(env, application) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"needs":         cmdNeeds,
 			"freeports":     cmdFreePorts,
 			"start":         cmdStart,
+			"device":        cmdDevice,
 			"halt":          cmdHalt,
 			"ended":         cmdEnded,
 			"waitfor":       cmdWaitFor,
@@ -117,19 +130,20 @@ func TestScripts(t *testing.T) {
 
 // story is what belongs to one running script.
 type story struct {
-	procs   map[string]*process
-	order   []string
-	hostile map[string]*hostile
-	links   map[string]*slowLink
-	undo    []func()
+	application string // that its boards run; empty for the firmware built in
+	procs       map[string]*process
+	order       []string
+	hostile     map[string]*hostile
+	links       map[string]*slowLink
+	undo        []func()
 }
 
 type storyKey struct{}
 
 func of(ts *testscript.TestScript) *story { return ts.Value(storyKey{}).(*story) }
 
-func setup(env *testscript.Env) error {
-	s := &story{procs: make(map[string]*process), hostile: make(map[string]*hostile), links: make(map[string]*slowLink)}
+func setup(env *testscript.Env, application string) error {
+	s := &story{application: application, procs: make(map[string]*process), hostile: make(map[string]*hostile), links: make(map[string]*slowLink)}
 	env.Values[storyKey{}] = s
 	home := filepath.Join(env.WorkDir, ".home")
 	if err := os.MkdirAll(home, 0o700); err != nil {

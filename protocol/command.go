@@ -110,6 +110,9 @@ func (c Command) Append(dst []byte) ([]byte, error) {
 // Expired says whether the command's time has passed at now.
 func (c Command) Expired(now time.Time) bool { return !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt) }
 
+// ClockSet says whether a device's clock can be right. A chip that was not told the time counts from 1970.
+func ClockSet(now time.Time) bool { return now.Year() >= 2000 }
+
 // Same says whether other asks for what c asks for: one order, come twice.
 func (c Command) Same(other Command) bool {
 	return c.Action == other.Action &&

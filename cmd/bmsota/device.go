@@ -264,7 +264,7 @@ func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
 
 func newDeviceRunCmd() *cobra.Command {
 	var (
-		flash, mac                       string
+		flash, mac, application          string
 		seed                             uint64
 		noRollback, antiRollback, asJSON bool
 		verbose, charging                bool
@@ -280,9 +280,13 @@ at once, so it may be stopped, or killed, at any moment and run again.
 
 --cut-at lets the power fail at the n-th flash operation after power on: an erased sector or a programmed piece of
 at most 64 bytes. The command then ends with exit 0 and says so in its last line (with --json on standard error);
-run again without it, the board continues from what the cut left. How far a torn operation got is --seed's.`,
+run again without it, the board continues from what the cut left. How far a torn operation got is --seed's.
+
+--application runs a program of your own as the board's firmware: docs/virtual-boards.md says what it is given and
+what its exit status means.`,
 		Example: `  bmsota device run --flash board.bin
-  bmsota device run --flash board.bin --cut-at 300 --cut torn --seed 7`,
+  bmsota device run --flash board.bin --cut-at 300 --cut torn --seed 7
+  bmsota device run --flash board.bin --application ./build/monitor`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFlags(cmd, "flash"); err != nil {
@@ -306,7 +310,7 @@ run again without it, the board continues from what the cut left. How far a torn
 			}
 			sensors.Set(protocol.Battery{SOCPct: soc, PackCurrentA: current, Charging: charging})
 			say := statusPrinter(cmd, asJSON)
-			cfg := device.Config{Path: flash, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
+			cfg := device.Config{Path: flash, Application: application, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
 				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say,
 				PowerCut: device.PowerCut{At: cutAt, How: device.CutMoment(cut), Seed: seed}}
 			if mac != "" {
@@ -316,7 +320,9 @@ run again without it, the board continues from what the cut left. How far a torn
 				}
 			}
 			b, err := device.Open(cfg)
-			if err != nil {
+			if errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return flashFault(flash, err)
 			}
 			err = b.Run(cmd.Context())
@@ -331,7 +337,9 @@ run again without it, the board continues from what the cut left. How far a torn
 				_, err := fmt.Fprintf(out, "power cut at operation %d\n", cutAt)
 				return err
 			}
-			if err := errors.Join(err, b.Close()); err != nil {
+			if err := errors.Join(err, b.Close()); errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return &fault{code: exitDevice, err: err, hint: "see 'bmsota device inspect --flash " + shown(flash) + "'"}
 			}
 			return nil
@@ -341,6 +349,7 @@ run again without it, the board continues from what the cut left. How far a torn
 	f.StringVar(&flash, "flash", "", "flash file of the board")
 	f.Uint64Var(&seed, "seed", 1, "of everything random about the board")
 	f.StringVar(&mac, "mac", "", "MAC address, for a flash read from a real board")
+	f.StringVar(&application, "application", "", "program to run as the firmware (default the one built in)")
 	f.BoolVar(&noRollback, "no-rollback", false, "bootloader and application are built without rollback")
 	f.BoolVar(&antiRollback, "anti-rollback", false, "and with anti-rollback")
 	f.Float64Var(&soc, "soc", 80, "state of charge that the battery reports, percent")
@@ -369,6 +378,10 @@ func statusPrinter(cmd *cobra.Command, asJSON bool) func(protocol.Status) {
 		// A board does not stop because nobody reads its console.
 		_, _ = fmt.Fprintln(cmd.OutOrStdout(), line)
 	}
+}
+
+func applicationFault(err error) error {
+	return failure("docs/virtual-boards.md says what a program has to do to run on a board", "%w", err)
 }
 
 func flashFault(path string, err error) error {

@@ -11,6 +11,7 @@
 #include "ota_crypto.h"
 #include "ota_manifest.h"
 #include "ota_protocol.h"
+#include "ota_url.h"
 #include "ota_version.h"
 
 #define MAX_ARGS 40
@@ -325,6 +326,18 @@ static void ask_digest(const arg_t *a)
     say("%s", hex);
 }
 
+static void ask_beside(const arg_t *a)
+{
+    char out[640];
+    say(ota_url_beside(a[0].s, a[1].s, out, sizeof out) ? "%s" : "no", out);
+}
+
+static void ask_resolve(const arg_t *a)
+{
+    char out[640], why[200];
+    say(ota_url_resolve(a[0].s, a[1].s, a[2].s[0] == '1', out, sizeof out, why, sizeof why) ? "%s" : "no", out);
+}
+
 static const struct {
     const char *kind;
     uint32_t args;
@@ -335,6 +348,7 @@ static const struct {
     {"keys", 1, ask_keys}, {"manifest", 3, ask_manifest}, {"status", 33, ask_status}, {"refuse", 15, ask_refuse},
     {"gate", 7, ask_gate}, {"on_the_way", 3, ask_on_the_way}, {"name", 1, ask_name}, {"mac", 1, ask_mac},
     {"phases", 0, ask_phases}, {"reasons", 0, ask_reasons}, {"digest", 1, ask_digest},
+    {"beside", 2, ask_beside}, {"resolve", 3, ask_resolve},
 };
 
 static void ask(const char *kind, const arg_t *args, uint32_t count)

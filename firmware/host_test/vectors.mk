@@ -5,7 +5,7 @@
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 COMPONENT := $(HERE)../components/ota_manager
 PURE := $(addprefix $(COMPONENT)/,ota_address.c ota_base64.c ota_command.c ota_config.c ota_crypto.c ota_decide.c ota_json.c \
-	ota_keys.c ota_manifest.c ota_names.c ota_phase.c ota_reason.c ota_status.c ota_time.c ota_utf8.c ota_version.c ota_version_file.c)
+	ota_keys.c ota_manifest.c ota_names.c ota_phase.c ota_reason.c ota_status.c ota_time.c ota_url.c ota_utf8.c ota_version.c ota_version_file.c)
 STRICT := -std=gnu11 -Wall -Wextra -Werror -Wconversion -Wshadow
 # char has no sign on the chips.
 CFLAGS := $(STRICT) -funsigned-char -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all

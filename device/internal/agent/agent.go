@@ -71,6 +71,7 @@ type Config struct {
 	// FramePeriod is the time between two readings; 0 means one second.
 	FramePeriod time.Duration
 
+	Clock     func() time.Time                                                  // for limits of time; nil: this machine's
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's network
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's bundle
 	Trust     *Trust                                                            // shared by a fleet; nil: the board's own
@@ -119,8 +120,10 @@ type agent struct {
 	acks   chan protocol.Status
 	health *health
 
-	job     *job
-	waiting *command // one order that came in a trial or before the rollback was told
+	job        *job
+	waiting    *command // one order that came in a trial, before the rollback was told or before the clock was set
+	needsClock bool     // it is the last
+	began      time.Time
 }
 
 // job is a piece of work that runs beside the loop: a trial, a check, an update, a rollback.
@@ -174,11 +177,14 @@ func newAgent(cfg Config) *agent {
 	if cfg.Trust == nil {
 		cfg.Trust = new(Trust)
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	if cfg.FramePeriod == 0 {
 		cfg.FramePeriod = time.Second
 	}
 	a := &agent{
-		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1),
+		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1), began: time.Now(),
 		heap:  &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
 		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Status, eventQueue),
 	}
@@ -224,7 +230,13 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 		if a.job != nil {
 			done = a.job.done
 		}
+		var clock <-chan time.Time
+		if a.waiting != nil && a.needsClock {
+			clock = time.After(time.Second)
+		}
 		select {
+		case <-clock:
+			a.next(ctx)
 		case <-ctx.Done():
 			if a.job != nil {
 				// The flash is the job's until it has ended.
@@ -305,7 +317,7 @@ func (a *agent) start(ctx context.Context, w *wish, work func(context.Context) o
 
 // next takes up the order that had to wait.
 func (a *agent) next(ctx context.Context) {
-	if a.waiting == nil || a.job != nil || a.unsettled() {
+	if a.waiting == nil || a.job != nil || a.unsettled() || a.needsClock && a.clockMayCome() {
 		return
 	}
 	c := *a.waiting

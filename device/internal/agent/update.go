@@ -119,7 +119,7 @@ func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
 		if reason == protocol.ReasonNone {
 			return waited, nil
 		}
-		if w.cmd.Expired(time.Now()) {
+		if w.cmd.Expired(a.env.Clock()) {
 			return waited, &fault{phase: protocol.PhaseIdle, reason: protocol.ReasonExpired, err: errors.New("the order expired while the device waited")}
 		}
 		if reason != said {
