@@ -347,6 +347,26 @@ func TestALimitOfTimeWaitsForTheClock(t *testing.T) {
 	}
 }
 
+func TestAWindowIsClosedWithoutTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		on, next := time.Now(), image(t, "1.1.0")
+		b := stand(t, next, `,"gate":{"window":"00:00-23:59"}`, release(t, next, nil), func(cfg *Config) {
+			cfg.clock = func() time.Time {
+				if since := time.Since(on); since < time.Hour {
+					return time.Unix(0, 0).Add(since)
+				}
+				return time.Now()
+			}
+		})
+		b.hub.order(update)
+		b.settle(50 * time.Minute)
+		b.wantPhases("idle checking waiting:outside_window")
+		b.settle(20 * time.Minute)
+		b.wantRunning(next)
+		b.off()
+	})
+}
+
 func TestOperatorRollbackHoldsAgainstTheRetainedOrderOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, next := image(t, "1.0.0"), image(t, "1.1.0")

@@ -44,6 +44,7 @@ var modes = map[string]func(*hostile, http.ResponseWriter, *http.Request, []byte
 	"captive":  (*hostile).captive,  // a login page for everything
 	"portal":   (*hostile).captive,  // the same, but only for images
 	"huge":     (*hostile).huge,     // a version file of a gigabyte, whose length is announced at every other request
+	"drip":     (*hostile).drip,     // every image answer comes byte by byte
 	"endless":  (*hostile).endless,  // bytes without end, and no length
 	"short":    (*hostile).short,    // a length that is larger than the image, and then nothing
 	"errors":   (*hostile).errors,   // 503 with Retry-After three times, then what is asked for
@@ -265,6 +266,21 @@ func (h *hostile) huge(w http.ResponseWriter, r *http.Request, _ []byte) {
 		if _, err := w.Write(blank); err != nil {
 			return
 		}
+	}
+}
+
+// dripEvery is far below any rate that is of use, and far above any silence that is noticed.
+const dripEvery = 5 * time.Millisecond
+
+func (h *hostile) drip(w http.ResponseWriter, r *http.Request, b []byte) {
+	start := from(r)
+	partial(w, start, b)
+	flush := http.NewResponseController(w.(*counted).ResponseWriter)
+	for i := range b[start:] {
+		if _, err := w.Write(b[start:][i : i+1]); err != nil || flush.Flush() != nil {
+			return
+		}
+		time.Sleep(dripEvery)
 	}
 }
 

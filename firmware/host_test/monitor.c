@@ -1,5 +1,6 @@
 // A firmware for a virtual board: the component, and as little around it as a monitor can have. docs/virtual-boards.md says what
-// it is given and how it ends.
+// it is given and how it ends. OTA_HOST_ORDERS=check,update,… are calls of the component's functions, made one every two seconds
+// after power on.
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -9,9 +10,11 @@
 #include <unistd.h>
 
 #include "esp_system.h"
+#include "freertos/task.h"
 #include "host_board.h"
 #include "host_chip.h"
 #include "ota_manager.h"
+#include "ota_status_logger.h"
 
 static bool read_battery(ota_battery_t *out, void *ctx)
 {
@@ -20,9 +23,21 @@ static bool read_battery(ota_battery_t *out, void *ctx)
     return !host_board.silent;
 }
 
-static void on_status(const char *json, size_t len, void *ctx)
+static void before_update(void *ctx)
 {
     (void)ctx;
+    fprintf(stderr, "monitor: before the update\n");
+}
+
+static void after_update(bool installed, void *ctx)
+{
+    (void)ctx;
+    fprintf(stderr, "monitor: after the update, %s\n", installed ? "installed" : "not installed");
+}
+
+static void on_status(const char *json, size_t len, void *ctx)
+{
+    ota_status_logger_on_status(json, len, ctx);
     fwrite(json, 1, len, stdout);
     fputc('\n', stdout);
     fflush(stdout);
@@ -114,6 +129,33 @@ static void take(const char *name, const char *value)
     }
 }
 
+static esp_err_t give(const char *order)
+{
+    static const struct {
+        const char *name;
+        esp_err_t (*call)(void);
+    } calls[] = {
+        {"check", ota_manager_check_update}, {"rollback", ota_manager_rollback}, {"valid", ota_manager_mark_valid},
+        {"reload", ota_manager_load_config},
+    };
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        if (strcmp(order, calls[i].name) == 0) {
+            return calls[i].call();
+        }
+    }
+    return ota_manager_start_update(strcmp(order, "force") == 0);
+}
+
+static void give_orders(void *orders)
+{
+    char *rest = NULL;
+    for (char *order = strtok_r(orders, ",", &rest); order != NULL; order = strtok_r(NULL, ",", &rest)) {
+        vTaskDelay(pdMS_TO_TICKS(2000));
+        fprintf(stderr, "monitor: %s: %s, version %s, trial %d\n", order, esp_err_to_name(give(order)), ota_manager_get_version(),
+                ota_manager_is_rollback_pending());
+    }
+}
+
 // The board's own process is gone when standard input ends.
 static void *watch(void *arg)
 {
@@ -152,6 +194,8 @@ int main(int argc, char **argv)
     ota_manager_config_t cfg = ota_manager_default_config();
     cfg.read_battery = read_battery;
     cfg.on_status = on_status;
+    cfg.before_update = before_update;
+    cfg.after_update = after_update;
     cfg.storage_path = host_board.storage;
     cfg.frame_ms = host_board.frame_ms;
     esp_err_t err = ota_manager_init(&cfg);
@@ -159,9 +203,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "monitor: ota_manager_init: %s\n", esp_err_to_name(err));
         return 1;
     }
+    char *orders = getenv("OTA_HOST_ORDERS");
+    if (orders != NULL && strcmp(host_board.reset, "poweron") == 0) {
+        xTaskCreate(give_orders, "orders", 0, orders, 1, NULL);
+    }
     int sig;
     sigwait(&stop, &sig);
-    host_mqtt_leave();
     fprintf(stderr, "monitor: heap at most %zu bytes\n", host_heap_peak());
     host_end(HOST_EXIT_STOPPED);
 }

@@ -181,8 +181,8 @@ static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_
 static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_fault_t *why)
 {
     ota_agent_t *a = run->a;
-    char at[OTA_MAX_ADDRESS];
-    if (!version_url(a, at, sizeof at)) {
+    char *at = (char *)a->io;   // nothing is downloaded yet
+    if (!version_url(a, at, OTA_MAX_ADDRESS)) {
         return ota_failed(why, OTA_REASON_BAD_CONFIG, "server_url is too long");
     }
     char *buf = malloc(OTA_MAX_VERSION_FILE + 1);
@@ -193,7 +193,7 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
     bool ok = version_file(run, at, buf, &f, why);
     if (!ok && why->phase == OTA_PHASE_REFUSED) {
         ota_fault_t second;
-        if (ota_url_beside(a->cfg.ota.server_url, "version.json", at, sizeof at)) {
+        if (ota_url_beside(a->cfg.ota.server_url, "version.json", at, OTA_MAX_ADDRESS)) {
             ok = version_file(run, at, buf, &f, &second);
             if (!ok && second.reason != OTA_REASON_NOT_PUBLISHED) {
                 *why = second;
@@ -245,8 +245,8 @@ void ota_offer_free(ota_offer_t *o)
 
 bool ota_probe_server(const ota_run_t *run)
 {
-    char at[OTA_MAX_ADDRESS];
-    if (!version_url(run->a, at, sizeof at)) {
+    char *at = (char *)run->a->io;
+    if (!version_url(run->a, at, OTA_MAX_ADDRESS)) {
         return false;
     }
     ota_response_t r;

@@ -32,6 +32,9 @@ static bool gate(const ota_run_t *run, const ota_wish_t *w, bool *waited, ota_fa
         ota_battery_reading_t battery;
         ota_battery(a, &battery);
         ota_reason_t reason = ota_gate_blocked(&a->cfg.ota.gate, &battery, minute_of_day());
+        if (reason == OTA_REASON_NONE && a->cfg.ota.gate.window[0] != '\0' && !ota_clock_set(ota_clock_us())) {
+            reason = OTA_REASON_OUTSIDE_WINDOW;   // whatever the clock shows, it is not the time of day
+        }
         if (reason == OTA_REASON_NONE) {
             return true;
         }

@@ -129,8 +129,7 @@ static void quiet(ota_agent_t *a)
 static void listen(ota_agent_t *a, uint32_t bits)
 {
     // A session is begun by the loop only, after it has seen the end of the one before: of both, up came first.
-    if (bits & OTA_WAKE_UP) {
-        ota_link_is_up(a);
+    if (bits & OTA_WAKE_UP && ota_link_is_up(a)) {
         ota_report_connected(a);
     }
     if (bits & OTA_WAKE_ACK) {
@@ -177,28 +176,10 @@ static TickType_t nap(ota_agent_t *a)
 static bool hangs(ota_agent_t *a)
 {
     bool hang = a->job != OTA_JOB_NONE && !a->test.runs && (unsigned)ota_now_ms() - atomic_load(&a->beat_ms) >= OTA_HANG_MS;
-    if (hang) {
-        ESP_LOGE(TAG, "the worker hangs: restarting");
+    if (hang && ota_phase_may(ota_report_current(a), OTA_PHASE_FAILED)) {
+        ota_report_phase(a, OTA_PHASE_FAILED, OTA_REASON_STALLED, "the server holds the line and says nothing: restarting");
     }
     return hang;
-}
-
-static void loop(void *arg)
-{
-    ota_agent_t *a = arg;
-    begin(a);
-    for (;;) {
-        uint32_t bits = 0;
-        xTaskNotifyWait(0, UINT32_MAX, &bits, nap(a));
-        listen(a, bits);
-        bool over = ota_trial_tick(a);
-        quiet(a);
-        ota_link_tick(a);
-        ota_report_pump(a);
-        if (over || (a->job == OTA_JOB_NONE && a->restart) || hangs(a)) {
-            restart(a);
-        }
-    }
 }
 
 static const char *reset_word(esp_reset_reason_t r)
@@ -264,6 +245,51 @@ static esp_err_t know(ota_agent_t *a)
     return err;
 }
 
+// Settles what the last boot left. In the loop, because it takes more stack than the main task of an application has.
+static esp_err_t boot(ota_agent_t *a)
+{
+    ota_settings_read(a->app.storage_path, &a->cfg);
+    esp_err_t err = know(a);
+    if (err == ESP_OK) {
+        err = ota_slots_settle(&a->slots, a->reset, &a->story);
+    }
+    if (err != ESP_OK) {
+        return err;
+    }
+    if (a->story.restart) {
+        esp_restart();
+    }
+    atomic_store(&a->trial, a->story.trial);
+    ota_phase_t first = a->story.told_pending ? OTA_PHASE_ROLLED_BACK : a->story.trial ? OTA_PHASE_TRIAL : OTA_PHASE_IDLE;
+    err = ota_report_init(a, first);
+    return err == ESP_OK ? ota_worker_init(a) : err;
+}
+
+static void loop(void *arg)
+{
+    ota_agent_t *a = arg;
+    a->boot_err = boot(a);
+    atomic_store(&a->ready, a->boot_err == ESP_OK);
+    bool ready = atomic_load(&a->ready);
+    xSemaphoreGive(a->booted);
+    if (!ready) {
+        vTaskDelete(NULL);
+    }
+    begin(a);
+    for (;;) {
+        uint32_t bits = 0;
+        xTaskNotifyWait(0, UINT32_MAX, &bits, nap(a));
+        listen(a, bits);
+        bool over = ota_trial_tick(a);
+        quiet(a);
+        ota_link_tick(a);
+        ota_report_pump(a);
+        if (over || (a->job == OTA_JOB_NONE && a->restart) || hangs(a)) {
+            restart(a);
+        }
+    }
+}
+
 ota_manager_config_t ota_manager_default_config(void)
 {
     return (ota_manager_config_t){
@@ -296,36 +322,19 @@ esp_err_t ota_manager_init(const ota_manager_config_t *cfg)
     a->app = *cfg;
     fill_in(&a->app);
     a->battery_lock = xSemaphoreCreateMutex();
+    a->booted = xSemaphoreCreateBinary();
     a->link.messages = xQueueCreate(OTA_COMMANDS_QUEUED, sizeof(ota_message_t));
-    if (a->battery_lock == NULL || a->link.messages == NULL) {
+    if (a->battery_lock == NULL || a->booted == NULL || a->link.messages == NULL ||
+        xTaskCreate(loop, "ota_manager", a->app.task_stack, a, a->app.task_priority, &a->loop) != pdPASS) {
         return ESP_ERR_NO_MEM;
     }
-    ota_settings_read(a->app.storage_path, &a->cfg);
-    esp_err_t err = know(a);
-    if (err == ESP_OK) {
-        err = ota_slots_settle(&a->slots, a->reset, &a->story);
-    }
-    if (err != ESP_OK) {
-        return err;
-    }
-    if (a->story.restart) {
-        esp_restart();
-    }
-    atomic_store(&a->trial, a->story.trial);
-    ota_phase_t first = a->story.told_pending ? OTA_PHASE_ROLLED_BACK : a->story.trial ? OTA_PHASE_TRIAL : OTA_PHASE_IDLE;
-    err = ota_report_init(a, first);
-    if (err == ESP_OK) {
-        err = ota_worker_init(a);
-    }
-    if (err != ESP_OK) {
-        return err;
-    }
-    return xTaskCreate(loop, "ota_manager", a->app.task_stack, a, a->app.task_priority, &a->loop) == pdPASS ? ESP_OK : ESP_ERR_NO_MEM;
+    xSemaphoreTake(a->booted, portMAX_DELAY);
+    return a->boot_err;
 }
 
 static esp_err_t wake(uint32_t why)
 {
-    if (agent.loop == NULL) {
+    if (!atomic_load(&agent.ready)) {
         return ESP_ERR_INVALID_STATE;
     }
     ota_wake(&agent, why);
@@ -336,7 +345,7 @@ static esp_err_t wake(uint32_t why)
 static esp_err_t give(const char *text)
 {
     static const ota_message_t empty;
-    if (agent.loop == NULL) {
+    if (!atomic_load(&agent.ready)) {
         return ESP_ERR_INVALID_STATE;
     }
     ota_message_t m = empty;
@@ -378,7 +387,7 @@ esp_err_t ota_manager_get_status(ota_status_t *out)
     if (out == NULL) {
         return ESP_ERR_INVALID_ARG;
     }
-    if (agent.loop == NULL) {
+    if (!atomic_load(&agent.ready)) {
         return ESP_ERR_INVALID_STATE;
     }
     ota_report_get(&agent, out);

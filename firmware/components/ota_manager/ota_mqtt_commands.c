@@ -204,9 +204,10 @@ void ota_link_close(ota_agent_t *a)
     l->running = l->up = false;
 }
 
-void ota_link_is_up(ota_agent_t *a)
+bool ota_link_is_up(ota_agent_t *a)
 {
-    a->link.up = true;
+    a->link.up = a->link.running;
+    return a->link.up;
 }
 
 void ota_link_is_down(ota_agent_t *a)

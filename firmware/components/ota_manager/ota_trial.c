@@ -111,6 +111,22 @@ static bool late(ota_agent_t *a)
     return false;
 }
 
+// Confirms what is healthy. False when the flash did not take it.
+static bool keep_image(ota_agent_t *a, int64_t now)
+{
+    esp_err_t err = ota_trial_confirm(a);
+    if (err == ESP_OK) {
+        return true;
+    }
+    // Healthy, but the next reset would undo it: that is no confirmation, and nobody is told that it is one.
+    a->test.retry_ms = now + CONFIRM_PAUSE_MS;
+    ESP_LOGE(TAG, "not confirmed: %s", esp_err_to_name(err));
+    char text[OTA_MAX_MESSAGE];
+    snprintf(text, sizeof text, "healthy, but not confirmed: %s", esp_err_to_name(err));
+    ota_report_phase(a, ota_report_current(a), OTA_REASON_FLASH_ERROR, text);
+    return false;
+}
+
 bool ota_trial_tick(ota_agent_t *a)
 {
     ota_trial_t *t = &a->test;
@@ -120,6 +136,10 @@ bool ota_trial_tick(ota_agent_t *a)
     }
     if (!t->given_up && now >= t->deadline_ms) {
         t->given_up = true;
+        // The last of it may have come after the last look.
+        if (missing(a) == OTA_REASON_NONE && t->retry_ms == 0 && keep_image(a, now)) {
+            return false;
+        }
         if (late(a)) {
             return true;
         }
@@ -135,17 +155,8 @@ bool ota_trial_tick(ota_agent_t *a)
     if (ota_battery(a, &battery)) {
         t->frames++;
     }
-    if (missing(a) != OTA_REASON_NONE || now < t->retry_ms) {
-        return false;
-    }
-    esp_err_t err = ota_trial_confirm(a);
-    if (err != ESP_OK) {
-        // Healthy, but the next reset would undo it: that is no confirmation, and nobody is told that it is one.
-        t->retry_ms = now + CONFIRM_PAUSE_MS;
-        ESP_LOGE(TAG, "not confirmed: %s", esp_err_to_name(err));
-        char text[OTA_MAX_MESSAGE];
-        snprintf(text, sizeof text, "healthy, but not confirmed: %s", esp_err_to_name(err));
-        ota_report_phase(a, ota_report_current(a), OTA_REASON_FLASH_ERROR, text);
+    if (missing(a) == OTA_REASON_NONE && now >= t->retry_ms) {
+        keep_image(a, now);
     }
     return false;
 }

@@ -27,6 +27,13 @@ static void keep(char *to, size_t size, const char *value)
     snprintf(to, size, "%s", strlen(value) < size ? value : "");
 }
 
+// ESP-IDF v6 with CONFIG_ESP_HTTP_CLIENT_ENABLE_GET_CONTENT_RANGE hands this header on with its value written twice.
+static void keep_once(char *to, size_t size, const char *value)
+{
+    size_t half = strlen(value) / 2;
+    keep(to, size, half > 0 && strncmp(value, value + half, half) == 0 && value[2 * half] == '\0' ? value + half : value);
+}
+
 static int64_t parse_length(const char *s)
 {
     int64_t n = 0;
@@ -46,7 +53,7 @@ static void on_header(ota_response_t *r, const char *key, const char *value)
         // A weak tag must not be used for ranges (RFC 9110 section 8.8.3.2).
         keep(r->etag, sizeof r->etag, value[0] == '"' ? value : "");
     } else if (strcasecmp(key, "Content-Range") == 0) {
-        keep(r->content_range, sizeof r->content_range, value);
+        keep_once(r->content_range, sizeof r->content_range, value);
     } else if (strcasecmp(key, "Content-Length") == 0) {
         r->length = parse_length(value);
     } else if (strcasecmp(key, "Transfer-Encoding") == 0) {

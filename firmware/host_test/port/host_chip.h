@@ -12,4 +12,3 @@ int64_t host_real_ms(int64_t ms);          // how long a wait of ms takes here
 void host_heap_take(size_t bytes);
 void host_heap_give(size_t bytes);
 size_t host_heap_peak(void);               // the most that was taken at a time
-void host_mqtt_leave(void);                // a running session ends with a word of leave

@@ -24,8 +24,6 @@ struct esp_mqtt_client {
     void *arg;
 };
 
-static _Atomic(esp_mqtt_client_handle_t) only;   // for host_mqtt_leave
-
 static void tell(esp_mqtt_client_handle_t c, esp_mqtt_event_t *e)
 {
     e->client = c;
@@ -163,7 +161,6 @@ esp_mqtt_client_handle_t esp_mqtt_client_init(const esp_mqtt_client_config_t *co
     c->cfg.session.last_will.msg = will;
     c->heap = (size_t)(config->buffer.size + config->buffer.out_size);
     host_heap_take(c->heap);
-    only = c;
     return c;
 }
 
@@ -235,7 +232,6 @@ esp_err_t esp_mqtt_client_destroy(esp_mqtt_client_handle_t c)
         esp_mqtt_client_stop(c);
     }
     host_heap_give(c->heap);
-    only = NULL;
     free((void *)(uintptr_t)c->cfg.session.last_will.msg);
     free(c);
     return ESP_OK;
@@ -254,15 +250,4 @@ int esp_mqtt_client_publish(esp_mqtt_client_handle_t c, const char *topic, const
         return -1;
     }
     return qos > 0 ? id : 0;
-}
-
-void host_mqtt_leave(void)
-{
-    esp_mqtt_client_handle_t c = only;
-    if (c != NULL && atomic_load(&c->connected)) {
-        atomic_store(&c->leave, true);
-        for (int i = 0; i < 50 && atomic_load(&c->connected); i++) {
-            usleep(10000);
-        }
-    }
 }

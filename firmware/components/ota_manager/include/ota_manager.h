@@ -70,7 +70,8 @@ typedef struct {
 // or broken configuration file is no error here: the board says so in its statuses and goes on.
 esp_err_t ota_manager_init(const ota_manager_config_t *cfg);
 
-// Reads the two configuration files again. What changed is in force with the next session and the next check.
+// Reads the two configuration files again, once no update runs. What changed is in force with the session that then begins and
+// with the next check; a changed device_id waits for the next start.
 esp_err_t ota_manager_load_config(void);
 
 // As the commands of the same names on the command topic. ESP_ERR_INVALID_STATE before init.

@@ -165,7 +165,7 @@ typedef struct {
 esp_err_t ota_link_open(ota_agent_t *a);
 void ota_link_close(ota_agent_t *a);
 void ota_link_tick(ota_agent_t *a);            // begins the next session when it is time, ends one that does not come up
-void ota_link_is_up(ota_agent_t *a);
+bool ota_link_is_up(ota_agent_t *a);           // false: it is over already
 void ota_link_is_down(ota_agent_t *a);         // after the session was lost, or did not come about
 int64_t ota_link_due_ms(const ota_agent_t *a);
 // Publishes on the board's own topic, retained. 0 where nothing will be acknowledged, -1 where nothing was sent, else the id.
@@ -273,6 +273,9 @@ struct ota_agent {
     ota_manager_config_t app;
     TaskHandle_t loop, worker;
     bool started;
+    SemaphoreHandle_t booted;  // the loop has settled what the last boot left, or could not:
+    esp_err_t boot_err;
+    atomic_bool ready;         // it has
 
     // Facts of this boot; written before the tasks start, but for floor (the loop's, while no job runs).
     ota_slots_t slots;

@@ -12,4 +12,5 @@ BaseType_t xTaskNotifyGive(TaskHandle_t task);
 BaseType_t xTaskNotifyWait(uint32_t clear_first, uint32_t clear_after, uint32_t *value, TickType_t ticks);
 uint32_t ulTaskNotifyTake(BaseType_t clear, TickType_t ticks);
 UBaseType_t uxTaskGetStackHighWaterMark(TaskHandle_t task);
+void vTaskDelete(TaskHandle_t task);   // only of the caller: NULL
 void vTaskDelay(TickType_t ticks);
