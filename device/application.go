@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,7 +50,9 @@ type application struct {
 	running parttable.Partition
 	reset   ResetReason
 	silent  bool // the image is one whose battery never answers
-	tail    []string
+
+	mu   sync.Mutex // statuses and log come in two goroutines
+	tail []string   // of the log
 }
 
 // findApplication is the program's path as package exec wants it, and whether it can be started as far as that can be seen.
@@ -258,6 +261,8 @@ func (a *application) status(line string) {
 }
 
 func (a *application) logged(line string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.board.log.Info("application", "says", line)
 	if a.tail = append(a.tail, line); len(a.tail) > tailLines {
 		a.tail = a.tail[1:]

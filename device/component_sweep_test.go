@@ -231,7 +231,7 @@ func (cc *componentCase) run(t *testing.T, stride int) {
 		for seed := range tears {
 			cuts <- PowerCut{At: at, How: CutTorn, Seed: uint64(at*tears + seed)}
 		}
-		cuts <- PowerCut{At: at}
+		cuts <- PowerCut{At: at, How: CutBefore}
 		cuts <- PowerCut{At: at, How: CutAfter}
 		tried += tears + 2
 	}
