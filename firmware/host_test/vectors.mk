@@ -1,7 +1,6 @@
 # The pure half of the component and the program that answers questions about it, for a host.
 #   make -f vectors.mk OUT=/some/folder          with sanitizers, as the tests want it
 #   make -f vectors.mk /some/folder/memory OUT=/some/folder
-#   make -f vectors.mk OUT=/some/folder size     code and data of each part, for 32 bits
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 COMPONENT := $(HERE)../components/ota_manager
 PURE := $(addprefix $(COMPONENT)/,ota_address.c ota_base64.c ota_command.c ota_config.c ota_crypto.c ota_decide.c ota_json.c \
@@ -16,8 +15,3 @@ $(OUT)/vectors: $(HERE)vectors.c $(PURE) $(wildcard $(COMPONENT)/private/*.h)
 # As on the chips: for size, and without the linker's late binding, which takes stack. M32=-m32 where there are 32-bit libraries.
 $(OUT)/memory: $(HERE)memory.c $(PURE) $(wildcard $(COMPONENT)/private/*.h)
 	gcc $(STRICT) -funsigned-char -Os -Wl,-z,now $(M32) -I$(COMPONENT)/private $(HERE)memory.c $(PURE) -lmbedcrypto -lm -o $@
-
-.PHONY: size
-size:
-	cd $(OUT) && gcc $(STRICT) -funsigned-char -m32 -Os -fno-pic -ffunction-sections -fstack-usage -c -I$(abspath $(COMPONENT))/private $(abspath $(PURE))
-	cd $(OUT) && size -t $(notdir $(PURE:.c=.o))
