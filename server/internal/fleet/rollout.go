@@ -206,7 +206,8 @@ func (p Policy) limits(members int) (limits []int, waves []Wave) {
 	return limits, waves
 }
 
-// Rollout is the delivery of one release to its members, who are chosen once, when it is created.
+// Rollout is the delivery of one release to its members, who are chosen once, when it is created. Stores keep it as the
+// JSON of this type.
 type Rollout struct {
 	ID       string
 	Revision int64 // counts the changes of the row; a Put is refused when the row has another
@@ -295,6 +296,19 @@ type Member struct {
 	Message             string
 	UpdatedAt           time.Time
 }
+
+// Quarantine is an image that is offered to nobody, since a rollout of it was halted after devices had rolled back.
+type Quarantine struct {
+	SHA256    string
+	RolloutID string // that was halted
+	Why       string
+	Since     time.Time
+	LiftedAt  time.Time // zero while it stands
+	LiftedBy  string
+}
+
+// Stands says whether the quarantine holds.
+func (q Quarantine) Stands() bool { return q.LiftedAt.IsZero() }
 
 // Figures count the members of a rollout by state.
 type Figures struct {

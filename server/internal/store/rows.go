@@ -61,10 +61,10 @@ func channelArgs(c fleet.Channel) []any {
 func scanDevice(s scanner) (d fleet.Device, err error) {
 	var phase string // a copy of what stands in status, for the database to look at
 	var seq int64
-	var oldBoots, status []byte
+	var oldBoots, status, labels []byte
 	err = s.Scan(&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
 		instant{&d.LastSeen}, instant{&d.PhaseSince}, &phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &seq,
-		&oldBoots, &status)
+		&oldBoots, &status, &labels)
 	if err != nil {
 		return d, err
 	}
@@ -79,11 +79,16 @@ func scanDevice(s scanner) (d fleet.Device, err error) {
 			return d, fmt.Errorf("status of device %q: %w", d.ID, err)
 		}
 	}
+	if len(labels) > 0 {
+		if err := json.Unmarshal(labels, &d.Labels); err != nil {
+			return d, fmt.Errorf("labels of device %q: %w", d.ID, err)
+		}
+	}
 	return d, nil
 }
 
 func deviceArgs(d fleet.Device) ([]any, error) {
-	var oldBoots, status []byte
+	var oldBoots, status, labels []byte
 	var err error
 	if len(d.OldBoots) > 0 {
 		if oldBoots, err = json.Marshal(d.OldBoots); err != nil {
@@ -95,21 +100,27 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 			return nil, fmt.Errorf("encode status: %w", err)
 		}
 	}
+	if len(d.Labels) > 0 {
+		if labels, err = json.Marshal(d.Labels); err != nil {
+			return nil, fmt.Errorf("encode labels: %w", err)
+		}
+	}
 	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
-		int64(d.Seq), string(oldBoots), string(status)}, nil
+		int64(d.Seq), string(oldBoots), string(status), string(labels)}, nil
 }
 
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {
 	err = s.Scan(&a.ID, &a.CommandID, &a.DeviceID, &a.Action, &a.Force, &a.Version, &a.SHA256, instant{&a.CreatedAt},
-		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt})
+		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt},
+		&a.RolloutID)
 	return a, err
 }
 
 func attemptArgs(a fleet.Attempt) []any {
 	return []any{a.ID, a.CommandID, a.DeviceID, string(a.Action), a.Force, a.Version, a.SHA256, millis(a.CreatedAt),
 		a.CreatedBy, millis(a.ExpiresAt), string(a.State), string(a.Phase), string(a.Reason), a.Message, millis(a.UpdatedAt),
-		millis(a.EndedAt)}
+		millis(a.EndedAt), a.RolloutID}
 }
 
 func scanKey(s scanner) (k fleet.ProjectKey, err error) {
