@@ -37,7 +37,6 @@ type scene struct {
 	random *rand.Rand
 	w      *world
 	policy Policy
-	log    strings.Builder
 
 	// The ledger: what is known without asking Plan.
 	attempted map[string]bool
