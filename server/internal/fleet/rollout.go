@@ -283,6 +283,11 @@ const (
 	MemberSkipped    MemberState = "skipped"  // left out: revoked, taken over by another command, runs something newer
 )
 
+// MemberStates lists them.
+func MemberStates() []MemberState {
+	return []MemberState{MemberPending, MemberOpen, MemberSucceeded, MemberFailed, MemberRolledBack, MemberBrownout, MemberSilent, MemberSkipped}
+}
+
 // Member is a device in a rollout.
 type Member struct {
 	RolloutID, DeviceID string
