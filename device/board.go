@@ -126,6 +126,8 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	Fate Fate // of new images on this board; empty is FateGood
+
 	PowerCut PowerCut // comes once; the Run after it continues from what the cut left
 
 	Log *slog.Logger // nil: none
@@ -305,6 +307,18 @@ func (b *Board) live(ctx context.Context, res bootloader.Result, reset ResetReas
 		case <-life.Done():
 		}
 	})
+	if onTrial(res) {
+		if after, done := b.suffer(life); done {
+			end(nil)
+			wg.Wait()
+			select {
+			case why := <-pulled:
+				return why, nil
+			default:
+				return after, nil
+			}
+		}
+	}
 	p := res.Partition
 	behaviour := appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
 	after, err := b.behave(life, behaviour, p, reset)

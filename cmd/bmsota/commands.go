@@ -10,6 +10,7 @@ func commands() []*cobra.Command {
 		newPublishCmd(),
 		newReleasesCmd(),
 		newChannelCmd(),
+		newRolloutCmd(),
 		newCheckCmd(),
 		newUpdateCmd(),
 		newRollbackCmd(),
