@@ -126,6 +126,8 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	MaxPause time.Duration // between two tries to reach server or broker; 0: as the firmware has it
+
 	Fate Fate // of new images on this board; empty is FateGood
 
 	PowerCut PowerCut // comes once; the Run after it continues from what the cut left
@@ -361,7 +363,7 @@ func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p part
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,
 		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink,
-		Seed: b.cfg.Seed, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
+		Seed: b.cfg.Seed, MaxPause: b.cfg.MaxPause, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
 	})
 	if errors.Is(err, norflash.ErrPowerCut) {
 		return PowerOn, err

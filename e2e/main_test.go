@@ -107,6 +107,8 @@ func TestScripts(t *testing.T) {
 			"cutlink":       cmdCutLink,
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
+			"killrollouts":  cmdKillRollouts,
+			"untouched":     cmdUntouched,
 		},
 	})
 }
@@ -141,6 +143,9 @@ func setup(env *testscript.Env) error {
 		"SCRIPT": scriptFolder(), "GORACE": "halt_on_error=1 exitcode=66"} {
 		env.Setenv(k, v)
 	}
+	boards, kills := rolloutFigures()
+	env.Setenv("BOARDS", boards)
+	env.Setenv("KILLS", kills)
 	// What the person who runs the tests has set must not reach the stories.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "BMSOTA_") {

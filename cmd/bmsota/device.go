@@ -401,6 +401,7 @@ func newDeviceFleetCmd() *cobra.Command {
 		quiet, asJSON bool
 		mix           string
 		spread        time.Duration
+		maxPause      time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "fleet",
@@ -413,10 +414,10 @@ any new image, on its trial: crash, hang, brownout, silent (not heard of again).
 			if count < 1 || count > 100_000 {
 				return usageFault(cmd, "--count of %d is not within 1 to 100000", count)
 			}
-			if spread < 0 {
-				return usageFault(cmd, "--spread of %v is less than nothing", spread)
+			if spread < 0 || maxPause < 0 {
+				return usageFault(cmd, "--spread and --max-pause cannot be less than nothing")
 			}
-			cfg := device.FleetConfig{Board: device.Config{Seed: seed}, Count: count, Spread: spread}
+			cfg := device.FleetConfig{Board: device.Config{Seed: seed, MaxPause: maxPause}, Count: count, Spread: spread}
 			if mix != "" {
 				shares, err := parseMix(mix)
 				if err != nil {
@@ -461,6 +462,7 @@ any new image, on its trial: crash, hang, brownout, silent (not heard of again).
 	f := cmd.Flags()
 	f.IntVar(&count, "count", 10, "how many boards")
 	f.StringVar(&mix, "mix", "", "shares of boards and how new images do on them: good=0.9,crash=0.05,silent=0.05")
+	f.DurationVar(&maxPause, "max-pause", 0, "longest pause of a board between two tries to reach the server (default 2m, as real ones)")
 	f.DurationVar(&spread, "spread", 0, "switch the boards on at random within this time")
 	f.Uint64Var(&seed, "seed", 1, "of everything random about the boards")
 	f.BoolVarP(&quiet, "quiet", "q", false, "do not print statuses")
