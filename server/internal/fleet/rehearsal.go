@@ -36,6 +36,9 @@ type RehearsalRun struct {
 const (
 	usualUpdate = 3 * time.Minute
 	usualAway   = 24 * time.Hour
+	// rehearsalGrain is into how many looks of the planner an update is divided, rehearsalTime how long a caller may wait.
+	rehearsalGrain = 50
+	rehearsalTime  = 45 * time.Second
 )
 
 // Rehearse runs the very policy of a request, by the very planner, over a copy of this server's fleet in virtual time:
@@ -60,6 +63,8 @@ func (f *Fleet) Rehearse(ctx context.Context, by Identity, req RehearsalRequest)
 	if err != nil {
 		return Rehearsal{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, rehearsalTime)
+	defer cancel()
 	byID := make(map[string]*Device, len(devices))
 	for i := range devices {
 		byID[devices[i].ID] = &devices[i]
@@ -83,7 +88,7 @@ func (f *Fleet) Rehearse(ctx context.Context, by Identity, req RehearsalRequest)
 			}
 		}
 		w := newWorld(draft.Rollout, releaseFacts(draft.Release), members, actors)
-		w.listening = w.now
+		w.listening, w.batch = w.now, max(planEvery, req.Update/rehearsalGrain)
 		if err := w.run(ctx, w.rollout.ExpiresAt.Add(time.Hour)); err != nil {
 			return RehearsalRun{}, err
 		}

@@ -78,6 +78,8 @@ type world struct {
 	// looked sees every step after it was applied. May be nil.
 	looked func(in *Input, out *Output)
 	barred string
+	// batch is the shortest time between two plans: what happens within it is looked at together.
+	batch time.Duration
 	// through has run go on while the rollout rests.
 	through bool
 
@@ -177,6 +179,8 @@ func (w *world) wait(until time.Time) {
 			until = soaked
 		}
 	}
+	due := w.now.Add(w.batch)
+	until = maxTime(until, due)
 	for len(w.events) > 0 && !w.events[0].at.After(until) {
 		e := heap.Pop(&w.events).(event)
 		if e.at.After(w.now) {
@@ -184,10 +188,17 @@ func (w *world) wait(until time.Time) {
 		}
 		w.happen(e)
 		if e.phase == "" || e.phase.Ended() {
-			return
+			until = maxTime(due, w.now) // what else comes by then
 		}
 	}
 	w.now = until
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // step plans once and applies what was decided.

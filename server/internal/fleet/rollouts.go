@@ -115,7 +115,7 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if r := d.Rollout; made {
 		f.cfg.Log.Info("rollout created", "rollout", r.ID, "release", r.Version, "members", r.Members, "by", by.Name,
 			"override_gates", r.Policy.OverrideGates)
-		f.wakeLoop()
+		f.planSoon()
 	}
 	return d.Rollout, nil
 }

@@ -1,5 +1,7 @@
 package store
 
+import "strings"
+
 // The queries, in the subset that SQLite and PostgreSQL share: $1 placeholders, ON CONFLICT, no casts. Columns stand in
 // the order of the fields they fill (rows.go).
 const (
@@ -14,6 +16,11 @@ const (
 	memberColumns     = `rollout_id, device_id, rank, state, attempts, tries, attempt_id, not_before, reason, message, updated_at`
 	quarantineColumns = `sha256, rollout_id, why, since, lifted_at, lifted_by`
 )
+
+// of names the columns of one of several tables.
+func of(table, columns string) string {
+	return table + "." + strings.ReplaceAll(columns, ", ", ", "+table+".")
+}
 
 // query is an index into queries and into the statements prepared from them.
 type query int
@@ -123,15 +130,16 @@ WHERE rollouts.revision = excluded.revision - 1`,
 	qMemberCounts: `SELECT state, COUNT(*) FROM rollout_members WHERE rollout_id = $1 GROUP BY state`,
 	qMembers:      `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND rank > $2 ORDER BY rank LIMIT $3`,
 	qMembersIn:    `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND state = $2 AND rank > $3 ORDER BY rank LIMIT $4`,
-	qCandidates: `SELECT m.rollout_id, m.device_id, m.rank, m.state, m.attempts, m.tries, m.attempt_id, m.not_before, m.reason, m.message, m.updated_at,
+	qCandidates: `SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `,
  EXISTS (SELECT 1 FROM attempts a WHERE a.device_id = m.device_id AND a.state = 'open'),
  EXISTS (SELECT 1 FROM rollout_members o JOIN rollouts r ON r.id = o.rollout_id WHERE o.device_id = m.device_id
   AND o.state IN ('pending', 'open') AND r.state = 'running' AND r.priority > $2)
 FROM rollout_members m JOIN devices d ON d.id = m.device_id
 WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank > $3 AND m.rank < $4 AND (d.online <> 0 OR d.revoked <> 0)
 ORDER BY m.rank LIMIT $5`,
-	qCountDark: `SELECT COUNT(*) FROM devices d JOIN rollout_members m ON m.rollout_id = $1 AND m.device_id = d.id
-WHERE d.online = 0 AND d.last_seen < $2 AND m.state = 'succeeded'`,
+	// CROSS JOIN has SQLite begin with the devices that are away, of which there are few.
+	qCountDark: `SELECT COUNT(*) FROM devices d CROSS JOIN rollout_members m
+WHERE d.online = 0 AND d.last_seen < $2 AND m.rollout_id = $1 AND m.device_id = d.id AND m.state = 'succeeded'`,
 	qPutMember: `INSERT INTO rollout_members (` + memberColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (rollout_id, device_id) DO UPDATE SET rank = excluded.rank, state = excluded.state, attempts = excluded.attempts,
  tries = excluded.tries, attempt_id = excluded.attempt_id, not_before = excluded.not_before, reason = excluded.reason,

@@ -66,7 +66,13 @@ func memberArgs(m fleet.Member) []any {
 }
 
 func scanCandidate(s scanner) (c fleet.Candidate, err error) {
-	err = s.Scan(append(memberFields(&c.Member), &c.Busy, &c.Reserved)...)
+	var row deviceRow
+	fields := append(memberFields(&c.Member), row.fields()...)
+	if err := s.Scan(append(fields, &c.Busy, &c.Reserved)...); err != nil {
+		return c, err
+	}
+	d, err := row.device()
+	c.Device = &d
 	return c, err
 }
 
@@ -141,18 +147,7 @@ func (t *sqlTx) Members(rollout string, state fleet.MemberState, after, limit in
 }
 
 func (t *sqlTx) Candidates(rollout string, priority, after, below, limit int) ([]fleet.Candidate, error) {
-	list, err := many(t, scanCandidate, qCandidates, rollout, int64(priority), int64(after), int64(below), int64(limit))
-	if err != nil {
-		return nil, err
-	}
-	for i := range list {
-		d, err := t.Device(list[i].Member.DeviceID)
-		if err != nil {
-			return nil, err
-		}
-		list[i].Device = &d
-	}
-	return list, nil
+	return many(t, scanCandidate, qCandidates, rollout, int64(priority), int64(after), int64(below), int64(limit))
 }
 
 func (t *sqlTx) CountDark(rollout string, before time.Time) (int, error) {
