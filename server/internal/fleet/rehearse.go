@@ -237,10 +237,18 @@ func (w *world) input() Input {
 func (w *world) progress(ranks map[int]struct{}) []Progress {
 	list := make([]Progress, 0, len(ranks))
 	for rank := range ranks {
+		if w.batch > 0 && w.undecided(&w.attempts[rank]) {
+			continue // a large fleet has thousands of them at every look
+		}
 		list = append(list, Progress{w.members[rank], w.attempts[rank], &w.devices[rank].Device})
 	}
 	slices.SortFunc(list, func(a, b Progress) int { return a.Member.Rank - b.Member.Rank })
 	return list
+}
+
+// undecided says that Plan can only leave an attempt as it is: neither it nor its time is over.
+func (w *world) undecided(a *Attempt) bool {
+	return a.State == AttemptOpen && w.rollout.State == RolloutRunning && w.now.Sub(a.UpdatedAt) <= w.rollout.Policy.Silence && !w.now.After(a.ExpiresAt)
 }
 
 func (w *world) waiting(limit int) iter.Seq[Candidate] {

@@ -64,37 +64,53 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if req.Key != "" {
 		key = by.Name + " " + req.Key
 	}
+	bodySum := hex.EncodeToString(sum[:])
+	// The devices are read outside of the transaction that writes: statuses need not wait until a hundred thousand are
+	// judged. Whoever has changed meanwhile is judged again before it is started.
 	var d Draft
 	made := false
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
-		made = false
-		if key != "" {
-			old, err := tx.RolloutByKey(key)
-			switch {
-			case err == nil && old.KeyBody != hex.EncodeToString(sum[:]):
-				return fmt.Errorf("%w: the idempotency key belongs to another request, which made rollout %s", ErrConflict, old.ID)
-			case err == nil:
-				d.Rollout = old
-				return nil
-			case !errors.Is(err, ErrNotFound):
-				return err
-			}
+	err = f.cfg.Store.View(ctx, func(tx Tx) error {
+		old, err := repeated(tx, key, bodySum)
+		if err == nil {
+			d.Rollout = old
+			return nil
 		}
-		var err error
-		if d, err = f.draft(ctx, tx, by, req); err != nil {
+		if !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		r := &d.Rollout
-		switch {
-		case r.Members == 0:
-			return fmt.Errorf("%w: no device is meant and can take the release (%d cannot); a dry run says why", ErrRefused, len(d.Cannot))
-		case req.Expect != nil && *req.Expect != r.Members:
-			return fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(r.Members, "device"), *req.Expect)
+		d, err = f.draft(ctx, tx, by, req)
+		made = err == nil
+		return err
+	})
+	if err != nil || !made {
+		return d.Rollout, err
+	}
+	r := &d.Rollout
+	switch {
+	case r.Members == 0:
+		return Rollout{}, fmt.Errorf("%w: no device is meant and can take the release (%d cannot); a dry run says why", ErrRefused, len(d.Cannot))
+	case req.Expect != nil && *req.Expect != r.Members:
+		return Rollout{}, fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(r.Members, "device"), *req.Expect)
+	}
+	r.Key, r.KeyBody = key, bodySum
+	r.say(r.CreatedAt, by.Name, "created for %s; %s begins: up to %s", plural(r.Members, "device"), r.waveText(), plural(r.limit(), "device"))
+	if r.Policy.OverrideGates {
+		r.say(r.CreatedAt, by.Name, "gates and window are overridden")
+	}
+	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		made = false
+		if old, err := repeated(tx, key, bodySum); err == nil {
+			*r = old
+			return nil
+		} else if !errors.Is(err, ErrNotFound) {
+			return err
 		}
-		r.Key, r.KeyBody = key, hex.EncodeToString(sum[:])
-		r.say(r.CreatedAt, by.Name, "created for %s; %s begins: up to %s", plural(r.Members, "device"), r.waveText(), plural(r.limit(), "device"))
-		if r.Policy.OverrideGates {
-			r.say(r.CreatedAt, by.Name, "gates and window are overridden")
+		release, err := tx.Release(r.SHA256)
+		if err != nil {
+			return err
+		}
+		if why, err := barred(tx, release); err != nil || why != "" {
+			return errors.Join(err, barredError(release, why))
 		}
 		if err := tx.PutRollout(*r); err != nil {
 			return err
@@ -112,12 +128,24 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if err != nil {
 		return Rollout{}, err
 	}
-	if r := d.Rollout; made {
+	if made {
 		f.cfg.Log.Info("rollout created", "rollout", r.ID, "release", r.Version, "members", r.Members, "by", by.Name,
 			"override_gates", r.Policy.OverrideGates)
 		f.planSoon()
 	}
 	return d.Rollout, nil
+}
+
+// repeated is the rollout that an earlier request with this key made; ErrNotFound when there is none.
+func repeated(tx Tx, key, body string) (Rollout, error) {
+	if key == "" {
+		return Rollout{}, ErrNotFound
+	}
+	old, err := tx.RolloutByKey(key)
+	if err == nil && old.KeyBody != body {
+		return Rollout{}, fmt.Errorf("%w: the idempotency key belongs to another request, which made rollout %s", ErrConflict, old.ID)
+	}
+	return old, err
 }
 
 // draft makes the rollout and its members of a request.
