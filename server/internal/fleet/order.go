@@ -102,7 +102,7 @@ func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd pr
 		}
 		for _, d := range devices {
 			a := f.newAttempt(cat, d, final, by, now)
-			if device != "" && cat.quarantined[a.SHA256] {
+			if (device != "" || final.Version != "") && cat.quarantined[a.SHA256] {
 				return barredError(cat.bySHA[a.SHA256].Release, "quarantined")
 			}
 			made, err := putAttempt(tx, d, a)

@@ -65,6 +65,9 @@ func BenchmarkRolloutOver100000Devices(b *testing.B) {
 			}
 		}
 	})
+	if made.ID == "" {
+		return // a benchmark of another part
+	}
 	err = db.Update(b.Context(), func(tx fleet.Tx) error {
 		for i := 0; i < devices; i += 2 {
 			m, err := tx.Member(made.ID, fmt.Sprintf("bms-%06x", i))

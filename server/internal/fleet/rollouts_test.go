@@ -262,6 +262,9 @@ func TestQuarantineHoldsEverywhere(t *testing.T) {
 		if _, err := y.Order(t.Context(), anna, "d05", false, []byte(`{"action":"update","version":"1.1.0"}`)); !errors.Is(err, fleet.ErrRefused) || !strings.Contains(err.Error(), "quarantine") {
 			t.Errorf("a command for the quarantined version: %v", err)
 		}
+		if _, err := y.Order(t.Context(), anna, "", false, []byte(`{"action":"update","version":"1.1.0"}`)); !errors.Is(err, fleet.ErrRefused) {
+			t.Errorf("a command to all for the quarantined version: %v", err)
+		}
 		if _, err := y.CreateRollout(t.Context(), anna, fleet.RolloutRequest{Version: "1.1.0", Policy: fleet.Policy{Selector: fleet.Selector{All: true}}}); !errors.Is(err, fleet.ErrRefused) {
 			t.Errorf("a rollout of the quarantined version: %v", err)
 		}

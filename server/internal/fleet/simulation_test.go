@@ -523,11 +523,13 @@ func TestRolloutsKeepTheirPromisesOverRandomFleets(t *testing.T) {
 	t.Logf("fleets from seed %d: replay one with -simulation-seed=N", from)
 	began := time.Now()
 	var halted, done, devices, harmed, haltedDevices, steps int
+	var timeToHalt time.Duration
 	failed, played := simulate(from, n, mutant{}, func(s *scene) {
 		devices += len(s.w.members)
 		steps += s.w.steps
 		if s.w.rollout.State == RolloutHalted {
 			halted++
+			timeToHalt += s.w.rollout.Halt.At.Sub(epoch)
 			harmed += len(s.harmed)
 			haltedDevices += len(s.w.members)
 		} else {
@@ -539,8 +541,9 @@ func TestRolloutsKeepTheirPromisesOverRandomFleets(t *testing.T) {
 			strings.Join(failed.errs, "\n"), failed.w.rollout.Events)
 	}
 	took := time.Since(began)
-	t.Logf("%d fleets of %d devices, %d steps, in %v (%.0f a minute): %d done, %d halted; of the %d devices of those halted %d met a bad build",
-		played, devices, steps, took.Round(time.Millisecond), float64(played)/took.Minutes(), done, halted, haltedDevices, harmed)
+	t.Logf("%d fleets of %d devices, %d steps, in %v (%.0f a minute): %d done, %d halted, after %v in the mean; of the %d devices of those halted %d met a bad build",
+		played, devices, steps, took.Round(time.Millisecond), float64(played)/took.Minutes(), done, halted,
+		(timeToHalt / time.Duration(max(halted, 1))).Round(time.Second), haltedDevices, harmed)
 	if *simulationSeed == 0 && (halted < int(n)/20 || done < int(n)/20) {
 		t.Errorf("%d halted and %d done of %d: one of the two is hardly tried", halted, done, n)
 	}
