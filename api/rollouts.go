@@ -91,7 +91,7 @@ type Figures struct {
 	Brownouts  int `json:"brownouts"`
 	Silent     int `json:"silent"`
 	Skipped    int `json:"skipped"`
-	Dark       int `json:"dark"` // of the succeeded ones, not heard of since
+	Dark       int `json:"dark"` // of the succeeded ones and those to be tried again: not heard of since
 }
 
 // Failures are the devices that speak against the release.

@@ -148,7 +148,7 @@ func rolloutLines(r api.Rollout, now time.Time) []string {
 		n    int
 		what string
 	}{{f.Succeeded, "succeeded"}, {f.Open, "under way"}, {f.Pending, "waiting"}, {f.RolledBack, "rolled back"}, {f.Silent, "silent"},
-		{f.Failed, "failed"}, {f.Dark, "dark after success"}, {f.Brownouts, "lost supply"}, {f.Skipped, "skipped"}} {
+		{f.Failed, "failed"}, {f.Dark, "not heard of since"}, {f.Brownouts, "lost supply"}, {f.Skipped, "skipped"}} {
 		if c.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
 		}

@@ -132,17 +132,18 @@ func ended(a Attempt, state AttemptState, reason protocol.Reason, message string
 // has not taken the command up within them is silent, and a device that talks and never comes to an end has failed.
 func overdueInRollout(g Progress, policy *Policy, listening, now time.Time) (AttemptState, protocol.Reason) {
 	state, reason := overdue(*g.Device, g.Attempt, now, listening, policy.Silence)
-	if state != AttemptOpen {
-		return state, reason
-	}
-	since := g.Attempt.CreatedAt
-	if listening.After(since) {
-		since = listening
-	}
+	since := maxTime(g.Attempt.CreatedAt, listening)
 	switch {
-	case g.Attempt.Phase == "" && now.Sub(since) > policy.Silence:
-		return AttemptFailed, protocol.ReasonSilent
-	case now.After(g.Attempt.ExpiresAt.Add(policy.Silence)):
+	case state == AttemptFailed, state == AttemptExpired && g.Device.Status.Phase == protocol.PhaseWaiting:
+		return state, reason
+	case g.Attempt.Phase == "": // its time may be over because the server was away
+		if now.Sub(since) > policy.Silence {
+			return AttemptFailed, protocol.ReasonSilent
+		}
+	case state == AttemptExpired, now.After(g.Attempt.ExpiresAt.Add(policy.Silence)):
+		if !g.Device.Online {
+			return AttemptFailed, protocol.ReasonSilent // and not one to be tried again that never comes back
+		}
 		return AttemptFailed, protocol.ReasonDeadline
 	}
 	return AttemptOpen, protocol.ReasonNone
@@ -185,7 +186,7 @@ func settled(g Progress, r *Rollout, barred bool, now time.Time) Member {
 			return again(true)
 		}
 		m.State = MemberFailed
-	case AttemptExpired: // it never got past its own gate
+	case AttemptExpired: // it never got past its own gate, or heard of the command when that was no longer good
 		return again(true)
 	default: // a later command took its place
 		m.State = MemberSkipped
@@ -266,7 +267,7 @@ func (f Figures) failureText() string {
 	for _, c := range []struct {
 		n    int
 		what string
-	}{{f.RolledBack, "rolled back"}, {f.Silent, "went silent"}, {f.Failed, "failed or refused"}, {f.Dark, "went dark after success"}} {
+	}{{f.RolledBack, "rolled back"}, {f.Silent, "went silent"}, {f.Failed, "failed or refused"}, {f.Dark, "went dark afterwards"}} {
 		if c.n > 0 {
 			if text != "" {
 				text += ", "

@@ -59,7 +59,8 @@ type Tx interface {
 	// Candidates are pending members with after < rank < below that are connected or revoked; by rank, at most limit.
 	// One is reserved when a running rollout of a priority above the given one has it pending or open.
 	Candidates(rollout string, priority, after, below, limit int) ([]Candidate, error)
-	// CountDark counts succeeded members that are not connected and were last seen before a time.
+	// CountDark counts members that have succeeded, or are pending after a try, and are not connected and were last seen
+	// before a time.
 	CountDark(rollout string, before time.Time) (int, error)
 	PutMember(Member) error
 

@@ -91,7 +91,7 @@ type world struct {
 	figures   Figures
 	open      map[int]struct{} // ranks
 	silent    map[int]struct{}
-	dark      []int       // ranks of devices that went dark after they had succeeded
+	dead      []int       // ranks of devices that will not be heard of again
 	first     int         // no pending member stands below it
 	begun     []time.Time // starts of the last minute, oldest first
 	events    events
@@ -225,8 +225,9 @@ func (w *world) input() Input {
 		}
 	}
 	if silence := w.rollout.Policy.Silence; w.now.Sub(w.listening) > silence {
-		for _, rank := range w.dark {
-			if w.members[rank].State == MemberSucceeded && w.now.Sub(w.devices[rank].LastSeen) > silence {
+		for _, rank := range w.dead {
+			m := &w.members[rank]
+			if touched := m.State == MemberSucceeded || m.State == MemberPending && m.Tries > 0; touched && w.now.Sub(w.devices[rank].LastSeen) > silence {
 				in.Figures.Dark++
 			}
 		}
@@ -352,9 +353,7 @@ func (w *world) happen(e event) {
 			d.LastSeen = w.now
 		case e.command != "":
 			d.Online, d.dead = false, true
-			if d.fate == FateDark {
-				w.dark = append(w.dark, e.rank)
-			}
+			w.dead = append(w.dead, e.rank)
 		default:
 			d.Online, d.LastSeen = true, w.now
 		}

@@ -33,7 +33,7 @@ type Wave struct {
 }
 
 // Stop holds the rules that halt a rollout. A figure above its limit halts; a nil limit is no rule. Failures are devices
-// that refused, failed, rolled back, went silent, or went dark after they had succeeded. A trial that ended for want of
+// that refused, failed, rolled back, went silent, or went dark after they had been updated. A trial that ended for want of
 // supply (brownout, power loss) says nothing about the image and is counted apart.
 type Stop struct {
 	FailedPct  *float64 // percent of what the present wave may touch
@@ -318,7 +318,8 @@ func (q Quarantine) Stands() bool { return q.LiftedAt.IsZero() }
 // Figures count the members of a rollout by state.
 type Figures struct {
 	Pending, Open, Succeeded, Failed, RolledBack, Brownouts, Silent, Skipped int
-	// Dark are those of Succeeded that have not been heard of since, for longer than the policy's silence.
+	// Dark are those of Succeeded, and of Pending after a failed try, that are not connected and have not been heard of
+	// for longer than the policy's silence.
 	Dark int
 }
 

@@ -196,12 +196,13 @@ func TestRolloutHaltsInItsFirstWave(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				y := newYard(t, 40, everyone(fate))
 				defer y.stop()
-				r := y.create(fleet.Policy{Waves: []fleet.Wave{{Count: 4, Soak: 2 * time.Hour}, {Percent: 100}}, Stop: fleet.Stop{Failed: limit(2)}})
+				r := y.create(fleet.Policy{Waves: []fleet.Wave{{Count: 4, Soak: 30 * time.Minute}, {Percent: 100}},
+					Stop: fleet.Stop{Failed: limit(2)}, Silence: 10 * time.Minute})
 				end := y.pass(r.ID, 5*time.Hour, fleet.RolloutHalted)
 				if end.Halt == nil || end.Halt.Rule != "failed" || end.Halt.Figure < 3 || end.Wave != 0 {
 					t.Errorf("halt %+v in wave %d", end.Halt, end.Wave)
 				}
-				y.pass(r.ID, 3*time.Hour) // nothing more comes of it
+				y.pass(r.ID, 40*time.Minute) // nothing more comes of it
 				if len(y.starts) > 4 {
 					t.Errorf("%d boards were started, the wave is of 4", len(y.starts))
 				}
@@ -460,10 +461,10 @@ func TestPriorityAndSpreadHoldAcrossRollouts(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		low := y.create(fleet.Policy{Waves: []fleet.Wave{{Percent: 100}}, Spread: "bank", Window: "03:00-04:00"})
+		low := y.create(fleet.Policy{Waves: []fleet.Wave{{Percent: 100}}, Spread: "bank", Window: "00:20-01:00"})
 		high := y.create(fleet.Policy{Selector: fleet.Selector{IDs: []string{"d03"}}, Priority: 5, Window: "05:00-06:00"}, func(r *fleet.RolloutRequest) { r.Version = "1.2.0" })
 		order(t, y.Fleet, "d02", `{"action":"update","version":"1.2.0"}`)
-		for time.Now().Hour() != 3 {
+		for time.Now().Minute() < 20 {
 			y.pass(low.ID, time.Minute)
 		}
 		y.pass(low.ID, time.Minute)
@@ -614,6 +615,13 @@ func TestOneRequestMakesOneRollout(t *testing.T) {
 		}
 		if again, err := y.CreateRollout(t.Context(), anna, req); err != nil || again.ID != first.ID {
 			t.Errorf("again: %s, %v; want %s", again.ID, err, first.ID)
+		}
+		// What was made was made, whatever has become of the release since.
+		if err := y.Withdraw(t.Context(), anna, y.good.SHA256); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := y.CreateRollout(t.Context(), anna, req); err != nil || again.ID != first.ID {
+			t.Errorf("again, after the release was withdrawn: %s, %v; want %s", again.ID, err, first.ID)
 		}
 		req.Policy.Retries = 3
 		if _, err := y.CreateRollout(t.Context(), anna, req); !errors.Is(err, fleet.ErrConflict) {

@@ -140,7 +140,8 @@ func (t *memoryTx) Candidates(rollout string, priority, after, below, limit int)
 func (t *memoryTx) CountDark(rollout string, before time.Time) (int, error) {
 	return len(t.membersWhere(rollout, func(m fleet.Member) bool {
 		d := t.m.devices[m.DeviceID]
-		return m.State == fleet.MemberSucceeded && !d.Online && millis(d.LastSeen) < millis(before)
+		touched := m.State == fleet.MemberSucceeded || m.State == fleet.MemberPending && m.Tries > 0
+		return touched && !d.Online && millis(d.LastSeen) < millis(before)
 	})), nil
 }
 

@@ -139,7 +139,8 @@ WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank > $3 AND m.rank < $4 
 ORDER BY m.rank LIMIT $5`,
 	// CROSS JOIN has SQLite begin with the devices that are away, of which there are few.
 	qCountDark: `SELECT COUNT(*) FROM devices d CROSS JOIN rollout_members m
-WHERE d.online = 0 AND d.last_seen < $2 AND m.rollout_id = $1 AND m.device_id = d.id AND m.state = 'succeeded'`,
+WHERE d.online = 0 AND d.last_seen < $2 AND m.rollout_id = $1 AND m.device_id = d.id
+ AND (m.state = 'succeeded' OR m.state = 'pending' AND m.tries > 0)`,
 	qPutMember: `INSERT INTO rollout_members (` + memberColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (rollout_id, device_id) DO UPDATE SET rank = excluded.rank, state = excluded.state, attempts = excluded.attempts,
  tries = excluded.tries, attempt_id = excluded.attempt_id, not_before = excluded.not_before, reason = excluded.reason,

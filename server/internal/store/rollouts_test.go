@@ -111,7 +111,11 @@ func membersAreFound(t *testing.T, s fleet.Store) {
 		for i, state := range states {
 			id := fmt.Sprintf("d%d", 9-i) // ranks are not in the order of ids
 			d := fleet.Device{ID: id, LastSeen: at(int64(100 * i)), Online: i == 0}
-			errs = append(errs, tx.PutDevice(d), tx.PutMember(member("r1", id, i, state)))
+			m := member("r1", id, i, state)
+			if i == 4 {
+				m.Tries = 0 // never touched, so never dark
+			}
+			errs = append(errs, tx.PutDevice(d), tx.PutMember(m))
 		}
 		a := attempt("a1", "d9", 50, fleet.AttemptRolledBack)
 		a.RolloutID = "r1"
@@ -128,9 +132,13 @@ func membersAreFound(t *testing.T, s fleet.Store) {
 			t.Errorf("counts %v", counts)
 		}
 		dark, err2 := tx.CountDark("r1", at(201))
+		later, err7 := tx.CountDark("r1", at(1000))
+		if later != 2 {
+			t.Errorf("%d are dark later, want 2", later)
+		}
 		dark2, err3 := tx.CountDark("r1", at(200))
-		if dark != 1 || dark2 != 0 {
-			t.Errorf("%d and %d are dark, want 1 and 0", dark, dark2)
+		if dark != 2 || dark2 != 1 {
+			t.Errorf("%d and %d are dark, want 2 and 1", dark, dark2)
 		}
 		begun, err4 := tx.CountAttempts("r1", at(50))
 		none, err5 := tx.CountAttempts("", at(0))
@@ -152,7 +160,7 @@ func membersAreFound(t *testing.T, s fleet.Store) {
 				t.Errorf("got %q, want %q", c.got, c.want)
 			}
 		}
-		return all(err, err2, err3, err4, err5, err6)
+		return all(err, err2, err3, err4, err5, err6, err7)
 	})
 }
 
