@@ -141,10 +141,13 @@ func overdueInRollout(g Progress, policy *Policy, listening, now time.Time) (Att
 			return AttemptFailed, protocol.ReasonSilent
 		}
 	case state == AttemptExpired, now.After(g.Attempt.ExpiresAt.Add(policy.Silence)):
-		if !g.Device.Online {
-			return AttemptFailed, protocol.ReasonSilent // and not one to be tried again that never comes back
+		switch {
+		case now.Sub(listening) <= policy.Silence: // what it has done while the server was away is still on its way
+		case g.Device.Online:
+			return AttemptFailed, protocol.ReasonDeadline
+		case now.Sub(g.Device.LastSeen) > policy.Silence: // not one to be tried again that never comes back
+			return AttemptFailed, protocol.ReasonSilent
 		}
-		return AttemptFailed, protocol.ReasonDeadline
 	}
 	return AttemptOpen, protocol.ReasonNone
 }

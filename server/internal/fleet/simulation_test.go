@@ -554,6 +554,18 @@ func TestRolloutsKeepTheirPromisesOverRandomFleets(t *testing.T) {
 	}
 }
 
+// TestFleetsThatOnceFailedKeepTheirPromises replays what the simulation has found: a deadline that came before the
+// silence that a restart of the server had put off, for devices that were dead and for devices that were not.
+func TestFleetsThatOnceFailedKeepTheirPromises(t *testing.T) {
+	for _, seed := range []uint64{45501912653312794, 20497234311689598, 29527372917541530, 31670853452350221, 5687587700236500} {
+		s := newScene(seed)
+		s.play(mutant{})
+		if len(s.errs) > 0 {
+			t.Errorf("seed %d: %v", seed, s.errs)
+		}
+	}
+}
+
 // TestTheSimulationNoticesEveryRuleThatIsSwitchedOff: a check that cannot fail proves nothing.
 func TestTheSimulationNoticesEveryRuleThatIsSwitchedOff(t *testing.T) {
 	for _, m := range mutants {
