@@ -25,6 +25,10 @@ type Memory struct {
 	open      map[string]map[string]struct{} // ids of open attempts by device
 	keys      map[[2]string]fleet.ProjectKey
 	operators map[string]fleet.Operator
+
+	rollouts   map[string]fleet.Rollout
+	members    map[string]map[string]fleet.Member // by rollout and device
+	quarantine map[string]fleet.Quarantine
 }
 
 // NewMemory makes an empty store.
@@ -34,6 +38,8 @@ func NewMemory() *Memory {
 		devices: make(map[string]fleet.Device), attempts: make(map[string]fleet.Attempt),
 		open: make(map[string]map[string]struct{}), keys: make(map[[2]string]fleet.ProjectKey),
 		operators: make(map[string]fleet.Operator),
+		rollouts:  make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
+		quarantine: make(map[string]fleet.Quarantine),
 	}
 }
 
@@ -213,6 +219,9 @@ func cloneDevice(d fleet.Device) fleet.Device {
 		d.OldBoots = slices.Clone(d.OldBoots)
 	} else {
 		d.OldBoots = nil
+	}
+	if d.Labels = maps.Clone(d.Labels); len(d.Labels) == 0 {
+		d.Labels = nil
 	}
 	if d.Status.Battery != nil {
 		battery := *d.Status.Battery
