@@ -17,6 +17,8 @@ func commands() []*cobra.Command {
 		newMonitorCmd(),
 		newDeviceCmd(),
 		newDevicesCmd(),
+		newAccountsCmd(),
+		newTokensCmd(),
 		newHealthCmd(),
 		newImageCmd(),
 		newKeysCmd(),

@@ -1,5 +1,11 @@
 package store
 
+import (
+	"strings"
+
+	"bmsota/server/internal/fleet"
+)
+
 // SetStep has fn called before each step of every Put of f, with the step's name; its error fails the step.
 func (f *Folder) SetStep(fn func(name string) error) { f.step = fn }
 
@@ -16,4 +22,24 @@ func (db *DB) Pragma(name string) (write, read string, err error) {
 func (db *DB) PretendVersion(v int) error {
 	_, err := db.write.Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, 1)", v)
 	return err
+}
+
+// Plan is how SQLite finds the ids of a page.
+func (db *DB) Plan(q fleet.DeviceQuery) (string, error) {
+	text, args := pageQuery(q)
+	rows, err := db.read.Query("EXPLAIN QUERY PLAN "+text, args...)
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	var plan strings.Builder
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			return "", err
+		}
+		plan.WriteString(detail + "\n")
+	}
+	return plan.String(), rows.Err()
 }

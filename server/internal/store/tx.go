@@ -24,13 +24,17 @@ var errReadOnly = errors.New("store: a change inside View")
 func (t *sqlTx) stmt(q query) *sql.Stmt { return t.tx.StmtContext(t.ctx, t.prepared[q]) }
 
 func (t *sqlTx) put(q query, args ...any) error {
+	return t.change(func() (sql.Result, error) { return t.stmt(q).ExecContext(t.ctx, args...) })
+}
+
+func (t *sqlTx) change(do func() (sql.Result, error)) error {
 	if t.readOnly {
 		return errReadOnly
 	}
 	if t.failed != nil {
 		return t.failed
 	}
-	if _, err := t.stmt(q).ExecContext(t.ctx, args...); err != nil {
+	if _, err := do(); err != nil {
 		t.failed = t.fault(err)
 	}
 	return t.failed
@@ -54,6 +58,10 @@ func many[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) 
 	if err != nil {
 		return nil, t.fault(err)
 	}
+	return collect(t, rows, scan)
+}
+
+func collect[T any](t *sqlTx, rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) {
 	defer rows.Close()
 	var list []T
 	for rows.Next() {
@@ -98,7 +106,7 @@ func (t *sqlTx) PutDevice(d fleet.Device) error {
 	if err != nil {
 		return fmt.Errorf("device %q: %w", d.ID, err)
 	}
-	return t.put(qPutDevice, args...)
+	return t.put(qPutDevice, append(args, factArgs(d.Status)...)...)
 }
 
 func (t *sqlTx) Attempt(id string) (fleet.Attempt, error) { return one(t, scanAttempt, qAttempt, id) }
@@ -132,5 +140,5 @@ func (t *sqlTx) OperatorByToken(sha256 string) (fleet.Operator, error) {
 }
 
 func (t *sqlTx) PutOperator(o fleet.Operator) error {
-	return t.put(qPutOperator, o.Name, o.TokenSHA256, millis(o.CreatedAt), o.Revoked)
+	return t.put(qPutOperator, o.Name, o.TokenSHA256, millis(o.CreatedAt), o.Revoked, string(o.Role), millis(o.ExpiresAt))
 }

@@ -49,6 +49,8 @@ type Fleet interface {
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)
 
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
+
+	AccountKeeper
 }
 
 var _ Fleet = (*fleet.Fleet)(nil)
