@@ -47,7 +47,7 @@ const (
 
 // messageBroker is a broker of either kind.
 type messageBroker interface {
-	fleet.Commander
+	fleet.Messenger
 	Run(ctx context.Context) error
 }
 
@@ -271,6 +271,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
+		Messenger: s.broker, PublicURL: s.cfg.PublicURL, Closing: ctx.Done(),
 	})
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)

@@ -218,6 +218,7 @@ type Census struct {
 	Devices, Online, Updating, Waiting       int
 	Stuck, Failed, Unprotected, Away, Others int // Others run no release of this server
 	Versions                                 []VersionCount
+	Images                                   map[string]int // devices by the digest they run
 	Reasons                                  []ReasonCount
 	Open                                     []AttemptTally
 	OpenTotal                                int
@@ -281,12 +282,16 @@ func (f *Fleet) Census(ctx context.Context) (*Census, error) {
 
 func (c *Census) add(tallies []DeviceTally) {
 	versions, reasons := make(map[VersionCount]int), make(map[ReasonCount]int)
+	c.Images = make(map[string]int)
 	for _, t := range tallies {
 		c.Devices += t.Count
 		c.Online += t.Online
 		c.Stuck += t.Stuck
 		c.Unprotected += t.Unprotected
 		c.Away += t.Away
+		if t.SHA256 != "" {
+			c.Images[t.SHA256] += t.Count
+		}
 		if t.Version != "" {
 			versions[VersionCount{t.Project, t.Chip, t.Version, t.Released, 0}] += t.Count
 			if !t.Released {

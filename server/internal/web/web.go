@@ -51,6 +51,7 @@ type Fleet interface {
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
 
 	AccountKeeper
+	Dashboard
 }
 
 var _ Fleet = (*fleet.Fleet)(nil)
@@ -66,6 +67,12 @@ type Config struct {
 	// Ready answers /readyz: nil when the store can be written and the broker is up. nil = always ready. It is called
 	// for every request, by anyone, so it must be cheap.
 	Ready func(ctx context.Context) error
+	// Messenger carries the commands of the dashboard; nil = no dashboard.
+	Messenger fleet.Messenger
+	// PublicURL is the address that browsers use where it is not the one they ask; empty = it is.
+	PublicURL string
+	// Closing, when it is closed, ends what would last for ever: streams of events.
+	Closing <-chan struct{}
 	// CacheBytes bounds the memory for images that were served lately; 0 means 64 MiB, below 0 none.
 	CacheBytes int64
 }
@@ -105,6 +112,9 @@ func New(cfg Config) http.Handler {
 	h.mux.HandleFunc("/readyz", h.readyz)
 	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.fail(w, r, errNoPath) })
 	h.routeAPI()
+	if cfg.Messenger != nil {
+		h.routeDashboard()
+	}
 	return h
 }
 
