@@ -48,6 +48,8 @@ var rules = []rule{
 		Why: "store, broker and web meet in fleet only"},
 	{From: "server/internal/web", Allow: []string{"server/internal/fleet", "protocol", "api"},
 		Why: "store, broker and web meet in fleet only"},
+	{From: "server/internal/metrics", Allow: []string{"server/internal/fleet", "protocol"},
+		Why: "figures are told what happened; they look at nothing themselves"},
 	{From: "server", Allow: []string{"server/...", "protocol", "manifest", "api", "esp/...", "durable"},
 		Why: "the two halves share protocol, manifest and esp, nothing else"},
 	{From: "demo", Allow: []string{"server", "device", "deploy", "api", "protocol", "manifest", "esp/appimage"},
@@ -61,6 +63,8 @@ var onlyIn = []struct{ Library, Package, Why string }{
 	{"github.com/mochi-mqtt/server/v2", "server/internal/broker", "quiet since 2025-03: must be replaceable in one place"},
 	{"modernc.org/sqlite", "server/internal/store", "two minutes to build from cold: out of everything that can do without"},
 	{"github.com/pressly/goose/v3", "server/internal/store", "migrations belong to the store"},
+	{"github.com/prometheus/client_golang", "server/internal/metrics", "one package decides what is counted, and with which labels"},
+	{"golang.org/x/crypto/argon2", "server/internal/fleet", "one place decides what a password costs"},
 	{"github.com/spf13/cobra", "cmd/bmsota", "flags are read in one place"},
 	{"github.com/go-jose/go-jose/v4", "manifest", "one place decides what a signature is"},
 }

@@ -10,6 +10,8 @@ declare -A package=(
 	[curl]=curl
 	[python3]=python3
 	[gcc]=gcc
+	[promtool]=prometheus
+	[chromium]=chromium
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

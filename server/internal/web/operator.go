@@ -49,17 +49,8 @@ func (h *handler) routeAPI() {
 }
 
 func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
-	by, err := h.operator(r)
-	if err != nil {
-		if errors.Is(err, errToken) {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
-		}
-		h.fail(w, r, err)
-		return
-	}
-	// Package fleet asks again; this one is for the call that forgets to ask.
-	if right := rightFor(r.Method); !by.Has(right) {
-		h.fail(w, r, fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right))
+	by, ok := h.admit(w, r, rightFor(r.Method)) // package fleet asks again; this one is for the call that forgets to ask
+	if !ok {
 		return
 	}
 	answer, err := fn(w, r, by)
@@ -79,6 +70,21 @@ func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = paced(w).Write(append(b, '\n'))
+}
+
+// admit finds who calls and answers whoever lacks the right.
+func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Right) (by fleet.Identity, ok bool) {
+	by, err := h.operator(r)
+	if err == nil && !by.Has(right) {
+		err = fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
+	}
+	if errors.Is(err, errToken) {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
+	}
+	if err != nil {
+		h.fail(w, r, err)
+	}
+	return by, err == nil
 }
 
 // rightFor is the least that a call needs: reading is for everybody who has an account.

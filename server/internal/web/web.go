@@ -67,6 +67,10 @@ type Config struct {
 	// Ready answers /readyz: nil when the store can be written and the broker is up. nil = always ready. It is called
 	// for every request, by anyone, so it must be cheap.
 	Ready func(ctx context.Context) error
+	// Observe is told of every answer; nil = nobody.
+	Observe func(Served)
+	// Metrics answers /metrics to whoever has a token that may view; nil = no such path.
+	Metrics http.Handler
 	// Messenger carries the commands of the dashboard; nil = no dashboard.
 	Messenger fleet.Messenger
 	// PublicURL is the address that browsers use where it is not the one they ask; empty = it is.
@@ -112,6 +116,9 @@ func New(cfg Config) http.Handler {
 	h.mux.HandleFunc("/readyz", h.readyz)
 	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.fail(w, r, errNoPath) })
 	h.routeAPI()
+	if cfg.Metrics != nil {
+		h.mux.HandleFunc("/metrics", h.metrics)
+	}
 	if cfg.Messenger != nil {
 		h.routeDashboard()
 	}
@@ -139,6 +146,16 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 // ServeHTTP refuses odd paths before anything is matched: ServeMux would answer them with a redirect, which ESP32
 // clients follow into errors.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.cfg.Observe == nil {
+		h.serve(w, r)
+		return
+	}
+	c := &counted{ResponseWriter: w, began: time.Now()}
+	h.serve(c, r)
+	h.cfg.Observe(c.served(r))
+}
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Content-Security-Policy", "default-src 'none'")
