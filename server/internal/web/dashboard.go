@@ -151,7 +151,7 @@ func (u *ui) route(method, pattern string, right fleet.Right, v view) {
 			http.Redirect(w, r, target, http.StatusSeeOther)
 			return
 		case err == nil && !by.Has(right):
-			err = fmt.Errorf("%w: your role is %s, which has no right to %s", fleet.ErrDenied, by.Role, right)
+			err = lacks(by, right)
 		}
 		if err == nil {
 			err = v(w, r, by)

@@ -76,7 +76,7 @@ func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
 func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Right) (by fleet.Identity, ok bool) {
 	by, err := h.operator(r)
 	if err == nil && !by.Has(right) {
-		err = fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
+		err = lacks(by, right)
 	}
 	if errors.Is(err, errToken) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
@@ -85,6 +85,10 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Righ
 		h.fail(w, r, err)
 	}
 	return by, err == nil
+}
+
+func lacks(by fleet.Identity, right fleet.Right) error {
+	return fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
 }
 
 // rightFor is the least that a call needs: reading is for everybody who has an account.
