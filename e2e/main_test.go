@@ -107,6 +107,7 @@ func TestScripts(t *testing.T) {
 			"cutlink":       cmdCutLink,
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
+			"browse":        cmdBrowse,
 		},
 	})
 }
@@ -162,7 +163,7 @@ func scriptFolder() string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish", "chromium": "chromium"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {
