@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bmsota/server/internal/broker"
+	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/metrics"
 	"bmsota/server/internal/web"
 )
@@ -15,7 +16,8 @@ import (
 // metricsHandler answers scrapes with what this server is asked for.
 func (s *Server) metricsHandler() http.Handler {
 	sources := metrics.Sources{
-		Census: s.fleet.Census, Certificate: s.certs.expires, StorageFree: func() int64 { return diskFree(s.cfg.DataDir) },
+		Census:      func(ctx context.Context) (*fleet.Census, error) { return s.fleet.Census(ctx, fleet.CensusFresh) },
+		Certificate: s.certs.expires, StorageFree: func() int64 { return diskFree(s.cfg.DataDir) },
 		Ready: s.checkReady, Version: s.cfg.Version, Log: s.log,
 	}
 	if embedded, ok := s.broker.(interface{ Stats() broker.Stats }); ok {

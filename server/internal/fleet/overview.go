@@ -206,6 +206,9 @@ func (f *Fleet) DevicePage(ctx context.Context, q DeviceQuery) (page []Device, t
 		if page, err = tx.DevicePage(q); err != nil {
 			return err
 		}
+		if total = len(page); q.After == nil && total < q.Limit {
+			return nil // that was all
+		}
 		total, err = tx.DeviceCount(q)
 		return err
 	})
@@ -238,20 +241,21 @@ type ReasonCount struct {
 	Count  int
 }
 
-// censusFor is how long a census stands: it looks at every device, and everybody who has the first page open asks.
-const censusFor = 2 * time.Second
+// CensusFresh is the age of a census that is as good as new: it looks at every device, and everybody who has the first
+// page open asks.
+const CensusFresh = 2 * time.Second
 
 type censusCache struct {
 	mu  sync.Mutex // held while counting, so that one counts and the others wait for it
 	now *Census    // guarded by mu; what it points at never changes
 }
 
-// Census counts the fleet. The answer may be censusFor old and must not be changed.
-func (f *Fleet) Census(ctx context.Context) (*Census, error) {
+// Census counts the fleet, or returns a count that is no older than age. The answer must not be changed.
+func (f *Fleet) Census(ctx context.Context, age time.Duration) (*Census, error) {
 	f.census.mu.Lock()
 	defer f.census.mu.Unlock()
 	now := f.cfg.Now()
-	if c := f.census.now; c != nil && now.Sub(c.At) < censusFor && !now.Before(c.At) {
+	if c := f.census.now; c != nil && now.Sub(c.At) < age && !now.Before(c.At) {
 		return c, nil
 	}
 	c := &Census{At: now}

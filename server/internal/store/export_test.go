@@ -1,9 +1,15 @@
 package store
 
 import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
 	"strings"
 
 	"bmsota/server/internal/fleet"
+
+	"github.com/pressly/goose/v3"
 )
 
 // SetStep has fn called before each step of every Put of f, with the step's name; its error fails the step.
@@ -42,4 +48,27 @@ func (db *DB) Plan(q fleet.DeviceQuery) (string, error) {
 		plan.WriteString(detail + "\n")
 	}
 	return plan.String(), rows.Err()
+}
+
+// MakeVersion1 makes a database with the first tables alone, and runs statements on it.
+func MakeVersion1(ctx context.Context, path string, statements ...string) error {
+	db, err := sql.Open("sqlite", dsn(path, "immediate"))
+	if err != nil {
+		return err
+	}
+	files, err := fs.Sub(migrations, "migrations/sqlite")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	_, err = p.UpTo(ctx, 1)
+	for _, text := range statements {
+		if err == nil {
+			_, err = db.ExecContext(ctx, text)
+		}
+	}
+	return errors.Join(err, db.Close())
 }

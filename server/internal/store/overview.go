@@ -109,7 +109,13 @@ func selecting(q fleet.DeviceQuery) *where {
 		w.and("revoked = ?", true)
 		return w
 	}
-	w.and("revoked = ?", false)
+	switch q.State {
+	case fleet.StateUpdating, fleet.StateWaiting, fleet.StateStuck, fleet.StateFailed:
+		// In words that no index is chosen by: these are found by their phase.
+		w.and("NOT revoked")
+	default:
+		w.and("revoked = ?", false)
+	}
 	switch q.State {
 	case fleet.StateOnline:
 		w.and("online = ?", true)
@@ -125,7 +131,7 @@ func selecting(q fleet.DeviceQuery) *where {
 	case fleet.StateStuck:
 		w.and("phase IN "+moving+" AND last_seen < ?", millis(q.Now.Add(-fleet.StuckAfter)))
 	case fleet.StateFailed:
-		w.and("(phase IN ('failed', 'rolled_back') OR id IN ("+badDevices+"))", millis(q.Now.Add(-fleet.FailedWithin)))
+		w.and("id IN (SELECT f.id FROM devices f WHERE f.phase IN ('failed', 'rolled_back') UNION ALL "+badDevices+")", millis(q.Now.Add(-fleet.FailedWithin)))
 	case fleet.StateUnprotected:
 		w.and("phase <> '' AND NOT protected")
 	case fleet.StateUnreleased:

@@ -333,7 +333,8 @@ func checkTallies(t *testing.T, tx fleet.Tx, devices []fleet.Device, facts map[s
 	}
 }
 
-// The question a page asks must be answered from an index: the rows of a large fleet are 100 MB.
+// The rows of a large fleet are 100 MB: a page is found in an index that holds all it asks for, or among the few devices
+// that are in a phase or have failed.
 func TestListingsAreAnsweredFromIndexes(t *testing.T) {
 	db := openDB(t, filepath.Join(t.TempDir(), "bmsota.db"))
 	update(t, db, randomFleet(rand.New(rand.NewPCG(1, 1)), 50, at(0)))
@@ -342,7 +343,11 @@ func TestListingsAreAnsweredFromIndexes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(plan, "COVERING INDEX") {
+		for line := range strings.Lines(plan) {
+			if !strings.Contains(line, " devices") || strings.Contains(line, "COVERING INDEX") || strings.Contains(line, "devices_by_phase (phase=?") ||
+				strings.Contains(line, "sqlite_autoindex_devices_1 (id=?)") {
+				continue
+			}
 			t.Errorf("%+v:\n%s", q, plan)
 		}
 	}

@@ -36,7 +36,7 @@ type Dashboard interface {
 	Logout(ctx context.Context, cookie string) error
 	ChangePassword(ctx context.Context, by fleet.Identity, address, old, password string) error
 
-	Census(ctx context.Context) (*fleet.Census, error)
+	Census(ctx context.Context, age time.Duration) (*fleet.Census, error)
 	UnderWay(ctx context.Context, limit int) (open, failed []fleet.Attempt, err error)
 	DevicePage(ctx context.Context, q fleet.DeviceQuery) (page []fleet.Device, total int, err error)
 	OffersFor(ctx context.Context, d fleet.Device) (list []fleet.Release, offered string, err error)

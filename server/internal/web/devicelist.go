@@ -13,6 +13,9 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
+// choicesFor is how old the names may be that a listing offers to choose from.
+const choicesFor = time.Minute
+
 // devicesShown is how many devices a page lists.
 const devicesShown = 50
 
@@ -70,7 +73,7 @@ func (u *ui) devices(w http.ResponseWriter, r *http.Request, by fleet.Identity) 
 
 // choices are what the fleet has to choose from.
 func (u *ui) choices(r *http.Request, d *devicesData) error {
-	census, err := u.h.cfg.Fleet.Census(r.Context())
+	census, err := u.h.cfg.Fleet.Census(r.Context(), choicesFor)
 	if err != nil {
 		return err
 	}

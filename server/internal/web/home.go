@@ -31,7 +31,7 @@ type homeData struct {
 }
 
 func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
-	census, err := u.h.cfg.Fleet.Census(r.Context())
+	census, err := u.h.cfg.Fleet.Census(r.Context(), fleet.CensusFresh)
 	if err != nil {
 		return err
 	}

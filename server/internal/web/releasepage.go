@@ -27,7 +27,7 @@ func (u *ui) releases(w http.ResponseWriter, r *http.Request, by fleet.Identity)
 	if err != nil {
 		return err
 	}
-	census, err := u.h.cfg.Fleet.Census(r.Context())
+	census, err := u.h.cfg.Fleet.Census(r.Context(), fleet.CensusFresh)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func words() template.FuncMap {
 	return template.FuncMap{
 		"ago": ago, "stamp": stamp, "count": func(n int) string { return grouped(int64(n)) }, "bytes": byteSize, "phase": phaseName, "tone": phaseTone, "why": why,
 		"state": stateName, "attempt": attemptName, "attemptTone": attemptTone, "share": share, "dict": dict, "short": short, "plural": plural,
-		"said": said, "steps": steps, "channelName": channelName, "done": func(key string) string { return doneTexts[key] },
+		"said": said, "because": because, "steps": steps, "channelName": channelName, "done": func(key string) string { return doneTexts[key] },
 	}
 }
 
@@ -94,12 +94,24 @@ func phaseName(p protocol.Phase) string {
 	return strings.ReplaceAll(string(p), "_", " ")
 }
 
-// said is what a device says beyond what its phase and reason say.
-func said(s protocol.Status) string {
-	if s.Message == s.Phase.Text() || s.Message == s.Reason.Text() {
-		return ""
+// because is a reason and what was said about it, without saying it twice.
+func because(r protocol.Reason, message string) string {
+	text := r.Text()
+	switch {
+	case r == protocol.ReasonNone, strings.HasPrefix(message, text):
+		return message
+	case message == "":
+		return why(r)
 	}
-	return s.Message
+	return why(r) + ": " + message
+}
+
+// said is what a device says beyond the name of its phase.
+func said(s protocol.Status) string {
+	if s.Message == s.Phase.Text() {
+		s.Message = ""
+	}
+	return because(s.Reason, s.Message)
 }
 
 // phaseTone is how a phase looks: ok, busy, wait, bad or none.
@@ -213,8 +225,8 @@ type step struct {
 func steps(a fleet.Attempt) []step {
 	order := []protocol.Phase{protocol.PhaseChecking, protocol.PhaseDownloading, protocol.PhaseVerifying, protocol.PhaseSwitching,
 		protocol.PhaseRebooting, protocol.PhaseTrial, protocol.PhaseConfirmed}
-	if a.Action != protocol.ActionUpdate {
-		return nil
+	if a.Action != protocol.ActionUpdate || a.Reason == protocol.ReasonUpToDate {
+		return nil // nothing was installed
 	}
 	at := -1
 	for i, p := range order {
