@@ -13,10 +13,7 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-var (
-	boss    = fleet.Identity{Name: "boss", Role: fleet.RoleAdmin}
-	watcher = fleet.Identity{Name: "watcher", Role: fleet.RoleViewer}
-)
+var boss = fleet.Identity{Name: "boss", Role: fleet.RoleAdmin}
 
 const (
 	goodPassword  = "correct horse battery"

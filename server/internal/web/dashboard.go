@@ -273,6 +273,3 @@ var doneTexts = map[string]string{
 	"revoke": "The device is revoked and can no longer log in.", "channel": "The channel points at this release now.",
 	"withdraw": "The release is withdrawn: it is offered to nobody.",
 }
-
-// now is the time for "how long ago"; what decides something uses the fleet's.
-func (u *ui) now() time.Time { return time.Now() }
