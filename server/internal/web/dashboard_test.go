@@ -780,3 +780,31 @@ func TestAnswersAreObservedByRouteAndNotByPath(t *testing.T) {
 		t.Errorf("%+v, %d routes", s, len(seen))
 	}
 }
+
+// deaf takes a part of an answer and then fails, as a connection that is lost.
+type deaf struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (d *deaf) Write(b []byte) (int, error) {
+	if d.left -= len(b); d.left < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(b), nil
+}
+
+func TestADownloadThatIsCutOffIsSeenAsSuch(t *testing.T) {
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 200_000))
+	var seen Served
+	h := New(Config{Fleet: f, Log: quiet(), Observe: func(s Served) { seen = s }})
+	h.ServeHTTP(&deaf{httptest.NewRecorder(), 150_000}, httptest.NewRequest("GET", "/firmware/"+digest+".bin", nil))
+	if !seen.Cut || !seen.Image || seen.Bytes != 2*pacedChunk {
+		t.Errorf("%+v", seen)
+	}
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("HEAD", "/firmware/"+digest+".bin", nil))
+	if seen.Cut || seen.Image {
+		t.Errorf("HEAD: %+v", seen)
+	}
+}
