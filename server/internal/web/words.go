@@ -17,7 +17,7 @@ func words() template.FuncMap {
 	return template.FuncMap{
 		"ago": ago, "stamp": stamp, "count": func(n int) string { return grouped(int64(n)) }, "bytes": byteSize, "phase": phaseName, "tone": phaseTone, "why": why,
 		"state": stateName, "attempt": attemptName, "attemptTone": attemptTone, "share": share, "dict": dict, "short": short, "plural": plural,
-		"said": said, "because": because, "steps": steps, "channelName": channelName, "done": func(key string) string { return doneTexts[key] },
+		"said": said, "because": because, "steps": steps, "channelName": channelName,
 	}
 }
 
