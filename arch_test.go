@@ -22,9 +22,11 @@ type rule struct {
 var rules = []rule{
 	{From: "esp/...", Allow: []string{"esp/..."}, Std: true,
 		Why: "formats are bytes in, bytes out; they outlive every library we use"},
-	{From: "manifest", Allow: []string{"esp/appimage"},
+	{From: "strictjson", Allow: nil, Std: true,
+		Why: "what an attacker sends is read here first"},
+	{From: "manifest", Allow: []string{"esp/appimage", "strictjson"},
 		Why: "the trust root stays small enough to read in one sitting"},
-	{From: "protocol", Allow: []string{"esp/appimage"},
+	{From: "protocol", Allow: []string{"esp/appimage", "strictjson"},
 		Why: "both halves import it, so it must drag nothing of either along"},
 	{From: "durable", Allow: nil, Std: true,
 		Why: "one way to replace a file, which knows nothing of what is in it"},
@@ -56,6 +58,10 @@ var rules = []rule{
 		Why: "the tour uses the doors that everybody else uses"},
 	{From: "deploy", Allow: []string{"api", "protocol", "manifest", "esp/...", "durable"},
 		Why: "operator tools must not link the server"},
+	{From: "provision", Allow: []string{"api", "protocol", "esp/...", "durable"},
+		Why: "operator tools must not link the server, and what goes onto a chip must not depend on the virtual one"},
+	{From: "lint", Allow: []string{"protocol", "esp/..."},
+		Why: "it reads a folder that may be hostile: nothing that writes, calls or runs belongs beside it"},
 }
 
 // onlyIn names libraries that one package alone may import, so that it can be replaced there.
@@ -66,6 +72,8 @@ var onlyIn = []struct{ Library, Package, Why string }{
 	{"github.com/prometheus/client_golang", "server/internal/metrics", "one package decides what is counted, and with which labels"},
 	{"golang.org/x/crypto/argon2", "server/internal/fleet", "one place decides what a password costs"},
 	{"github.com/spf13/cobra", "cmd/bmsota", "flags are read in one place"},
+	{"github.com/pkg/sftp", "deploy", "how a machine is reached, and proves itself, is one package's business"},
+	{"golang.org/x/crypto/ssh", "deploy", "how a machine is reached, and proves itself, is one package's business"},
 	{"github.com/go-jose/go-jose/v4", "manifest", "one place decides what a signature is"},
 }
 

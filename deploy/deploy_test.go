@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,9 +15,11 @@ import (
 	"bmsota/protocol"
 )
 
-func image(t *testing.T, version string) []byte {
+func image(t *testing.T, version string) []byte { return imageOf(t, version, 8192) }
+
+func imageOf(t *testing.T, version string, size int64) []byte {
 	t.Helper()
-	b, err := appimage.Build(appimage.BuildOptions{Chip: appimage.ESP32, Project: "bms", Version: version, Size: 8192})
+	b, err := appimage.Build(appimage.BuildOptions{Chip: appimage.ESP32, Project: "bms", Version: version, Size: size})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,12 +140,81 @@ func TestConfigOfTheOriginalToolIsRead(t *testing.T) {
 		"timeout":           `{"mqtt":{"timeout":-1}}`,
 		"topic":             `{"mqtt":{"command_topic":"a/#/command"}}`,
 		"port of the wrong": `{"mqtt":{"port":"1883"}}`,
+		"port of SSH":       `{"server":{"sftp":{"port":-1}}}`,
+		"dir without one":   `{"server":{"kind":"dir"}}`,
+		"timeout of a week": `{"mqtt":{"timeout":604800}}`,
+		"two objects":       `{} {}`,
 	} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := deploy.LoadConfig(path); err == nil {
+		_, err := deploy.LoadConfig(path)
+		if err == nil {
 			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), "Go struct") {
+			t.Errorf("%s: %v is not for people", name, err)
 		}
+	}
+}
+
+func TestAFileWithoutKindMeansWhatItsAuthorMeant(t *testing.T) {
+	for text, want := range map[string]deploy.Kind{
+		// As the original tool made it: it copied with scp, which needs a user name.
+		`{"server":{"base_url":"http://nas","firmware_path":"/var/www/firmware/firmware.bin","username":"ota","password":"","verify_ssl":false}}`: deploy.KindSFTP,
+		`{"server":{"base_url":"http://nas","username":"ota"}}`:                                                                                   deploy.KindSFTP,
+		`{"server":{"sftp":{"host":"nas"}}}`:                                                                                                      deploy.KindSFTP,
+		`{"server":{"base_url":"https://ota.example.net:8443","password":"token"}}`:                                                               deploy.KindServer,
+		`{"server":{"dir":"/var/www/firmware"}}`:                                                                                                  deploy.KindDir,
+		`{"server":{"kind":"bmsota","base_url":"https://nas","username":"left over"}}`:                                                            deploy.KindServer,
+		`{"server":{"kind":"sftp","base_url":"https://nas"}}`:                                                                                     deploy.KindSFTP,
+		`{}`: deploy.KindServer,
+	} {
+		path := filepath.Join(t.TempDir(), deploy.ConfigName)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := deploy.LoadConfig(path)
+		if err != nil || c.Kind() != want {
+			t.Errorf("%s: %q, %v, want %q", text, c.Kind(), err, want)
+		}
+	}
+}
+
+func TestSettingsAreShownWithoutTheirSecrets(t *testing.T) {
+	var c deploy.Config
+	c.Server.BaseURL, c.Server.Password, c.MQTT.Password = "https://me:geheim1@nas/", "geheim2", "geheim3"
+	text, err := c.Masked().Append(nil)
+	if err != nil || strings.Contains(string(text), "geheim") || strings.Count(string(text), "********") != 2 || c.Server.Password != "geheim2" {
+		t.Errorf("%s, %v", text, err)
+	}
+	// What Append writes is what LoadConfig reads.
+	path := filepath.Join(t.TempDir(), deploy.ConfigName)
+	if text, err = c.Append(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := deploy.LoadConfig(path); err != nil || again != c {
+		t.Errorf("%+v, %v, want %+v", again, err, c)
+	}
+}
+
+func TestPathsOfSettingsAreOfTheirFolder(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, deploy.ConfigName)
+	text := `{"server":{"dir":"www","ca_file":"ca.pem","sftp":{"key_file":"~/.ssh/ota","known_hosts":"/etc/known"}},"signing":{"key_file":"../release.pem"}}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HOME", "/home/me")
+	c, err := deploy.LoadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{c.Server.Dir, c.Server.CAFile, c.Server.SFTP.KeyFile, c.Server.SFTP.KnownHosts, c.Signing.KeyFile}
+	want := []string{filepath.Join(dir, "www"), filepath.Join(dir, "ca.pem"), "/home/me/.ssh/ota", "/etc/known", filepath.Join(filepath.Dir(dir), "release.pem")}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

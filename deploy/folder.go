@@ -1,37 +1,49 @@
 package deploy
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
+	"path"
 	"path/filepath"
 
 	"bmsota/durable"
 )
 
-// WriteFolder puts a release into a folder that any web server serves: the image under its digest and as firmware.bin
-// (for firmware of the original tool), then version.json. Bytes first, pointer last: version.json names the immutable
-// file, so a device that reads in between gets the old release or the new one, never a mix. Every file is complete and
-// on disk before it gets its name. It returns the paths written.
+// WriteFolder puts a release into a folder of this machine that any web server serves. It keeps the promises of a
+// deployment of kind dir (docs/deploying.md) and returns the paths written.
 func WriteFolder(dir string, p *Prepared) ([]string, error) {
-	name := p.Manifest.SHA256 + ".bin"
-	text, err := p.VersionFile(name).Append(nil)
+	return place(context.Background(), folder{}, folderLayout(dir), p, nil)
+}
+
+func folderLayout(dir string) layout {
+	dir = filepath.ToSlash(dir)
+	return layout{path.Join(dir, firmwareName), path.Join(dir, versionName)}
+}
+
+// folder is a shelf on this machine.
+type folder struct{}
+
+func (folder) mkdir(dir string) error { return os.MkdirAll(filepath.FromSlash(dir), 0o755) }
+
+func (folder) read(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(filepath.FromSlash(name))
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("firmware folder: %w", err)
+	defer f.Close()
+	return readAtMost(f, name, limit)
+}
+
+func (folder) stage(name string, r io.Reader, _ int64) (staged, error) {
+	return durable.Stage(filepath.FromSlash(name), r, 0o644)
+}
+
+func readAtMost(r io.Reader, name string, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
 	}
-	files := []struct {
-		name string
-		data []byte
-	}{{name, p.release.Image}, {"firmware.bin", p.release.Image}, {"version.json", text}}
-	var written []string
-	for _, f := range files {
-		path := filepath.Join(dir, f.name)
-		if err := durable.WriteFile(path, f.data, 0o644); err != nil {
-			return written, err
-		}
-		written = append(written, path)
-	}
-	return written, nil
+	return b, err
 }

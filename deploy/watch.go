@@ -30,7 +30,7 @@ type Track struct {
 
 // Row is one device under a command.
 type Row struct {
-	Device  string
+	Device  string // empty: all firmware of the original tool, which names itself nowhere
 	From    string // version it ran when first heard of
 	Status  protocol.Status
 	Online  bool
@@ -41,6 +41,7 @@ type Row struct {
 	answered bool // a status carried the command's id
 	moved    bool // it has been seen in the middle of an update
 	installs bool // a check has become an update
+	loaded   bool // it has been seen with a download behind it or under way
 }
 
 // NewTrack follows cmd on the named devices; with none named, on every device that is online or takes it up.
@@ -54,7 +55,8 @@ func NewTrack(cmd protocol.Command, devices ...string) *Track {
 
 // Apply takes in a report and returns the row it changed, nil when it concerns no device followed.
 func (t *Track) Apply(r Report) *Row {
-	if r.Err != nil || r.Device == "" {
+	// What the broker kept of firmware that names itself nowhere may be years old.
+	if r.Err != nil || r.Device == "" && (!t.all || r.Retained) {
 		return nil
 	}
 	row := t.devices[r.Device]
@@ -86,8 +88,55 @@ func (t *Track) Apply(r Report) *Row {
 	// A trial, or a step that names another command, is the story before this one.
 	row.moved = row.moved || s.Phase.Updating() && s.Phase != protocol.PhaseTrial && (answers || s.CommandID == "")
 	row.Started = row.answered || row.moved
-	row.Verdict, row.Reason = t.judge(row, s, answers)
+	row.loaded = row.loaded || row.moved && s.Phase.Updating() && s.Phase != protocol.PhaseChecking
+	if row.Device == "" {
+		row.Verdict, row.Reason = t.judgeOriginal(row, s)
+	} else {
+		row.Verdict, row.Reason = t.judge(row, s, answers)
+	}
 	return row
+}
+
+// judgeOriginal decides for firmware of the original tool, whose statuses carry no id, no reason and no more than seven
+// codes: what it says after it began to move is taken for the answer. After a restart it says idle.
+func (t *Track) judgeOriginal(row *Row, s protocol.Status) (Verdict, protocol.Reason) {
+	if t.Command.Action == protocol.ActionStatus {
+		return Done, ""
+	}
+	switch s.Phase {
+	case protocol.PhaseConfirmed:
+		if row.moved {
+			return Done, ""
+		}
+	case protocol.PhaseFailed, protocol.PhaseRolledBack:
+		if t.Command.Action == protocol.ActionRollback && s.Phase == protocol.PhaseRolledBack {
+			return Done, protocol.ReasonOperator
+		}
+		if row.moved {
+			return Failed, protocol.ReasonOther
+		}
+	case protocol.PhaseIdle:
+		switch {
+		case t.Command.Action == protocol.ActionCheck && protocol.Newer(s.AvailableVersion, s.CurrentVersion):
+			return Done, protocol.ReasonUpdateExists
+		case t.Command.Action == protocol.ActionCheck, row.moved && !row.loaded:
+			return Done, protocol.ReasonUpToDate
+		case row.loaded && s.CurrentVersion != row.From:
+			return Done, ""
+		}
+	}
+	return Pending, ""
+}
+
+// Answered says whether somebody is there to wait for: a device that names itself, or other firmware that has taken the
+// command up.
+func (t *Track) Answered() bool {
+	for id, r := range t.devices {
+		if id != "" || r.Started {
+			return true
+		}
+	}
+	return false
 }
 
 // judge decides whether s ends the command. After a reboot a device no longer knows the command's id, so once it has
@@ -157,14 +206,20 @@ func (t *Track) Rows() []Row {
 	return rows
 }
 
-// Ended says whether every device followed has a verdict. With everybody asked and nobody heard of it is false.
+// Ended says whether every device followed has a verdict. With everybody asked and nobody heard of it is false. Firmware
+// that names itself nowhere and has not taken the command up is not waited for beside devices that do.
 func (t *Track) Ended() bool {
-	for _, r := range t.devices {
+	waited := 0
+	for id, r := range t.devices {
+		if id == "" && !r.Started && len(t.devices) > 1 {
+			continue
+		}
 		if r.Verdict == Pending {
 			return false
 		}
+		waited++
 	}
-	return len(t.devices) > 0
+	return waited > 0
 }
 
 // Expire gives the devices that have no verdict the one that time gives them: Waiting for those that hold the command

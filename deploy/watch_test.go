@@ -13,16 +13,19 @@ func say(d string, phase protocol.Phase, reason protocol.Reason, id string) depl
 	return deploy.Report{Device: d, Status: protocol.Status{Phase: phase, Status: code, Reason: reason, CommandID: id, CurrentVersion: "1.0.0"}}
 }
 
+// told is what is heard after a command, and the verdict it should end with.
+type told struct {
+	name    string
+	action  protocol.Action
+	reports []deploy.Report
+	want    deploy.Verdict
+	reason  protocol.Reason
+}
+
 func TestTrackEndsWithTheRightVerdict(t *testing.T) {
 	const id = "c1"
 	retained := func(r deploy.Report) deploy.Report { r.Retained = true; return r }
-	for _, c := range []struct {
-		name    string
-		action  protocol.Action
-		reports []deploy.Report
-		want    deploy.Verdict
-		reason  protocol.Reason
-	}{
+	for _, c := range []told{
 		{"good", protocol.ActionUpdate, []deploy.Report{
 			retained(say("a", "idle", "", "")), say("a", "checking", "", id), say("a", "downloading", "", id), say("a", "rebooting", "", id),
 			say("a", "offline", "", ""), say("a", "trial", "", ""), say("a", "confirmed", "", "")}, deploy.Done, ""},
@@ -103,5 +106,84 @@ func TestUnreadableStatusesChangeNothing(t *testing.T) {
 	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"}, "a")
 	if row := track.Apply(deploy.Report{Device: "a", Err: deploy.ErrDenied}); row != nil {
 		t.Errorf("changed %+v", row)
+	}
+}
+
+func TestFirmwareOfTheOriginalToolIsFollowedByItsCodes(t *testing.T) {
+	at := func(code protocol.Code, version, available string) deploy.Report {
+		phases := map[protocol.Code]protocol.Phase{0: "idle", 1: "checking", 2: "downloading", 3: "switching", 4: "confirmed", 5: "failed", 6: "rolled_back"}
+		return deploy.Report{Status: protocol.Status{Status: code, Phase: phases[code], CurrentVersion: version, AvailableVersion: available}}
+	}
+	for _, c := range []told{
+		{"good", protocol.ActionUpdate, []deploy.Report{at(0, "1.0.0", ""), at(1, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(3, "1.0.0", "1.1.0"), at(4, "1.0.0", "1.1.0")}, deploy.Done, ""},
+		{"good, its last word lost", protocol.ActionUpdate, []deploy.Report{at(0, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(0, "1.1.0", "")}, deploy.Done, ""},
+		{"failed", protocol.ActionUpdate, []deploy.Report{at(1, "1.0.0", ""), at(2, "1.0.0", "1.1.0"), at(5, "1.0.0", "")}, deploy.Failed, "other"},
+		{"gone back", protocol.ActionUpdate, []deploy.Report{at(2, "1.0.0", "1.1.0"), at(6, "1.0.0", "")}, deploy.Failed, "other"},
+		{"nothing new", protocol.ActionUpdate, []deploy.Report{at(1, "1.0.0", ""), at(0, "1.0.0", "")}, deploy.Done, "up_to_date"},
+		{"back as it was", protocol.ActionUpdate, []deploy.Report{at(2, "1.0.0", "1.1.0"), at(0, "1.0.0", "")}, deploy.Pending, ""},
+		{"the failure before", protocol.ActionUpdate, []deploy.Report{at(5, "1.0.0", ""), at(0, "1.0.0", "")}, deploy.Pending, ""},
+		{"the success before", protocol.ActionUpdate, []deploy.Report{at(4, "1.0.0", "")}, deploy.Pending, ""},
+		{"check finds one", protocol.ActionCheck, []deploy.Report{at(1, "1.0.0", ""), at(0, "1.0.0", "1.1.0")}, deploy.Done, "update_available"},
+		{"check finds none", protocol.ActionCheck, []deploy.Report{at(1, "1.0.0", ""), at(0, "1.0.0", "1.0.0")}, deploy.Done, "up_to_date"},
+		{"rollback", protocol.ActionRollback, []deploy.Report{at(6, "1.1.0", "")}, deploy.Done, "operator"},
+	} {
+		track := deploy.NewTrack(protocol.Command{Action: c.action, ID: "c1"})
+		for _, r := range c.reports {
+			track.Apply(r)
+		}
+		rows := track.Rows()
+		if len(rows) != 1 || rows[0].Verdict != c.want || c.want != deploy.Pending && rows[0].Reason != c.reason {
+			t.Errorf("%s: %+v, want %q %q", c.name, rows, c.want, c.reason)
+		}
+	}
+	// Of a named device a status without a name says nothing.
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"}, "a")
+	if row := track.Apply(at(2, "1.0.0", "")); row != nil || len(track.Rows()) != 1 {
+		t.Errorf("taken for the named device: %+v", row)
+	}
+}
+
+func TestSomebodyHasAnsweredWhenItIsThereToWaitFor(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"})
+	anonymous := say("", "idle", "", "")
+	anonymous.Status.CommandID = ""
+	track.Apply(anonymous)
+	if track.Answered() {
+		t.Error("firmware that names itself nowhere is there, but did not take the command up")
+	}
+	anonymous.Status.Phase = protocol.PhaseDownloading
+	track.Apply(anonymous)
+	if !track.Answered() {
+		t.Error("it did take the command up")
+	}
+	track = deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"})
+	track.Apply(say("a", "idle", "", ""))
+	if !track.Answered() {
+		t.Error("a device that names itself is there")
+	}
+}
+
+func TestFirmwareWithoutANameHoldsNobodyUp(t *testing.T) {
+	track := deploy.NewTrack(protocol.Command{Action: protocol.ActionUpdate, ID: "c1"})
+	old := say("", "downloading", "", "")
+	old.Retained = true
+	if row := track.Apply(old); row != nil {
+		t.Errorf("what the broker kept is taken for an answer: %+v", row)
+	}
+	track.Apply(say("", "idle", "", ""))
+	if track.Ended() {
+		t.Error("ended with nobody who answered")
+	}
+	track.Apply(say("a", "checking", "", "c1"))
+	if track.Ended() {
+		t.Error("ended in the middle")
+	}
+	track.Apply(say("a", "idle", "up_to_date", "c1"))
+	if !track.Ended() {
+		t.Error("waits for firmware that did not take the command up")
+	}
+	track.Apply(say("", "downloading", "", ""))
+	if track.Ended() {
+		t.Error("does not wait for firmware that did")
 	}
 }

@@ -126,6 +126,12 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	// Application is a program that runs as the board's firmware, one process for each life, as docs/virtual-boards.md has
+	// it: your own, built for this machine. The reset loop stays as it is, and so does what images with a trial behaviour
+	// do. It needs Path, finds its own way to the network and has the randomness it is given by Seed. Empty: the firmware
+	// that is built in.
+	Application string
+
 	PowerCut PowerCut // comes once; the Run after it continues from what the cut left
 
 	Log *slog.Logger // nil: none
@@ -136,6 +142,7 @@ type Config struct {
 
 	trust   *agent.Trust
 	newLink func(agent.LinkConfig) agent.Link
+	clock   func() time.Time
 	strict  bool
 	mutant  agent.Mutant
 	wrap    func(otaops.Flash) otaops.Flash // what the application sees of the flash
@@ -161,6 +168,15 @@ func Open(cfg Config) (*Board, error) {
 	if b.cfg.Sensors == nil {
 		b.cfg.Sensors = NewSensors()
 	}
+	if cfg.Application != "" && cfg.Path == "" {
+		return nil, errors.New("open board: an application needs a flash file, a flash in memory cannot be lent to it")
+	}
+	if cfg.Application != "" {
+		var err error
+		if b.cfg.Application, err = findApplication(cfg.Application); err != nil {
+			return nil, err
+		}
+	}
 	cut, err := cfg.PowerCut.cut()
 	if err != nil {
 		return nil, fmt.Errorf("open board: %w", err)
@@ -169,7 +185,7 @@ func Open(cfg Config) (*Board, error) {
 	case (cfg.Path == "") == (cfg.Flash == nil):
 		return nil, errors.New("open board: give a flash file or a flash in memory, one of them")
 	case cfg.Path != "":
-		if b.flash, err = norflash.Open(cfg.Path); err != nil {
+		if b.flash, err = openFlash(cfg); err != nil {
 			return nil, fmt.Errorf("open board: %w", err)
 		}
 	default:
@@ -329,6 +345,14 @@ func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p part
 		sleep(ctx, b.cfg.Timing.Watchdog)
 		return Watchdog, nil
 	}
+	if b.cfg.Application != "" {
+		return b.runApplication(ctx, p, reset, behaviour == appimage.BehaviourUnhealthy)
+	}
+	return b.runAgent(ctx, behaviour, p, reset)
+}
+
+// runAgent runs the firmware that is built in.
+func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p parttable.Partition, reset ResetReason) (ResetReason, error) {
 	battery := b.cfg.Sensors.Read
 	if behaviour == appimage.BehaviourUnhealthy {
 		battery = func() (protocol.Battery, bool) { return protocol.Battery{}, false }
@@ -346,7 +370,7 @@ func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p part
 		Ops: otaops.Config{Rollback: !b.cfg.NoRollback, AntiRollback: b.cfg.AntiRollback, Efuse: &b.fuses.secure,
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,
-		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink,
+		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink, Clock: b.cfg.clock,
 		Seed: b.cfg.Seed, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
 	})
 	if errors.Is(err, norflash.ErrPowerCut) {

@@ -211,6 +211,7 @@ type hub struct {
 	refuse   bool
 	statuses []protocol.Status
 	acks     bool
+	eager    bool // what is retained is quicker than the news that the subscription stands
 }
 
 func newHub() *hub {
@@ -234,15 +235,21 @@ func (l *hubLink) Run(ctx context.Context, on agent.LinkEvents) {
 		<-ctx.Done()
 		return
 	}
-	on.Up()
 	l.h.mu.Lock()
 	l.h.live[l.cfg.DeviceID] = on
 	kept := [][]byte{l.h.retained[l.cfg.Topics.CommandAll()], l.h.retained[l.cfg.Topics.Command(l.cfg.DeviceID)]}
+	eager := l.h.eager
 	l.h.mu.Unlock()
+	if !eager {
+		on.Up()
+	}
 	for _, payload := range kept {
 		if payload != nil {
 			on.Command(payload, true)
 		}
+	}
+	if eager {
+		on.Up()
 	}
 	<-ctx.Done()
 	l.h.mu.Lock()

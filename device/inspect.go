@@ -216,36 +216,45 @@ func (row *InspectedImage) tombstone(f *norflash.Flash, table parttable.Table, p
 
 var secret = regexp.MustCompile(`("password"\s*:\s*")[^"]*|(?m)^(\s*password\s*=).*$`)
 
-func (out *Inspection) files(f *norflash.Flash, table parttable.Table) {
+// storage reads the partition that the board mounts as /spiffs.
+func storage(f *norflash.Flash, table parttable.Table) (*spiffs.FS, error) {
 	for _, p := range table {
 		if p.Type != parttable.TypeData || p.Subtype != parttable.SubtypeSPIFFS {
 			continue
 		}
 		image := make([]byte, p.Size) // the table was checked against the flash
 		if _, err := f.ReadAt(image, int64(p.Offset)); err != nil {
-			out.Anomalies = append(out.Anomalies, err.Error())
-			return
+			return nil, err
 		}
-		fs, err := spiffs.Read(image)
-		if err != nil {
-			out.Anomalies = append(out.Anomalies, err.Error())
-			return
-		}
-		out.Anomalies = append(out.Anomalies, fs.Anomalies()...)
-		for _, info := range fs.Files() {
-			row := InspectedFile{Name: info.Name, Size: info.Size}
-			data, err := fs.ReadFile(info.Name)
-			switch {
-			case err != nil:
-				row.Error = err.Error()
-			case len(data) <= protocol.MaxConfig && utf8.Valid(data):
-				row.Content = secret.ReplaceAllString(string(data), "${1}${2}***")
-			}
-			if c, err := protocol.ParseOTAConfig(data); info.Name == protocol.OTAConfigFile && err == nil && c.DeviceID != "" {
-				out.DeviceID = c.DeviceID
-			}
-			out.Files = append(out.Files, row)
-		}
+		return spiffs.Read(image)
+	}
+	return nil, errNoStorage
+}
+
+var errNoStorage = errors.New("the table has no storage partition")
+
+func (out *Inspection) files(f *norflash.Flash, table parttable.Table) {
+	fs, err := storage(f, table)
+	if errors.Is(err, errNoStorage) {
 		return
+	}
+	if err != nil {
+		out.Anomalies = append(out.Anomalies, err.Error())
+		return
+	}
+	out.Anomalies = append(out.Anomalies, fs.Anomalies()...)
+	for _, info := range fs.Files() {
+		row := InspectedFile{Name: info.Name, Size: info.Size}
+		data, err := fs.ReadFile(info.Name)
+		switch {
+		case err != nil:
+			row.Error = err.Error()
+		case len(data) <= protocol.MaxConfig && utf8.Valid(data):
+			row.Content = secret.ReplaceAllString(string(data), "${1}${2}***")
+		}
+		if c, err := protocol.ParseOTAConfig(data); info.Name == protocol.OTAConfigFile && err == nil && c.DeviceID != "" {
+			out.DeviceID = c.DeviceID
+		}
+		out.Files = append(out.Files, row)
 	}
 }

@@ -118,10 +118,7 @@ func (l Layout) build() (*norflash.Flash, error) {
 
 // putImage writes the application where a blank board boots from.
 func (l Layout) putImage(f *norflash.Flash) (appimage.ChipID, error) {
-	p, ok := l.Table.Factory()
-	if slots := l.Table.Slots(); !ok && len(slots) > 0 {
-		p, ok = slots[0], true
-	}
+	p, ok := l.Table.Blank()
 	if !ok {
 		return 0, errors.New("the partition table has no place for an application")
 	}

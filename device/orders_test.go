@@ -197,6 +197,30 @@ func TestRetainedOrdersActOnceAndOnlyWhileTheyMakeSense(t *testing.T) {
 	})
 }
 
+// TestAnswerToWhatIsRetainedIsNotLost: a broker may send what it retained before the board knows that it is subscribed.
+func TestAnswerToWhatIsRetainedIsNotLost(t *testing.T) {
+	for _, eager := range []bool{false, true} {
+		for payload, want := range map[string]protocol.Reason{
+			`{"action":"rollback","id":"r1"}`:                                   protocol.ReasonStaleCommand,
+			`{"action":"update","id":"r1","expires_at":"1999-01-01T00:00:00Z"}`: protocol.ReasonExpired,
+			`{"action":"status","id":"r1"}`:                                     protocol.ReasonNone,
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				img := image(t, "1.0.0")
+				b := newBench(t, layout(img, ""), serve(t, release(t, img, nil), img))
+				b.hub.eager = eager
+				b.hub.retain(payload)
+				b.on()
+				b.settle(time.Minute)
+				if last := b.hub.last(); last.Reason != want || last.CommandID != "r1" {
+					t.Errorf("eager %t: %s is answered %s:%s for %q", eager, payload, last.Phase, last.Reason, last.CommandID)
+				}
+				b.off()
+			})
+		}
+	}
+}
+
 func TestSecondOrderWhileOneRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newKey(t)
@@ -275,6 +299,70 @@ func TestWaitingEndsWithTheOrder(t *testing.T) {
 		if last := b.hub.last(); last.Reason != protocol.ReasonVersionMissing {
 			t.Errorf("the newer order ends as %s:%s", last.Phase, last.Reason)
 		}
+		b.off()
+	})
+}
+
+func TestALimitOfTimeWaitsForTheClock(t *testing.T) {
+	const within, over = `{"action":"check","id":"within","expires_at":"2001-01-01T00:00:00Z"}`, `{"action":"update","id":"over","expires_at":"1999-01-01T00:00:00Z"}`
+	next := image(t, "1.1.0")
+	for _, c := range []struct {
+		name, order string
+		told        time.Duration // when the board is told the time, after power on
+		want        string        // how it ends
+	}{
+		{"in time", within, 3 * time.Minute, "idle:update_available:within"},
+		{"too late", over, 3 * time.Minute, "idle:expired_command:over"},
+		{"never told", within, time.Hour, "idle:expired_command:within"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				on := time.Now()
+				b := stand(t, next, "", release(t, next, nil), func(cfg *Config) {
+					cfg.clock = func() time.Time {
+						if since := time.Since(on); since < c.told {
+							return time.Unix(0, 0).Add(since) // what a chip counts from
+						}
+						return time.Now()
+					}
+				})
+				b.hub.order(c.order)
+				b.settle(2 * time.Minute)
+				if last := b.hub.last(); last.Phase != protocol.PhaseIdle || last.Reason != protocol.ReasonNone || last.CommandID == "" {
+					t.Errorf("without the time it answers %s:%s %q", last.Phase, last.Reason, last.CommandID)
+				}
+				said := len(b.hub.all())
+				b.settle(45 * time.Second)
+				if n := len(b.hub.all()); n != said {
+					t.Errorf("%d statuses more while it waits", n-said)
+				}
+				b.settle(10 * time.Minute)
+				last := b.hub.last()
+				if got := fmt.Sprintf("%s:%s:%s", last.Phase, last.Reason, last.CommandID); got != c.want {
+					t.Errorf("it ends as %s, want %s", got, c.want)
+				}
+				b.off()
+			})
+		})
+	}
+}
+
+func TestAWindowIsClosedWithoutTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		on, next := time.Now(), image(t, "1.1.0")
+		b := stand(t, next, `,"gate":{"window":"00:00-23:59"}`, release(t, next, nil), func(cfg *Config) {
+			cfg.clock = func() time.Time {
+				if since := time.Since(on); since < time.Hour {
+					return time.Unix(0, 0).Add(since)
+				}
+				return time.Now()
+			}
+		})
+		b.hub.order(update)
+		b.settle(50 * time.Minute)
+		b.wantPhases("idle checking waiting:outside_window")
+		b.settle(20 * time.Minute)
+		b.wantRunning(next)
 		b.off()
 	})
 }

@@ -196,15 +196,8 @@ func (sw *sweep) judge(f *norflash.Flash, booted string) string {
 
 // zombies finds slots that boot without being one that a record vouches for: invariant I2.
 func (sw *sweep) zombies(f *norflash.Flash) string {
-	table := sw.layout.Table
-	data, _ := table.OTAData()
-	raw := make([]byte, data.Size)
-	f.ReadAt(raw, int64(data.Offset))
-	recs, err := otadata.Parse(raw)
-	if err != nil {
-		return err.Error()
-	}
-	slots := table.Slots()
+	recs := sw.records(f)
+	slots := sw.layout.Table.Slots()
 	for i, p := range slots {
 		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: appimage.ESP32, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
 		if err == nil && !recs[0].Names(i, len(slots)) && !recs[1].Names(i, len(slots)) {
@@ -212,6 +205,17 @@ func (sw *sweep) zombies(f *norflash.Flash) string {
 		}
 	}
 	return ""
+}
+
+func (sw *sweep) records(f *norflash.Flash) [2]otadata.Record {
+	data, _ := sw.layout.Table.OTAData()
+	raw := make([]byte, data.Size)
+	f.ReadAt(raw, int64(data.Offset))
+	recs, err := otadata.Parse(raw)
+	if err != nil {
+		panic(err)
+	}
+	return recs
 }
 
 func slotHolds(f *norflash.Flash, p parttable.Partition, img []byte) bool {
@@ -362,13 +366,7 @@ func (sw *sweep) escaped(tr *trace, i int, f *norflash.Flash) bool {
 	if sector != 0 && sector != 1 {
 		return false
 	}
-	at := func(f *norflash.Flash) otadata.Record {
-		b := make([]byte, data.Size)
-		f.ReadAt(b, int64(data.Offset))
-		recs, _ := otadata.Parse(b)
-		return recs[sector]
-	}
-	before, after := at(tr.forks[i]), at(f)
+	before, after := sw.records(tr.forks[i])[sector], sw.records(f)[sector]
 	// The bootloader erases a record that counts and programs all of it at once; the application does neither.
 	trial := before.Usable() && (before.State == otadata.New || before.State == otadata.PendingVerify)
 	bootloader := op.Kind == norflash.OpErase && trial || op.Kind == norflash.OpProgram && op.Len == otadata.RecordSize

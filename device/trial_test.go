@@ -74,6 +74,32 @@ func (s stuckRecords) Erase(off, length int64) error {
 	return s.Flash.Erase(off, length)
 }
 
+// TestWhatComesRightBeforeTheDeadlineCounts: the last thing to show comes after the last look at the battery, in time.
+func TestWhatComesRightBeforeTheDeadlineCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := image(t, "1.1.0")
+		b := newBench(t, layout(image(t, "1.0.0"), `,"health":{"deadline_s":20,"bms_frames":1}`), serve(t, release(t, next, nil), next),
+			func(cfg *Config) { cfg.Timing.Frame = 15 * time.Second })
+		b.on()
+		b.settle(5 * time.Second)
+		trial := make(chan struct{}, 1)
+		b.board.cfg.OnBoot = func(string, ResetReason) {
+			b.hub.drop()
+			trial <- struct{}{}
+		}
+		b.hub.order(update)
+		<-trial
+		b.settle(18 * time.Second)
+		b.hub.up()
+		b.settle(time.Minute)
+		b.wantRunning(next)
+		if last := b.hub.last(); last.RollbackPending || last.CurrentVersion != "1.1.0" {
+			t.Errorf("in the end %s of %s, on trial: %v", last.Phase, last.CurrentVersion, last.RollbackPending)
+		}
+		b.off()
+	})
+}
+
 // TestConfirmedIsNotSaidBeforeItIsInFlash: words last.
 func TestConfirmedIsNotSaidBeforeItIsInFlash(t *testing.T) {
 	for _, heals := range []bool{false, true} {

@@ -2,10 +2,13 @@ package durable_test
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/iotest"
 
 	"bmsota/durable"
 )
@@ -45,6 +48,41 @@ func TestAFailureLeavesTheOldContentAndNothingBeside(t *testing.T) {
 	err := durable.WriteFile(filepath.Join(dir, "missing", "a"), nil, 0o600)
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing folder: %v", err)
+	}
+}
+
+func TestWhatIsStagedHasNoNameUntilItIsCommitted(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	if err := durable.WriteFile(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	staged, err := durable.Stage(path, strings.NewReader("new"), 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "old" {
+		t.Errorf("before the commit: %q, %v", got, err)
+	}
+	if err := staged.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "new" {
+		t.Errorf("after the commit: %q, %v", got, err)
+	}
+	if staged, err = durable.Stage(path, strings.NewReader("newer"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := staged.Discard(); err != nil {
+		t.Error(err)
+	}
+	broken := errors.New("broken")
+	if _, err := durable.Stage(path, io.MultiReader(strings.NewReader("newest"), iotest.ErrReader(broken)), 0o644); !errors.Is(err, broken) {
+		t.Errorf("a reader that breaks: %v", err)
+	}
+	only(t, dir, "a")
+	if got, err := os.ReadFile(path); err != nil || string(got) != "new" {
+		t.Errorf("after the discard: %q, %v", got, err)
 	}
 }
 

@@ -8,18 +8,36 @@ declare -A package=(
 	[nginx]=nginx-light
 	[apache2]=apache2
 	[curl]=curl
+	[git]=git
+	[sshd]=openssh-server
+	[ssh-keygen]=openssh-client
 	[python3]=python3
 	[gcc]=gcc
 	[promtool]=prometheus
 	[chromium]=chromium
+	[shellcheck]=shellcheck
+	[systemd-analyze]=systemd
+	[g++]=g++
+	[make]=make
+)
+# What firmware/host_test compiles against.
+declare -A header=(
+	[curl/curl.h]=libcurl4-openssl-dev
+	[mosquitto.h]=libmosquitto-dev
+	[mbedtls/md.h]=libmbedtls-dev
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for program in "${!package[@]}"; do
 	command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
+for name in "${!header[@]}"; do
+	echo "#include <$name>" | gcc -E -x c - >/dev/null 2>&1 || missing+=("${header[$name]}")
+done
 # The race detector links C.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+# idf_ext.py is loaded as idf.py does, with click, by the Python that the stories find.
+/usr/bin/python3 -c 'import click' 2>/dev/null || missing+=(python3-click)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 echo "installing: ${missing[*]}"

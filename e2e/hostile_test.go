@@ -43,6 +43,8 @@ var modes = map[string]func(*hostile, http.ResponseWriter, *http.Request, []byte
 	"liar":     (*hostile).liar,     // 206 whose bytes are another image's; dies after -n bytes the first time
 	"captive":  (*hostile).captive,  // a login page for everything
 	"portal":   (*hostile).captive,  // the same, but only for images
+	"huge":     (*hostile).huge,     // a version file of a gigabyte, whose length is announced at every other request
+	"drip":     (*hostile).drip,     // every image answer comes byte by byte
 	"endless":  (*hostile).endless,  // bytes without end, and no length
 	"short":    (*hostile).short,    // a length that is larger than the image, and then nothing
 	"errors":   (*hostile).errors,   // 503 with Retry-After three times, then what is asked for
@@ -126,8 +128,12 @@ func cmdServed(ts *testscript.TestScript, neg bool, args []string) {
 func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name := filepath.Base(r.URL.Path)
 	h.say("%s %s range %q if-range %q", r.Method, name+" ", r.Header.Get("Range"), r.Header.Get("If-Range"))
-	if h.mode == "captive" {
+	switch h.mode {
+	case "captive":
 		h.captive(w, r, nil)
+		return
+	case "huge":
+		h.huge(&counted{w, h}, r, nil)
 		return
 	}
 	b, err := os.ReadFile(filepath.Join(h.dir, name))
@@ -248,6 +254,34 @@ func (h *hostile) liar(w http.ResponseWriter, r *http.Request, b []byte) {
 func (h *hostile) captive(w http.ResponseWriter, _ *http.Request, _ []byte) {
 	w.Header().Set("Content-Type", "text/html")
 	fmt.Fprint(w, "<!DOCTYPE html><title>Welcome to our network</title><p>Please accept the terms to go on.")
+}
+
+func (h *hostile) huge(w http.ResponseWriter, r *http.Request, _ []byte) {
+	const size = 1 << 30
+	if filepath.Base(r.URL.Path) == "version" {
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+	}
+	blank := bytes.Repeat([]byte{' '}, 1<<20)
+	for range size / len(blank) {
+		if _, err := w.Write(blank); err != nil {
+			return
+		}
+	}
+}
+
+// dripEvery is far below any rate that is of use, and far above any silence that is noticed.
+const dripEvery = 5 * time.Millisecond
+
+func (h *hostile) drip(w http.ResponseWriter, r *http.Request, b []byte) {
+	start := from(r)
+	partial(w, start, b)
+	flush := http.NewResponseController(w.(*counted).ResponseWriter)
+	for i := range b[start:] {
+		if _, err := w.Write(b[start:][i : i+1]); err != nil || flush.Flush() != nil {
+			return
+		}
+		time.Sleep(dripEvery)
+	}
 }
 
 func (h *hostile) endless(w http.ResponseWriter, r *http.Request, b []byte) {

@@ -19,25 +19,30 @@ import (
 type slowLink struct {
 	listener net.Listener
 	target   string
-	rate     int // bytes a second, towards the board
+	rate     int  // bytes a second
+	up       bool // it is slow towards the server, not towards the board
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
-	bytes int64 // passed towards the board
+	bytes int64 // passed in the slow direction
 	wg    sync.WaitGroup
 }
 
-// cmdSlowLink starts one: slowlink NAME PORT TARGETPORT BYTES_PER_SECOND
+// cmdSlowLink starts one: slowlink [-up] NAME PORT TARGETPORT BYTES_PER_SECOND. With -up uploads are slow, not downloads.
 func cmdSlowLink(ts *testscript.TestScript, neg bool, args []string) {
 	plain(ts, neg, "slowlink")
+	up := len(args) > 0 && args[0] == "-up"
+	if up {
+		args = args[1:]
+	}
 	if len(args) != 4 {
-		ts.Fatalf("usage: slowlink NAME PORT TARGETPORT BYTES_PER_SECOND")
+		ts.Fatalf("usage: slowlink [-up] NAME PORT TARGETPORT BYTES_PER_SECOND")
 	}
 	rate, err := strconv.Atoi(args[3])
 	ts.Check(err)
 	l, err := net.Listen("tcp", "127.0.0.1:"+args[1])
 	ts.Check(err)
-	s := &slowLink{listener: l, target: "127.0.0.1:" + args[2], rate: rate, conns: make(map[net.Conn]bool)}
+	s := &slowLink{listener: l, target: "127.0.0.1:" + args[2], rate: rate, up: up, conns: make(map[net.Conn]bool)}
 	of(ts).links[args[0]] = s
 	s.wg.Go(s.accept)
 }
@@ -94,14 +99,18 @@ func (s *slowLink) keep(conns ...net.Conn) {
 }
 
 func (s *slowLink) join(near, far net.Conn) {
+	slow, fast := near, far // where each direction ends
+	if s.up {
+		slow, fast = far, near
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, _ = io.Copy(far, near) // whichever end goes, the other goes too
+		_, _ = io.Copy(fast, slow) // whichever end goes, the other goes too
 		near.Close()
 		far.Close()
 	})
 	wg.Go(func() {
-		s.pace(near, far)
+		s.pace(slow, fast)
 		near.Close()
 		far.Close()
 	})

@@ -72,16 +72,29 @@ func build(out string) error {
 	return nil
 }
 
+// TestScripts tells every story, and those with a device in them once for each kind: TestScripts/component/good-update.
 func TestScripts(t *testing.T) {
+	for _, kind := range deviceKinds {
+		t.Run(kind.name, func(t *testing.T) { runStories(t, kind) })
+	}
+}
+
+func runStories(t *testing.T, kind deviceKind) {
+	files, err := kind.stories()
+	if err != nil {
+		t.Fatal(err)
+	}
+	application := kind.application(t)
 	testscript.Run(t, testscript.Params{
-		Dir:                filepath.Join("testdata", "script"),
+		Files:              files,
 		RequireUniqueNames: true,
 		ContinueOnError:    *goOn,
-		Setup:              setup,
+		Setup:              func(env *testscript.Env) error { return setup(env, application) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"needs":         cmdNeeds,
 			"freeports":     cmdFreePorts,
 			"start":         cmdStart,
+			"device":        cmdDevice,
 			"halt":          cmdHalt,
 			"ended":         cmdEnded,
 			"waitfor":       cmdWaitFor,
@@ -108,25 +121,30 @@ func TestScripts(t *testing.T) {
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
 			"browse":        cmdBrowse,
+			"realidf":       cmdRealIDF,
+			"sshd":          cmdSSHD,
+			"interrupt":     cmdInterrupt,
+			"interrupts":    cmdInterrupts,
 		},
 	})
 }
 
 // story is what belongs to one running script.
 type story struct {
-	procs   map[string]*process
-	order   []string
-	hostile map[string]*hostile
-	links   map[string]*slowLink
-	undo    []func()
+	application string // that its boards run; empty for the firmware built in
+	procs       map[string]*process
+	order       []string
+	hostile     map[string]*hostile
+	links       map[string]*slowLink
+	undo        []func()
 }
 
 type storyKey struct{}
 
 func of(ts *testscript.TestScript) *story { return ts.Value(storyKey{}).(*story) }
 
-func setup(env *testscript.Env) error {
-	s := &story{procs: make(map[string]*process), hostile: make(map[string]*hostile), links: make(map[string]*slowLink)}
+func setup(env *testscript.Env, application string) error {
+	s := &story{application: application, procs: make(map[string]*process), hostile: make(map[string]*hostile), links: make(map[string]*slowLink)}
 	env.Values[storyKey{}] = s
 	home := filepath.Join(env.WorkDir, ".home")
 	if err := os.MkdirAll(home, 0o700); err != nil {
@@ -139,7 +157,7 @@ func setup(env *testscript.Env) error {
 	// Debian keeps servers where an ordinary account's PATH does not look.
 	path := strings.Join([]string{binFolder, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"}, string(os.PathListSeparator))
 	for k, v := range map[string]string{"PATH": path, "HOME": home, "XDG_CONFIG_HOME": home, "TMPDIR": env.Getenv("TMPDIR"), "LC_ALL": "C",
-		"SCRIPT": scriptFolder(), "GORACE": "halt_on_error=1 exitcode=66"} {
+		"SCRIPT": folder("testdata"), "FIRMWARE": folder("../firmware"), "DOCS": folder("../docs"), "GORACE": "halt_on_error=1 exitcode=66"} {
 		env.Setenv(k, v)
 	}
 	// What the person who runs the tests has set must not reach the stories.
@@ -153,8 +171,9 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-func scriptFolder() string {
-	dir, err := filepath.Abs("testdata")
+// folder is a folder of the tree, by its way from this one.
+func folder(name string) string {
+	dir, err := filepath.Abs(name)
 	if err != nil {
 		panic("e2e: no working folder: " + err.Error())
 	}
@@ -163,7 +182,9 @@ func scriptFolder() string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "bash": "bash", "zsh": "zsh", "fish": "fish", "chromium": "chromium"}
+	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
+	"sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
+	"git": "git", "chromium": "chromium", "bash": "bash", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {

@@ -106,7 +106,8 @@ func command(ts *testscript.TestScript, ctx context.Context, args []string) *exe
 func environment(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "WORK", "LC_ALL", "TMPDIR", "GORACE", "BMSOTA_DATA", "BMSOTA_SERVER",
-		"BMSOTA_TOKEN", "BMSOTA_CA_FILE", "BMSOTA_BROKER", "BMSOTA_USERNAME", "BMSOTA_PASSWORD"} {
+		"BMSOTA_TOKEN", "BMSOTA_CA_FILE", "BMSOTA_BROKER", "BMSOTA_USERNAME", "BMSOTA_PASSWORD", "SSH_AUTH_SOCK",
+		"OTA_HOST_CLOCK", "OTA_HOST_HANG", "OTA_HOST_ORDERS", "OTA_HOST_SPEEDUP"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
@@ -337,12 +338,12 @@ var newSeed = sync.OnceValue(func() uint64 {
 	return rand.Uint64()
 })
 
-// cmdKillRounds starts a program N times and kills it at a random moment of the time given, each time:
-// killrounds N UPTO NAME PROGRAM ARGS… A program that ends by itself before that fails the story.
+// cmdKillRounds starts a board N times and kills it at a random moment of the time given, each time:
+// killrounds N UPTO NAME FLASH [FLAGS…] A board that ends by itself before that fails the story.
 func cmdKillRounds(ts *testscript.TestScript, neg bool, args []string) {
 	plain(ts, neg, "killrounds")
 	if len(args) < 4 {
-		ts.Fatalf("usage: killrounds N UPTO NAME PROGRAM ARGS…")
+		ts.Fatalf("usage: killrounds N UPTO NAME FLASH [FLAGS…]")
 	}
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
@@ -352,7 +353,7 @@ func cmdKillRounds(ts *testscript.TestScript, neg bool, args []string) {
 	random := rand.New(rand.NewPCG(newSeed(), uint64(n)))
 	for round := range n {
 		moment := time.Duration(random.Int64N(int64(upTo)))
-		ts.Check(begin(ts, args[2], args[3:]...))
+		ts.Check(begin(ts, args[2], of(ts).board(args[3:])...))
 		p := running(ts, args[2])
 		select {
 		case <-p.done:

@@ -1,13 +1,16 @@
 package manifest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // NewKey makes a P-256 key that signs manifests.
@@ -63,31 +66,66 @@ func ParsePrivateKey(text []byte) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// ParsePublicKeys reads one or more P-256 public keys from PEM. Anything in the text that is no such key is an error:
-// a trust set that is half read would trust less or more than was meant.
+const (
+	beginKey = "-----BEGIN PUBLIC KEY-----"
+	endKey   = "-----END PUBLIC KEY-----"
+	maxKeys  = 8
+)
+
+// ParsePublicKeys reads one to eight P-256 public keys from PEM. A block that is no such key is an error: a trust set that
+// is half read would trust less or more than was meant. Lines outside the blocks are for people and are skipped, unless
+// they hold the five dashes of a block that somebody meant to be one.
 func ParsePublicKeys(text []byte) ([]*ecdsa.PublicKey, error) {
 	var keys []*ecdsa.PublicKey
-	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			break
+	var body strings.Builder
+	inside := false
+	for line := range strings.Lines(string(text)) {
+		line = strings.Trim(line, " \t\r\n")
+		switch {
+		case !inside && line == beginKey:
+			inside = true
+			body.Reset()
+		case inside && line == endKey:
+			inside = false
+			key, err := parsePublicKey(body.String())
+			if err != nil {
+				return nil, err
+			}
+			if len(keys) == maxKeys {
+				return nil, fmt.Errorf("trusted key: more than %d keys", maxKeys)
+			}
+			keys = append(keys, key)
+		case strings.Contains(line, "-----"):
+			return nil, fmt.Errorf("trusted key: unexpected line %q", line)
+		case inside:
+			body.WriteString(line)
 		}
-		text = rest
-		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("trusted key: %w", err)
-		}
-		key, ok := parsed.(*ecdsa.PublicKey)
-		if !ok || key.Curve != elliptic.P256() {
-			return nil, errors.New("trusted key: not an ECDSA P-256 public key")
-		}
-		if len(keys) == 8 {
-			return nil, errors.New("trusted key: more than 8 keys")
-		}
-		keys = append(keys, key)
+	}
+	if inside {
+		return nil, fmt.Errorf("trusted key: no line %q", endKey)
 	}
 	if len(keys) == 0 {
 		return nil, errors.New("trusted key: no PEM public key")
 	}
 	return keys, nil
+}
+
+func parsePublicKey(body string) (*ecdsa.PublicKey, error) {
+	der, err := base64.StdEncoding.DecodeString(body)
+	if err != nil || base64.StdEncoding.EncodeToString(der) != body {
+		return nil, errors.New("trusted key: not base64")
+	}
+	parsed, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("trusted key: %w", err)
+	}
+	key, ok := parsed.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, errors.New("trusted key: not an ECDSA P-256 public key")
+	}
+	// The parser forgives bytes behind the fields that it knows; a device in C compares them.
+	if again, err := x509.MarshalPKIXPublicKey(key); err != nil || !bytes.Equal(again, der) {
+		return nil, errors.New("trusted key: not in its one DER form")
+	}
+	return key, nil
 }

@@ -4,14 +4,13 @@
 //
 // On the wire a manifest is a compact JWS (RFC 7515), algorithm ES256 and no other, whose payload is the JSON form of
 // Manifest. mbedTLS can check it with what every ESP-IDF build carries. Sign decodes and verifies what it made before
-// it hands it over; Verify decides on the raw payload that was signed and refuses unknown algorithms, other critical
-// headers, oversize input and fields out of range.
+// it hands it over; Verify decides on the raw payload that was signed and refuses any other header, any other form of the
+// same base64, oversize input, a key that stands twice and fields out of range.
 //
 // The package is small on purpose: keys stay with the operator, files and networks with the caller.
 package manifest
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/base64"
@@ -19,9 +18,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"strings"
 
 	"bmsota/esp/appimage"
+	"bmsota/strictjson"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -95,7 +95,7 @@ func (m Manifest) Block(i int) (sum [32]byte, ok bool) {
 
 // check holds every field to its range, for a manifest about to be signed and for one just verified.
 func (m Manifest) check() error {
-	sums, err := base64.RawURLEncoding.Strict().DecodeString(m.Blocks)
+	sums, err := base64.RawURLEncoding.DecodeString(m.Blocks)
 	sum, err2 := hex.DecodeString(m.SHA256)
 	switch {
 	case m.Format != 1:
@@ -104,7 +104,7 @@ func (m Manifest) check() error {
 		return fmt.Errorf("manifest: size of %d bytes is not within 1 to %d", m.Size, MaxSize)
 	case err2 != nil || len(sum) != 32 || hex.EncodeToString(sum) != m.SHA256:
 		return errors.New("manifest: sha256 is not 64 lower-case hex digits")
-	case err != nil || int64(len(sums)) != (m.Size+BlockSize-1)/BlockSize*32:
+	case err != nil || int64(len(sums)) != (m.Size+BlockSize-1)/BlockSize*32 || base64.RawURLEncoding.EncodeToString(sums) != m.Blocks:
 		return errors.New("manifest: blocks do not cover the image")
 	case m.Version == "" || len(m.Version) > 64 || len(m.MinVersion) > 64 || len(m.Project) > 32 || len(m.Chip) > 32 || len(m.BuildDate) > 64:
 		return errors.New("manifest: a text is empty or too long")
@@ -164,25 +164,50 @@ func Unverified(text string) (Manifest, error) {
 	return decode(jws.UnsafePayloadWithoutVerification())
 }
 
+// header is the only protected header there is: what Sign makes, byte for byte. A text with another one (a key or a
+// critical extension in it, another algorithm) is no manifest, whoever signed it, and a device in C compares bytes.
+const header = `{"alg":"ES256"}`
+
 func parse(text string) (*jose.JSONWebSignature, error) {
 	if len(text) > MaxJWS {
 		return nil, fmt.Errorf("manifest: %d bytes, the limit is %d", len(text), MaxJWS)
+	}
+	if !strings.HasPrefix(text, base64.RawURLEncoding.EncodeToString([]byte(header))+".") {
+		return nil, fmt.Errorf("manifest: the header is not %s", header)
 	}
 	jws, err := jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
+	if len(jws.Signatures[0].Signature) != 64 {
+		return nil, errors.New("manifest: the signature is not 64 bytes")
+	}
+	// Base64 has several texts for the same bytes (line breaks, bits behind the last byte); one of them is the manifest.
+	if back, err := jws.CompactSerialize(); err != nil || back != text {
+		return nil, errors.New("manifest: not in canonical base64url")
+	}
 	return jws, nil
 }
 
 func decode(payload []byte) (Manifest, error) {
-	var m Manifest
-	dec := json.NewDecoder(bytes.NewReader(payload))
-	if err := dec.Decode(&m); err != nil {
+	o, err := strictjson.Parse(payload)
+	if err != nil {
 		return Manifest{}, fmt.Errorf("manifest: %w", err)
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return Manifest{}, errors.New("manifest: data after the payload")
+	var m Manifest
+	o.Take("format", &m.Format)
+	o.Text("project", 32, &m.Project)
+	o.Text("chip", 32, &m.Chip)
+	o.Text("version", 64, &m.Version)
+	o.Text("min_version", 64, &m.MinVersion)
+	o.Take("secure_version", &m.SecureVersion)
+	o.Take("size", &m.Size)
+	o.Text("sha256", 64, &m.SHA256)
+	o.Text("blocks", MaxJWS, &m.Blocks)
+	o.Text("build_date", 64, &m.BuildDate)
+	o.Take("force_update", &m.ForceUpdate)
+	if o.Err() != nil {
+		return Manifest{}, fmt.Errorf("manifest: %w", o.Err())
 	}
 	return m, m.check()
 }

@@ -5,9 +5,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"os"
 	"strings"
@@ -133,12 +135,63 @@ func TestForgeriesAreRefused(t *testing.T) {
 		"critical header":            header(`{"alg":"ES256","crit":["x"],"x":1}`) + "." + part[1] + "." + part[2],
 		"key in the header":          header(`{"alg":"ES256","jwk":{}}`) + "." + swapped + "." + part[2],
 		"two texts":                  text + "." + text,
+		"line break in the base64":   part[0] + "." + part[1][:8] + "\n" + part[1][8:] + "." + part[2],
+		"bits behind the last byte":  part[0] + "." + part[1] + "." + part[2][:85] + otherLastDigit(part[2][85]),
+		"padding":                    part[0] + "." + part[1] + "." + part[2] + "==",
 		"JSON form":                  `{"payload":"` + part[1] + `","protected":"` + part[0] + `","signature":"` + part[2] + `"}`,
 		"larger than any":            text + strings.Repeat("A", manifest.MaxJWS),
 		"header changed, not signed": header(`{"alg":"ES256","kid":"1"}`) + "." + part[1] + "." + part[2],
 	} {
 		if got, err := manifest.Verify(forged, &key.PublicKey); err == nil {
 			t.Errorf("%s: accepted as %+v", name, got)
+		}
+	}
+}
+
+// otherLastDigit is a base64url digit that decodes to the same two bits as c, behind 64 bytes.
+func otherLastDigit(c byte) string {
+	const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	return string(digits[strings.IndexByte(digits, c)|1])
+}
+
+// A signature by the right key makes no manifest of a text that two readers could read differently.
+func TestSignedTextsOfAnotherFormAreRefused(t *testing.T) {
+	_, m := vector(t)
+	key := newKey(t)
+	good, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := strings.TrimSuffix(string(good), "}")
+	for name, c := range map[string]struct {
+		payload string
+		options *jose.SignerOptions
+		ok      bool
+	}{
+		"as it is":                 {string(good), nil, true},
+		"a field that is newer":    {plain + `,"x":[1]}`, nil, true},
+		"another header":           {string(good), (&jose.SignerOptions{}).WithType("JWT"), false},
+		"its key in the header":    {string(good), &jose.SignerOptions{EmbedJWK: true}, false},
+		"a key twice":              {plain + `,"version":"9.9.9"}`, nil, false},
+		"a key in capitals":        {strings.Replace(string(good), `"version"`, `"VERSION"`, 1), nil, false},
+		"something after it":       {string(good) + "{}", nil, false},
+		"control character":        {strings.Replace(string(good), `"ota-demo"`, `"ota\u0007demo"`, 1), nil, false},
+		"line break in the blocks": {strings.Replace(string(good), `"blocks":"`, `"blocks":"\n`, 1), nil, false},
+	} {
+		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, c.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		jws, err := signer.Sign([]byte(c.payload))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := jws.CompactSerialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := manifest.Verify(text, &key.PublicKey); (err == nil) != c.ok {
+			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
 }
@@ -210,10 +263,26 @@ func TestKeysReadBackAndOtherKindsAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	longer := append([]byte{0x30, 91}, append(der[2:], 5, 0)...) // a field behind those that are known
+	if _, err := x509.ParsePKIXPublicKey(longer); err != nil {
+		t.Fatalf("the longer form tests nothing: %v", err)
+	}
+	if back, err := manifest.ParsePublicKeys([]byte("# our release key\r\n  " + strings.ReplaceAll(string(public), "\n", " \r\n\t") + "bye")); err != nil || len(back) != 1 {
+		t.Errorf("with words around it: %v", err)
+	}
 	for name, text := range map[string]string{
 		"empty": "", "not PEM": "hello", "another curve": string(wrongCurve), "a private key": string(private),
-		"one good, one broken": string(public) + "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
-		"nine keys":            strings.Repeat(string(public), 9),
+		"longer than known":         string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: longer})),
+		"one broken, one good":      "-----BEGIN PUBLIC KEY-----\nAAAA\n" + string(public),
+		"one good, one cut":         string(public) + strings.TrimSuffix(string(public), "-----END PUBLIC KEY-----\n"),
+		"one good, one certificate": string(public) + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+		"one good, one misspelt":    string(public) + "----- BEGIN PUBLIC KEY -----\n",
+		"one good, one broken":      string(public) + "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+		"nine keys":                 strings.Repeat(string(public), 9),
 	} {
 		if _, err := manifest.ParsePublicKeys([]byte(text)); err == nil {
 			t.Errorf("%s: taken as trusted keys", name)

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"bmsota/strictjson"
 )
 
 // MaxCommand is the largest command in bytes. esp-mqtt's buffer is 1024 bytes and holds the topic as well.
@@ -40,23 +42,23 @@ func ParseCommand(b []byte) (Command, error) {
 	if len(b) > MaxCommand {
 		return Command{}, refuse(ReasonOversize, "%d bytes", len(b))
 	}
-	fields, err := object(b)
+	r, err := strictjson.Parse(b)
 	if err != nil {
 		return Command{}, refuse(ReasonBadCommand, "%v", err)
 	}
 	var c Command
 	var expires string
-	r := reader{fields: fields}
-	r.text("action", 32, (*string)(&c.Action))
-	r.take("force", &c.Force)
-	r.text("id", 64, &c.ID)
-	r.text("version", 64, &c.Version)
-	r.text("expires_at", 40, &expires)
-	if r.err != nil {
-		return Command{}, refuse(ReasonBadCommand, "%v", r.err)
+	r.Text("action", 32, (*string)(&c.Action))
+	r.Take("force", &c.Force)
+	r.Text("id", 64, &c.ID)
+	r.Text("version", 64, &c.Version)
+	r.Text("expires_at", 40, &expires)
+	if r.Err() != nil {
+		return Command{}, refuse(ReasonBadCommand, "%v", r.Err())
 	}
 	if expires != "" {
-		if c.ExpiresAt, err = time.Parse(time.RFC3339, expires); err != nil {
+		var ok bool
+		if c.ExpiresAt, ok = parseTime(expires); !ok {
 			return Command{}, refuse(ReasonBadCommand, "expires_at is not an RFC 3339 time")
 		}
 	}
@@ -67,6 +69,19 @@ func ParseCommand(b []byte) (Command, error) {
 		return Command{}, refuse(ReasonBadCommand, "no action")
 	}
 	return Command{}, refuse(ReasonUnknownAction, "%q", string(c.Action))
+}
+
+// parseTime takes RFC 3339 times and no others. time.Parse is more generous: an hour of one digit, a comma before the
+// fraction, an offset of 24 hours or 60 minutes. The letters T and Z are upper case.
+func parseTime(s string) (time.Time, bool) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil || s[13] != ':' || s[19] == ',' {
+		return time.Time{}, false
+	}
+	if zone := s[len(s)-5:]; s[len(s)-1] != 'Z' && (zone > "24" || zone[3] > '5') {
+		return time.Time{}, false
+	}
+	return t, true
 }
 
 // Append writes the command as the original tool spells it: action and force first, the rest only when set. It fails
@@ -94,3 +109,12 @@ func (c Command) Append(dst []byte) ([]byte, error) {
 
 // Expired says whether the command's time has passed at now.
 func (c Command) Expired(now time.Time) bool { return !c.ExpiresAt.IsZero() && now.After(c.ExpiresAt) }
+
+// ClockSet says whether a device's clock can be right. A chip that was not told the time counts from 1970.
+func ClockSet(now time.Time) bool { return now.Year() >= 2000 }
+
+// Same says whether other asks for what c asks for: one order, come twice.
+func (c Command) Same(other Command) bool {
+	return c.Action == other.Action &&
+		(other.ID != "" && other.ID == c.ID || other.Version == c.Version && other.Force == c.Force)
+}

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
+
+	"bmsota/strictjson"
 )
 
 // MaxConfig is the largest configuration file in bytes that a device reads.
@@ -81,35 +83,32 @@ type MQTTConfig struct {
 // ParseOTAConfig reads ota_config.txt. The error names the field.
 func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	c := OTAConfig{AutoRollbackEnabled: true}
-	fields, err := configFields(b)
+	r, err := configFields(b)
 	if err != nil {
 		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", err)
 	}
-	r := reader{fields: fields}
-	r.text("server_url", 400, &c.ServerURL)
-	r.text("cert_pem", MaxConfig, &c.CertPEM)
-	r.take("skip_cert_verification", &c.SkipCertVerification)
-	r.take("timeout_ms", &c.TimeoutMS)
-	r.text("current_version", 64, &c.CurrentVersion)
-	r.take("auto_rollback_enabled", &c.AutoRollbackEnabled)
-	r.text("device_id", MaxDeviceID, &c.DeviceID)
-	r.text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
-	r.text("topic_prefix", 128, &c.TopicPrefix)
-	r.take("own_topic_only", &c.OwnTopicOnly)
-	if sub := r.sub("health"); sub != nil {
-		sub.take("deadline_s", &c.Health.DeadlineS)
-		sub.take("bms_frames", &c.Health.BMSFrames)
-		sub.take("min_heap", &c.Health.MinHeap)
-		r.err = errors.Join(r.err, sub.err)
-	}
-	if sub := r.sub("gate"); sub != nil {
-		sub.take("min_soc_pct", &c.Gate.MinSOCPct)
-		sub.take("not_while_charging", &c.Gate.NotWhileCharging)
-		sub.text("window", 11, &c.Gate.Window)
-		r.err = errors.Join(r.err, sub.err)
-	}
-	if r.err != nil {
-		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", r.err)
+	r.Text("server_url", 400, &c.ServerURL)
+	r.Text("cert_pem", MaxConfig, &c.CertPEM)
+	r.Take("skip_cert_verification", &c.SkipCertVerification)
+	r.Take("timeout_ms", &c.TimeoutMS)
+	r.Text("current_version", 64, &c.CurrentVersion)
+	r.Take("auto_rollback_enabled", &c.AutoRollbackEnabled)
+	r.Text("device_id", MaxDeviceID, &c.DeviceID)
+	r.Text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
+	r.Text("topic_prefix", 128, &c.TopicPrefix)
+	r.Take("own_topic_only", &c.OwnTopicOnly)
+	r.Sub("health", func(sub *strictjson.Object) {
+		sub.Take("deadline_s", &c.Health.DeadlineS)
+		sub.Take("bms_frames", &c.Health.BMSFrames)
+		sub.Take("min_heap", &c.Health.MinHeap)
+	})
+	r.Sub("gate", func(sub *strictjson.Object) {
+		sub.Take("min_soc_pct", &c.Gate.MinSOCPct)
+		sub.Take("not_while_charging", &c.Gate.NotWhileCharging)
+		sub.Text("window", 11, &c.Gate.Window)
+	})
+	if r.Err() != nil {
+		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", r.Err())
 	}
 	if err := c.Check(); err != nil {
 		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", err)
@@ -119,13 +118,13 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 
 // Check holds the values to their ranges.
 func (c OTAConfig) Check() error {
-	u, err := url.Parse(c.ServerURL)
+	plain, err := checkServerURL(c.ServerURL)
 	switch {
 	case c.ServerURL == "":
 		return errors.New("no server_url")
-	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		return fmt.Errorf("server_url %q is not an http(s) address", c.ServerURL)
-	case u.Scheme == "http" && !c.SkipCertVerification:
+	case err != nil:
+		return err
+	case plain && !c.SkipCertVerification:
 		return fmt.Errorf("server_url %q is plain http: use https, or set skip_cert_verification to true for a test bench", c.ServerURL)
 	case c.TimeoutMS < 0 || c.TimeoutMS > time.Hour.Milliseconds():
 		return fmt.Errorf("timeout_ms of %d is not within 0 to 3600000", c.TimeoutMS)
@@ -148,23 +147,22 @@ func (c OTAConfig) Check() error {
 // ParseMQTTConfig reads mqtt_config.txt, as JSON or as the older key=value lines.
 func ParseMQTTConfig(b []byte) (MQTTConfig, error) {
 	c := MQTTConfig{QoS: 1}
-	fields, err := configFields(b)
+	r, err := configFields(b)
 	if err != nil {
 		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", err)
 	}
-	r := reader{fields: fields}
-	r.text("broker_host", 253, &c.BrokerHost)
-	r.take("broker_port", &c.BrokerPort)
-	r.text("username", 128, &c.Username)
-	r.text("password", 256, &c.Password)
-	r.take("qos", &c.QoS)
-	r.take("tls", &c.TLS)
-	r.text("ca_pem", MaxConfig, &c.CAPEM)
-	if r.err == nil {
-		r.err = c.Check()
+	r.Text("broker_host", 253, &c.BrokerHost)
+	r.Take("broker_port", &c.BrokerPort)
+	r.Text("username", 128, &c.Username)
+	r.Text("password", 256, &c.Password)
+	r.Take("qos", &c.QoS)
+	r.Take("tls", &c.TLS)
+	r.Text("ca_pem", MaxConfig, &c.CAPEM)
+	if r.Err() != nil {
+		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", r.Err())
 	}
-	if r.err != nil {
-		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", r.err)
+	if err := c.Check(); err != nil {
+		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", err)
 	}
 	if c.BrokerPort == 0 {
 		c.BrokerPort = 1883
@@ -190,29 +188,21 @@ func (c MQTTConfig) Check() error {
 	return nil
 }
 
-// configFields reads a configuration file into JSON fields, whichever of its two forms it has.
-func configFields(b []byte) (map[string]json.RawMessage, error) {
+// configFields reads a configuration file into fields, whichever of its two forms it has.
+func configFields(b []byte) (*strictjson.Object, error) {
 	if len(b) > MaxConfig {
 		return nil, fmt.Errorf("%d bytes, the limit is %d", len(b), MaxConfig)
 	}
-	text := strings.TrimSpace(string(b))
+	text := strings.Trim(string(b), blank)
 	if strings.HasPrefix(text, "{") || !strings.Contains(text, "=") {
-		return object([]byte(text))
+		return strictjson.Parse([]byte(text))
 	}
-	return keyValueFields(text)
-}
-
-// keyValueFields reads the older form: one key=value a line, # comments. Its words become the newer ones.
-func keyValueFields(text string) (map[string]json.RawMessage, error) {
-	fields := make(map[string]json.RawMessage)
-	set := func(key string, v any) {
-		raw, err := json.Marshal(v)
-		if err == nil { // strings, numbers and booleans always encode
-			fields[key] = raw
-		}
+	if !utf8.ValidString(text) {
+		return nil, errors.New("not valid UTF-8")
 	}
+	fields := &strictjson.Object{}
 	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
+		line = strings.Trim(line, blank)
 		if line == "" || line[0] == '#' {
 			continue
 		}
@@ -220,35 +210,54 @@ func keyValueFields(text string) (map[string]json.RawMessage, error) {
 		if !ok {
 			return nil, fmt.Errorf("line %q is not key=value", line)
 		}
-		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
-		switch key {
-		case "broker":
-			u, err := url.Parse(value)
-			if err != nil || u.Hostname() == "" {
-				return nil, fmt.Errorf("broker %q is not mqtt://host:port", value)
-			}
-			set("broker_host", u.Hostname())
-			set("tls", u.Scheme == "mqtts" || u.Scheme == "ssl")
-			if p := u.Port(); p != "" {
-				fields["broker_port"] = json.RawMessage(strings.TrimLeft(p, "0"))
-			}
-		case "url":
-			set("server_url", value)
-		case "version":
-			set("current_version", value)
-		case "broker_port", "qos", "timeout_ms":
-			n, err := strconv.Atoi(value)
-			if err != nil {
-				return nil, fmt.Errorf("%s of %q is not a number", key, value)
-			}
-			set(key, n)
-		case "skip_cert_verification", "auto_rollback_enabled", "tls":
-			set(key, value == "true" || value == "1")
-		default:
-			set(key, value)
+		if err := keyValue(fields, strings.Trim(key, blank), strings.Trim(value, blank)); err != nil {
+			return nil, err
 		}
 	}
 	return fields, nil
+}
+
+// blank is what JSON takes for white space, and so does the older form.
+const blank = " \t\r\n"
+
+// keyValue adds one line of the older form. Its words become the newer ones, and no field may be given twice.
+func keyValue(fields *strictjson.Object, key, value string) error {
+	switch key {
+	case "broker":
+		return setBroker(fields, value)
+	case "url":
+		return fields.Set("server_url", value)
+	case "version":
+		return fields.Set("current_version", value)
+	case "broker_port", "qos", "timeout_ms":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return fmt.Errorf("%s of %q is not a number", key, value)
+		}
+		return fields.Set(key, n)
+	case "skip_cert_verification", "auto_rollback_enabled", "own_topic_only", "tls":
+		return fields.Set(key, value == "true" || value == "1")
+	}
+	return fields.Set(key, value)
+}
+
+func setBroker(fields *strictjson.Object, value string) error {
+	host, port, tls, err := brokerAddress(value)
+	if err != nil {
+		return err
+	}
+	if err := fields.Set("broker_host", host); err != nil {
+		return err
+	}
+	if port != 0 {
+		if err := fields.Set("broker_port", port); err != nil {
+			return err
+		}
+	}
+	if tls {
+		return fields.Set("tls", true)
+	}
+	return nil
 }
 
 // Append writes ota_config.txt, indented.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -130,6 +131,14 @@ func TestVersionOrderIsAStrictOrder(t *testing.T) {
 			t.Fatalf("Newer(%s, %s) and Older disagree", a, b)
 		}
 	})
+}
+
+func TestGenericVersionsNameNoRelease(t *testing.T) {
+	for v, want := range map[string]bool{"": true, "1": true, "esp-idf: v4.4.6": true, "1.0.0": false, "v1": false, "esp-idf": false} {
+		if got := protocol.GenericVersion(v); got != want {
+			t.Errorf("GenericVersion(%q) = %v, want %v", v, got, want)
+		}
+	}
 }
 
 func TestVersionFileHasRoomForTheLargestImage(t *testing.T) {
@@ -257,6 +266,18 @@ func TestConfigsOutOfRangeAreRefused(t *testing.T) {
 		"prefix with a wildcard":   `{"server_url":"https://h/x","topic_prefix":"a/#"}`,
 		"device id with a slash":   `{"server_url":"https://h/x","device_id":"a/b"}`,
 		"larger than any":          `{"server_url":"https://h/x","cert_pem":"` + strings.Repeat("a", protocol.MaxConfig) + `"}`,
+		"url with a user name":     `{"server_url":"https://u:p@h/x"}`,
+		"url with a fragment":      `{"server_url":"https://h/x#y"}`,
+		"url with a space":         `{"server_url":"https://h/a b"}`,
+		"url not ASCII":            `{"server_url":"https://h/ä"}`,
+		"url with half an escape":  `{"server_url":"https://h/%4"}`,
+		"url in capitals":          `{"server_url":"HTTPS://h/x"}`,
+		"url with an empty port":   `{"server_url":"https://h:/x"}`,
+		"url with a port too big":  `{"server_url":"https://h:65536/x"}`,
+		"url with a bad bracket":   `{"server_url":"https://[h]/x"}`,
+		"url with an IPv6 zone":    `{"server_url":"https://[fe80::1%25eth0]/x"}`,
+		"older form, a key twice":  "url=https://h/x\nserver_url=https://h/y",
+		"older form, not UTF-8":    "url=https://h/x\nversion=\xff",
 		"older form, broken line":  "url=https://h/x\nnonsense",
 		"older form, number wrong": "url=https://h/x\ntimeout_ms=soon",
 	} {
@@ -272,6 +293,12 @@ func TestConfigsOutOfRangeAreRefused(t *testing.T) {
 		"older, no broker": "username=a",
 		"older, bad url":   "broker=:::",
 		"older, bad port":  "broker=mqtt://h:99999",
+		"older, port 0":    "broker=mqtt://h:0",
+		"older, scheme":    "broker=ws://h",
+		"older, user name": "broker=mqtt://u:p@h",
+		"older, path":      "broker=mqtt://h/x",
+		"older, two hosts": "broker=mqtt://h\nbroker_host=g",
+		"older, TLS twice": "broker=mqtts://h\ntls=false",
 	} {
 		if c, err := protocol.ParseMQTTConfig([]byte(text)); err == nil {
 			t.Errorf("%s: read as %+v", name, c)
@@ -279,6 +306,68 @@ func TestConfigsOutOfRangeAreRefused(t *testing.T) {
 	}
 	if c, err := protocol.ParseMQTTConfig([]byte(`{"broker_host":"h","tls":true}`)); err != nil || c.BrokerPort != 8883 {
 		t.Errorf("default port with TLS: %+v, %v", c, err)
+	}
+}
+
+func TestAddressesThatDevicesTakeAreAddressesForNetURL(t *testing.T) {
+	for _, text := range []string{"https://h", "https://h?x", "https://a-b_c.d:8443/x/%2f?y=%20", "http://1.2.3.4/", "https://[fd00::1]:443/x",
+		"https://h/{}|^`\"<>\\"} {
+		quoted, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := protocol.ParseOTAConfig([]byte(`{"skip_cert_verification":true,"server_url":` + string(quoted) + `}`))
+		u, err2 := url.Parse(c.ServerURL)
+		if err != nil || err2 != nil || u.Hostname() == "" {
+			t.Errorf("%s: %v, %v", text, err, err2)
+		}
+	}
+	for text, want := range map[string]protocol.MQTTConfig{
+		"broker=mqtt://h":              {BrokerHost: "h", BrokerPort: 1883, QoS: 1},
+		"broker=mqtts://h/":            {BrokerHost: "h", BrokerPort: 8883, QoS: 1, TLS: true},
+		"broker=tcp://h:1\ntls=true":   {BrokerHost: "h", BrokerPort: 1, QoS: 1, TLS: true},
+		"broker=ssl://[::1]:2\nqos=+0": {BrokerHost: "::1", BrokerPort: 2, TLS: true},
+	} {
+		if got, err := protocol.ParseMQTTConfig([]byte(text)); err != nil || got != want {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+}
+
+func TestExpiryIsAnRFC3339Time(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"2026-12-01T00:00:00Z": true, "2026-12-01T00:00:00.123456789012Z": true, "2024-02-29T23:59:59-23:59": true,
+		"2026-12-01T0:00:00Z": false, "2026-12-01T00:00:00,5Z": false, "2026-12-01T00:00:00+24:00": false,
+		"2026-12-01T00:00:00+01:60": false, "2026-12-01t00:00:00Z": false, "2026-12-01T00:00:00z": false,
+		"2025-02-29T00:00:00Z": false, "2026-12-01T24:00:00Z": false, "2026-12-01T00:00:60Z": false, "2026-12-01 00:00:00Z": false,
+		"2026-12-01T00:00:00": false, "2026-12-01T00:00:00.Z": false,
+	} {
+		if _, err := protocol.ParseCommand([]byte(`{"action":"update","expires_at":"` + text + `"}`)); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestOneOrderComeTwiceIsTheSame(t *testing.T) {
+	update := protocol.Command{Action: protocol.ActionUpdate, ID: "1", Version: "1.0.0"}
+	for name, c := range map[string]struct {
+		other protocol.Command
+		same  bool
+	}{
+		"itself":              {update, true},
+		"the id":              {protocol.Command{Action: protocol.ActionUpdate, ID: "1", Version: "2.0.0"}, true},
+		"the wish":            {protocol.Command{Action: protocol.ActionUpdate, ID: "2", Version: "1.0.0"}, true},
+		"another version":     {protocol.Command{Action: protocol.ActionUpdate, ID: "2", Version: "2.0.0"}, false},
+		"with force":          {protocol.Command{Action: protocol.ActionUpdate, Version: "1.0.0", Force: true}, false},
+		"another action":      {protocol.Command{Action: protocol.ActionCheck, ID: "1", Version: "1.0.0"}, false},
+		"another, without id": {protocol.Command{Action: protocol.ActionUpdate}, false},
+	} {
+		if update.Same(c.other) != c.same {
+			t.Errorf("%s: %v", name, !c.same)
+		}
+	}
+	if !protocol.SameVersion("v1.0.0", "1.0.0") || protocol.SameVersion("1.0.0", "1.0.0+1") {
+		t.Error("versions are compared by more or less than a leading v")
 	}
 }
 

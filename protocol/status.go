@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"bmsota/strictjson"
 )
 
 // MaxStatus is the largest status in bytes that a server reads.
@@ -75,52 +77,50 @@ func ParseStatus(b []byte) (Status, error) {
 	if len(b) > MaxStatus {
 		return Status{}, fmt.Errorf("status is %d bytes, the limit is %d", len(b), MaxStatus)
 	}
-	fields, err := object(b)
+	r, err := strictjson.Parse(b)
 	if err != nil {
 		return Status{}, fmt.Errorf("status: %w", err)
 	}
 	var s Status
-	r := reader{fields: fields}
-	r.take("timestamp_us", &s.TimestampUS)
-	r.take("uptime_sec", &s.UptimeSec)
-	r.take("status", &s.Status)
-	r.take("progress_pct", &s.ProgressPct)
-	r.text("message", 512, &s.Message)
-	r.text("current_version", 64, &s.CurrentVersion)
-	r.text("available_version", 64, &s.AvailableVersion)
-	r.take("rollback_pending", &s.RollbackPending)
-	r.take("free_heap", &s.FreeHeap)
-	r.text("device_id", MaxDeviceID, &s.DeviceID)
-	r.take("protocol", &s.Protocol)
-	r.text("boot_id", 64, &s.BootID)
-	r.take("seq", &s.Seq)
-	r.text("phase", 32, (*string)(&s.Phase))
-	r.text("reason", 64, (*string)(&s.Reason))
-	r.text("command_id", 64, &s.CommandID)
-	r.text("slot", 16, &s.Slot)
-	r.take("slot_size", &s.SlotSize)
-	r.text("chip", 32, &s.Chip)
-	r.text("project", 32, &s.Project)
-	r.take("secure_version", &s.SecureVersion)
-	r.text("image_sha256", 64, &s.ImageSHA256)
-	r.text("failed_sha256", 64, &s.FailedSHA256)
-	r.take("rollback_protected", &s.RollbackProtected)
-	r.take("signed_only", &s.Signed)
-	r.text("reset_reason", 32, &s.ResetReason)
-	r.take("bytes_done", &s.BytesDone)
-	r.take("bytes_total", &s.BytesTotal)
-	r.take("retries", &s.Retries)
-	r.take("min_free_heap", &s.MinFreeHeap)
-	r.take("largest_free_block", &s.LargestFreeBlock)
-	if sub := r.sub("battery"); sub != nil {
+	r.Take("timestamp_us", &s.TimestampUS)
+	r.Take("uptime_sec", &s.UptimeSec)
+	r.Take("status", &s.Status)
+	r.Take("progress_pct", &s.ProgressPct)
+	r.Text("message", 512, &s.Message)
+	r.Text("current_version", 64, &s.CurrentVersion)
+	r.Text("available_version", 64, &s.AvailableVersion)
+	r.Take("rollback_pending", &s.RollbackPending)
+	r.Take("free_heap", &s.FreeHeap)
+	r.Text("device_id", MaxDeviceID, &s.DeviceID)
+	r.Take("protocol", &s.Protocol)
+	r.Text("boot_id", 64, &s.BootID)
+	r.Take("seq", &s.Seq)
+	r.Text("phase", 32, (*string)(&s.Phase))
+	r.Text("reason", 64, (*string)(&s.Reason))
+	r.Text("command_id", 64, &s.CommandID)
+	r.Text("slot", 16, &s.Slot)
+	r.Take("slot_size", &s.SlotSize)
+	r.Text("chip", 32, &s.Chip)
+	r.Text("project", 32, &s.Project)
+	r.Take("secure_version", &s.SecureVersion)
+	r.Text("image_sha256", 64, &s.ImageSHA256)
+	r.Text("failed_sha256", 64, &s.FailedSHA256)
+	r.Take("rollback_protected", &s.RollbackProtected)
+	r.Take("signed_only", &s.Signed)
+	r.Text("reset_reason", 32, &s.ResetReason)
+	r.Take("bytes_done", &s.BytesDone)
+	r.Take("bytes_total", &s.BytesTotal)
+	r.Take("retries", &s.Retries)
+	r.Take("min_free_heap", &s.MinFreeHeap)
+	r.Take("largest_free_block", &s.LargestFreeBlock)
+	r.Sub("battery", func(sub *strictjson.Object) {
 		s.Battery = &Battery{}
-		sub.take("soc_pct", &s.Battery.SOCPct)
-		sub.take("pack_current_a", &s.Battery.PackCurrentA)
-		sub.take("charging", &s.Battery.Charging)
-		r.err = errors.Join(r.err, sub.err)
-	}
-	if r.err != nil {
-		return Status{}, fmt.Errorf("status: %w", r.err)
+		sub.Take("soc_pct", &s.Battery.SOCPct)
+		sub.Take("pack_current_a", &s.Battery.PackCurrentA)
+		sub.Take("charging", &s.Battery.Charging)
+	})
+	if r.Err() != nil {
+		return Status{}, fmt.Errorf("status: %w", r.Err())
 	}
 	return s, s.check()
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"bmsota/strictjson"
 )
 
 // MaxVersionFile is the largest version.json in bytes that a device reads: room for the manifest of the largest image
@@ -33,27 +35,26 @@ func ParseVersionFile(b []byte) (VersionFile, error) {
 	if len(b) > MaxVersionFile {
 		return VersionFile{}, refuse(ReasonBadVersionFile, "larger than %d bytes", MaxVersionFile)
 	}
-	fields, err := object(b)
+	r, err := strictjson.Parse(b)
 	if err != nil {
 		return VersionFile{}, refuse(ReasonBadVersionFile, "%v", err)
 	}
 	var f VersionFile
-	r := reader{fields: fields}
-	r.text("version", 64, &f.Version)
-	r.text("build_date", 64, &f.BuildDate)
-	r.text("description", 2048, &f.Description)
-	r.text("min_version", 64, &f.MinVersion)
-	r.take("force_update", &f.ForceUpdate)
-	r.text("project", 32, &f.Project)
-	r.text("chip", 32, &f.Chip)
-	r.take("size", &f.Size)
-	r.text("sha256", 64, &f.SHA256)
-	r.text("url", 400, &f.URL)
-	r.take("secure_version", &f.SecureVersion)
-	r.text("manifest", MaxVersionFile, &f.Manifest)
+	r.Text("version", 64, &f.Version)
+	r.Text("build_date", 64, &f.BuildDate)
+	r.Text("description", 2048, &f.Description)
+	r.Text("min_version", 64, &f.MinVersion)
+	r.Take("force_update", &f.ForceUpdate)
+	r.Text("project", 32, &f.Project)
+	r.Text("chip", 32, &f.Chip)
+	r.Take("size", &f.Size)
+	r.Text("sha256", 64, &f.SHA256)
+	r.Text("url", 400, &f.URL)
+	r.Take("secure_version", &f.SecureVersion)
+	r.Text("manifest", MaxVersionFile, &f.Manifest)
 	switch {
-	case r.err != nil:
-		return VersionFile{}, refuse(ReasonBadVersionFile, "%v", r.err)
+	case r.Err() != nil:
+		return VersionFile{}, refuse(ReasonBadVersionFile, "%v", r.Err())
 	case f.Version == "":
 		return VersionFile{}, refuse(ReasonBadVersionFile, "no version")
 	case f.Size < 0:

@@ -16,6 +16,10 @@ func ParseVersion(s string) (v *semver.Version, ok bool) {
 	return v, err == nil
 }
 
+// GenericVersion says whether the version in an image's description is a build system's and not a person's: blank,
+// Arduino's "esp-idf: v4.4.6", and the 1 that ESP-IDF fills in when it finds no other. It names no release.
+func GenericVersion(v string) bool { return v == "" || v == "1" || strings.HasPrefix(v, "esp-idf: ") }
+
 // Newer says whether available should replace running by version order. A device that runs something that is no
 // proper version takes every proper release for newer; a release that is no proper version is newer than nothing.
 // Build metadata does not order (SemVer 2.0.0 §10).
@@ -38,6 +42,9 @@ func Older(running, floor string) bool {
 	r, ok := ParseVersion(running)
 	return !ok || r.LessThan(f)
 }
+
+// SameVersion compares as people write versions: a leading v does not count.
+func SameVersion(a, b string) bool { return strings.TrimPrefix(a, "v") == strings.TrimPrefix(b, "v") }
 
 // OnTheWay says whether offered is a step towards the version a command names: newer than what runs and older than what
 // is wanted, as a server offers it where a version must be passed through. The command stays open until wanted runs.

@@ -54,11 +54,14 @@ func (a *access) brokerFlags(cmd *cobra.Command) {
 	a.password = os.Getenv("BMSOTA_PASSWORD")
 }
 
+// defaultDataName is a server's data folder unless it is given another.
+const defaultDataName = "bmsota-data"
+
 func defaultData() string {
 	if dir := os.Getenv("BMSOTA_DATA"); dir != "" {
 		return dir
 	}
-	return "bmsota-data"
+	return defaultDataName
 }
 
 // client opens the API of the server.
@@ -70,6 +73,11 @@ func (a *access) client(cmd *cobra.Command) (*api.Client, error) {
 		return nil, &fault{code: exitUsage, err: errors.New("no server given"),
 			hint: "run it beside the server's data folder, or give --data, or --server and BMSOTA_TOKEN"}
 	}
+	return a.newClient(cmd)
+}
+
+// newClient opens the API of the server that a holds.
+func (a *access) newClient(cmd *cobra.Command) (*api.Client, error) {
 	opt := api.Options{BaseURL: a.server, Token: a.token}
 	if a.caFile != "" {
 		pem, err := readCertificates(cmd, a.caFile)
@@ -94,6 +102,11 @@ func (a *access) link(ctx context.Context, cmd *cobra.Command) (*deploy.Link, er
 		return nil, &fault{code: exitUsage, err: errors.New("no broker given"),
 			hint: "run it beside the server's data folder, or give --data or --broker"}
 	}
+	return a.dial(ctx, cmd)
+}
+
+// dial opens the connection to the broker that a holds.
+func (a *access) dial(ctx context.Context, cmd *cobra.Command) (*deploy.Link, error) {
 	b, err := a.parseBroker(cmd)
 	if err != nil {
 		return nil, err
@@ -116,17 +129,27 @@ func readCertificates(cmd *cobra.Command, path string) ([]byte, error) {
 	return pem, nil
 }
 
-func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
-	u, err := url.Parse(a.broker)
+// parseAddress reads a broker's address; Port is 0 where it has none.
+func parseAddress(text string) (deploy.Broker, error) {
+	u, err := url.Parse(text)
 	if err != nil || u.Hostname() == "" || u.Scheme != "mqtt" && u.Scheme != "mqtts" {
-		return deploy.Broker{}, usagef("broker %q is not mqtt://host:port or mqtts://host:port", a.broker)
+		return deploy.Broker{}, usagef("broker %q is not mqtt://host:port or mqtts://host:port", text)
 	}
-	b := deploy.Broker{Host: u.Hostname(), TLS: u.Scheme == "mqtts", Username: a.username, Password: a.password, Prefix: a.prefix}
+	b := deploy.Broker{Host: u.Hostname(), TLS: u.Scheme == "mqtts"}
 	if p := u.Port(); p != "" {
 		if b.Port, err = strconv.Atoi(p); err != nil || b.Port < 1 || b.Port > 65535 {
 			return deploy.Broker{}, usagef("broker port %q is not a number from 1 to 65535", p)
 		}
 	}
+	return b, nil
+}
+
+func (a *access) parseBroker(cmd *cobra.Command) (deploy.Broker, error) {
+	b, err := parseAddress(a.broker)
+	if err != nil {
+		return deploy.Broker{}, err
+	}
+	b.Username, b.Password, b.Prefix = a.username, a.password, a.prefix
 	if a.passwordIn != "" {
 		secret, err := passwordInput.read(cmd, a.passwordIn)
 		if err != nil {
@@ -193,7 +216,7 @@ func (a *access) fromConfig(c deploy.Config) {
 	set(&a.server, c.Server.BaseURL)
 	set(&a.token, c.Server.Password)
 	set(&a.caFile, c.Server.CAFile)
-	if c.MQTT.Broker != "" && a.broker == "" {
+	if c.Broker() != "" && a.broker == "" {
 		scheme, port := "mqtt", 1883
 		if c.MQTT.TLS {
 			scheme, port = "mqtts", 8883
@@ -201,7 +224,7 @@ func (a *access) fromConfig(c deploy.Config) {
 		if c.MQTT.Port != 0 {
 			port = c.MQTT.Port
 		}
-		a.broker = fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(c.MQTT.Broker, strconv.Itoa(port)))
+		a.broker = fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(c.Broker(), strconv.Itoa(port)))
 		set(&a.username, c.MQTT.Username)
 		set(&a.password, c.MQTT.Password)
 	}

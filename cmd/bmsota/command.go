@@ -76,26 +76,6 @@ func newRollbackCmd() *cobra.Command {
 	return cmd
 }
 
-func newCheckCmd() *cobra.Command {
-	c := order{action: protocol.ActionCheck}
-	cmd := &cobra.Command{
-		Use:   "check",
-		Short: "ask devices what they are offered",
-		Long: `Tells devices to look for an update and say what they found, without installing it (unless the
-release says force_update). With none named it asks every connected device.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c.target.all = len(c.target.devices) == 0
-			return c.run(cmd, args)
-		},
-	}
-	c.register(cmd, checkTimeout)
-	return cmd
-}
-
-// checkTimeout is how long a check may take: a device tries to reach its server for 90 seconds.
-const checkTimeout = 2 * time.Minute
-
 // orderTimeout is how long an update may take: the device's own deadlines come first.
 const orderTimeout = time.Hour
 
@@ -109,6 +89,7 @@ type order struct {
 	timeout time.Duration
 	noWait  bool
 	asJSON  bool
+	answer  time.Duration // how long to wait for anybody at all; 0 = as long as for the end
 }
 
 // register adds the flags of a command that waits up to timeout; 0 means without end.
@@ -134,32 +115,41 @@ func (o *order) run(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	defer link.Close()
-	id, err := deploy.NewCommandID()
-	if err != nil {
+	track, err := o.give(ctx, cmd, link)
+	if err != nil || o.noWait {
 		return err
 	}
-	track := deploy.NewTrack(protocol.Command{Action: o.action, Force: o.force, ID: id, Version: o.version}, o.target.devices...)
-	view := newWatchView(cmd, o.asJSON)
-	// What the broker kept of each device comes first: which version it ran, and who is there at all.
-	settle(ctx, link, track, view)
-	if err := o.checkKnown(ctx, cmd, track); err != nil {
-		return err
-	}
-	if err := o.send(ctx, link, track.Command); err != nil {
-		return brokerFault(err)
-	}
-	if o.noWait {
-		return printf(cmd, "sent %s (%s)\n", o.action, id)
-	}
-	o.sayOffline(cmd, track, view)
-	follow(ctx, link, track, view)
-	view.end(track)
 	if o.asJSON {
 		if err := printJSON(cmd, verdicts(track)); err != nil {
 			return err
 		}
 	}
 	return verdictFault(cmd, o.action, track)
+}
+
+// give sends the order over link and, unless nobody waits, watches until every device has a verdict.
+func (o *order) give(ctx context.Context, cmd *cobra.Command, link *deploy.Link) (*deploy.Track, error) {
+	id, err := deploy.NewCommandID()
+	if err != nil {
+		return nil, err
+	}
+	track := deploy.NewTrack(protocol.Command{Action: o.action, Force: o.force, ID: id, Version: o.version}, o.target.devices...)
+	view := newWatchView(cmd, o.asJSON)
+	// What the broker kept of each device comes first: which version it ran, and who is there at all.
+	settle(ctx, link, track, view)
+	if err := o.checkKnown(ctx, cmd, track); err != nil {
+		return nil, err
+	}
+	if err := o.send(ctx, link, track.Command); err != nil {
+		return nil, brokerFault(err)
+	}
+	if o.noWait {
+		return track, printf(cmd, "sent %s (%s)\n", o.action, id)
+	}
+	o.sayOffline(cmd, track, view)
+	follow(ctx, link, track, view, o.answer)
+	view.end(track)
+	return track, nil
 }
 
 func (o *order) checkTimeout(cmd *cobra.Command) error {
@@ -265,12 +255,24 @@ func settle(ctx context.Context, link *deploy.Link, track *deploy.Track, view *w
 	}
 }
 
-// follow applies reports until every device has a verdict or time is up.
-func follow(ctx context.Context, link *deploy.Link, track *deploy.Track, view *watchView) {
+// follow applies reports until every device has a verdict or time is up. Where nobody has answered within the time answer
+// it ends as well; 0 waits as long as ctx lasts.
+func follow(ctx context.Context, link *deploy.Link, track *deploy.Track, view *watchView, answer time.Duration) {
+	var silence <-chan time.Time
+	if answer > 0 {
+		timer := time.NewTimer(answer)
+		defer timer.Stop()
+		silence = timer.C
+	}
 	for !track.Ended() {
 		select {
 		case r := <-link.Statuses():
 			view.report(track.Apply(r), track)
+		case <-silence:
+			if !track.Answered() {
+				track.Expire()
+				return
+			}
 		case <-ctx.Done():
 			track.Expire()
 			return

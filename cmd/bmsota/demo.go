@@ -36,7 +36,7 @@ one. Nothing is left behind. The exit code is 0 only when all of it went as it s
 				},
 				Follow: func(ctx context.Context, link *deploy.Link, track *deploy.Track) {
 					view := newWatchView(cmd, false)
-					follow(ctx, link, track, view)
+					follow(ctx, link, track, view, 0)
 					view.end(track)
 				},
 				Results: func(rows []demo.Result) { showResults(cmd, rows) },

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +16,7 @@ import (
 	"bmsota/esp/parttable"
 	"bmsota/manifest"
 	"bmsota/protocol"
+	"bmsota/provision"
 
 	"github.com/spf13/cobra"
 )
@@ -192,7 +191,9 @@ With --enroll the board gets a login at the server and both files are made for i
 			if _, err := device.Build(try); err != nil {
 				return b.buildFault(err)
 			}
-			b.warnOfTable(cmd, l.Table)
+			if b.partitions != "" {
+				warnOfTable(cmd, b.partitions, l.Table)
+			}
 			id := protocol.DeviceID(l.MAC)
 			if b.enroll {
 				e, err := b.enrolment(cmd)
@@ -236,17 +237,12 @@ func (b *board) buildFault(err error) error {
 }
 
 // warnOfTable tells what a board cannot do with a table that lacks something.
-func (b *board) warnOfTable(cmd *cobra.Command, t parttable.Table) {
-	if b.partitions == "" {
-		return
-	}
+func warnOfTable(cmd *cobra.Command, path string, t parttable.Table) {
 	if _, ok := t.OTAData(); !ok || len(t.Slots()) < 2 {
-		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(b.partitions))
+		warn(cmd, "%s: without an otadata partition and two slots (ota_0, ota_1) the board cannot be updated", shown(path))
 	}
-	if !slices.ContainsFunc(t, func(p parttable.Partition) bool {
-		return p.Type == parttable.TypeData && p.Subtype == parttable.SubtypeSPIFFS
-	}) {
-		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(b.partitions))
+	if _, ok := t.Storage(); !ok {
+		warn(cmd, "%s: without a SPIFFS partition the board has no place for its configuration files", shown(path))
 	}
 }
 
@@ -259,16 +255,16 @@ func parseMAC(cmd *cobra.Command, text string) ([6]byte, error) {
 		mac[0] = mac[0]&^1 | 2 // one station, locally administered (IEEE 802)
 		return mac, nil
 	}
-	hw, err := net.ParseMAC(text)
-	if err != nil || len(hw) != 6 {
-		return mac, usageFault(cmd, "%q is not a MAC address such as 24:6f:28:a1:b2:c3", text)
+	mac, err := provision.ParseMAC(text)
+	if err != nil {
+		return mac, usageFault(cmd, "%w", err)
 	}
-	return [6]byte(hw), nil
+	return mac, nil
 }
 
 func newDeviceRunCmd() *cobra.Command {
 	var (
-		flash, mac                       string
+		flash, mac, application          string
 		seed                             uint64
 		noRollback, antiRollback, asJSON bool
 		verbose, charging                bool
@@ -284,9 +280,13 @@ at once, so it may be stopped, or killed, at any moment and run again.
 
 --cut-at lets the power fail at the n-th flash operation after power on: an erased sector or a programmed piece of
 at most 64 bytes. The command then ends with exit 0 and says so in its last line (with --json on standard error);
-run again without it, the board continues from what the cut left. How far a torn operation got is --seed's.`,
+run again without it, the board continues from what the cut left. How far a torn operation got is --seed's.
+
+--application runs a program of your own as the board's firmware: docs/virtual-boards.md says what it is given and
+what its exit status means.`,
 		Example: `  bmsota device run --flash board.bin
-  bmsota device run --flash board.bin --cut-at 300 --cut torn --seed 7`,
+  bmsota device run --flash board.bin --cut-at 300 --cut torn --seed 7
+  bmsota device run --flash board.bin --application ./build/monitor`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFlags(cmd, "flash"); err != nil {
@@ -310,7 +310,7 @@ run again without it, the board continues from what the cut left. How far a torn
 			}
 			sensors.Set(protocol.Battery{SOCPct: soc, PackCurrentA: current, Charging: charging})
 			say := statusPrinter(cmd, asJSON)
-			cfg := device.Config{Path: flash, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
+			cfg := device.Config{Path: flash, Application: application, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
 				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say,
 				PowerCut: device.PowerCut{At: cutAt, How: device.CutMoment(cut), Seed: seed}}
 			if mac != "" {
@@ -320,7 +320,9 @@ run again without it, the board continues from what the cut left. How far a torn
 				}
 			}
 			b, err := device.Open(cfg)
-			if err != nil {
+			if errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return flashFault(flash, err)
 			}
 			err = b.Run(cmd.Context())
@@ -335,7 +337,9 @@ run again without it, the board continues from what the cut left. How far a torn
 				_, err := fmt.Fprintf(out, "power cut at operation %d\n", cutAt)
 				return err
 			}
-			if err := errors.Join(err, b.Close()); err != nil {
+			if err := errors.Join(err, b.Close()); errors.Is(err, device.ErrApplication) {
+				return applicationFault(err)
+			} else if err != nil {
 				return &fault{code: exitDevice, err: err, hint: "see 'bmsota device inspect --flash " + shown(flash) + "'"}
 			}
 			return nil
@@ -345,6 +349,7 @@ run again without it, the board continues from what the cut left. How far a torn
 	f.StringVar(&flash, "flash", "", "flash file of the board")
 	f.Uint64Var(&seed, "seed", 1, "of everything random about the board")
 	f.StringVar(&mac, "mac", "", "MAC address, for a flash read from a real board")
+	f.StringVar(&application, "application", "", "program to run as the firmware (default the one built in)")
 	f.BoolVar(&noRollback, "no-rollback", false, "bootloader and application are built without rollback")
 	f.BoolVar(&antiRollback, "anti-rollback", false, "and with anti-rollback")
 	f.Float64Var(&soc, "soc", 80, "state of charge that the battery reports, percent")
@@ -373,6 +378,10 @@ func statusPrinter(cmd *cobra.Command, asJSON bool) func(protocol.Status) {
 		// A board does not stop because nobody reads its console.
 		_, _ = fmt.Fprintln(cmd.OutOrStdout(), line)
 	}
+}
+
+func applicationFault(err error) error {
+	return failure("docs/virtual-boards.md says what a program has to do to run on a board", "%w", err)
 }
 
 func flashFault(path string, err error) error {

@@ -49,3 +49,12 @@ func TestDeviceRunRefusesCutsThatMeanNothing(t *testing.T) {
 	mustFail(t, exitUsage, "--cut-at has to say where", "device", "run", "--flash", "x.bin", "--cut", "torn")
 	mustFail(t, exitUsage, "not before, torn or after", "device", "run", "--flash", "x.bin", "--cut-at", "3", "--cut", "during")
 }
+
+func TestDeviceRunSaysWhatIsWrongWithAnApplication(t *testing.T) {
+	dir := t.TempDir()
+	app, flash := filepath.Join(dir, "app.bin"), filepath.Join(dir, "board.bin")
+	mustRun(t, "image", "new", "--chip", "esp32", "--project", "monitor", "--version", "1.0.0", "-o", app)
+	mustRun(t, "device", "create", "--flash", flash, "--image", app, "--mac", "02:00:00:00:00:01")
+	mustFail(t, exitFailed, "application "+dir+"/nowhere cannot be started: no such file or directory", "device", "run", "--flash", flash, "--application", dir+"/nowhere")
+	mustFail(t, exitFailed, "cannot be started: permission denied", "device", "run", "--flash", flash, "--application", app)
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -98,7 +99,7 @@ func rowLine(r deploy.Row) string {
 			phase = "restarting"
 		}
 	}
-	line := fmt.Sprintf("%-14s %-18s %-12s", r.Device, versions, phase)
+	line := fmt.Sprintf("%-14s %-18s %-12s", cmp.Or(r.Device, "(no id)"), versions, phase)
 	if s.Phase == protocol.PhaseDownloading && r.Online {
 		line += fmt.Sprintf(" %s %3d %%", bar(s.BytesDone, s.BytesTotal), s.ProgressPct)
 		if s.BytesTotal > 0 {

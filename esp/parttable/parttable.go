@@ -122,6 +122,17 @@ func (t Table) Factory() (Partition, bool) { return t.last(TypeApp, SubtypeFacto
 // Test gives the test application. Of several rows the last counts, as in the bootloader.
 func (t Table) Test() (Partition, bool) { return t.last(TypeApp, SubtypeTest) }
 
+// Blank gives the application that a board with blank boot records starts: the factory one, else the first slot.
+func (t Table) Blank() (Partition, bool) {
+	if p, ok := t.Factory(); ok {
+		return p, true
+	}
+	return t.first(TypeApp, SubtypeOTA0)
+}
+
+// Storage gives the first SPIFFS partition, where the configuration files are.
+func (t Table) Storage() (Partition, bool) { return t.first(TypeData, SubtypeSPIFFS) }
+
 func (t Table) first(typ, subtype uint8) (Partition, bool) {
 	for _, p := range t {
 		if p.Type == typ && p.Subtype == subtype {

@@ -336,3 +336,26 @@ func BenchmarkParseBinary(b *testing.B) {
 		}
 	}
 }
+
+func TestWhatABoardWithoutRecordsStarts(t *testing.T) {
+	factory := Partition{Name: "factory", Type: TypeApp, Subtype: SubtypeFactory, Offset: 0x400000, Size: 0x100000}
+	for name, c := range map[string]struct {
+		table Table
+		want  string
+	}{
+		"the first slot":                  {Default(), "ota_0"},
+		"the factory application":         {append(Default(), factory), "factory"},
+		"nothing without either":          {Default()[4:], ""},
+		"the first by number, not by row": {Table{Default()[4], Default()[3]}, "ota_0"},
+	} {
+		if p, ok := c.table.Blank(); p.Name != c.want || ok != (c.want != "") {
+			t.Errorf("%s: %q, %v", name, p.Name, ok)
+		}
+	}
+	if p, ok := Default().Storage(); !ok || p.Name != "storage" {
+		t.Errorf("storage is %q, %v", p.Name, ok)
+	}
+	if p, ok := Default()[:5].Storage(); ok {
+		t.Errorf("storage of a table without one is %q", p.Name)
+	}
+}

@@ -71,6 +71,7 @@ type Config struct {
 	// FramePeriod is the time between two readings; 0 means one second.
 	FramePeriod time.Duration
 
+	Clock     func() time.Time                                                  // for limits of time; nil: this machine's
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's network
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's bundle
 	Trust     *Trust                                                            // shared by a fleet; nil: the board's own
@@ -86,10 +87,11 @@ type Config struct {
 
 const eventQueue = 16
 
-// linkEvent is a session that stands, or one that does not and why.
+// linkEvent is what the session tells: that it stands, that it does not and why, or a command that came over it.
 type linkEvent struct {
-	up  bool
-	err error
+	up      bool
+	err     error
+	command *command
 }
 
 type command struct {
@@ -112,13 +114,16 @@ type agent struct {
 	rep  *reporter
 	web  *web // nil when the configuration names no server
 
-	links  chan linkEvent // one channel: the order of up and down is what they mean
-	cmds   chan command
+	// links is one channel, because the order is what the events mean: what a board answers to a command that came over a
+	// session it has not heard of yet would be forgotten with everything else it had to say before that session.
+	links  chan linkEvent
 	acks   chan protocol.Status
 	health *health
 
-	job     *job
-	waiting *command // one order that came in a trial or before the rollback was told
+	job        *job
+	waiting    *command // one order that came in a trial, before the rollback was told or before the clock was set
+	needsClock bool     // it is the last
+	began      time.Time
 }
 
 // job is a piece of work that runs beside the loop: a trial, a check, an update, a rollback.
@@ -172,14 +177,16 @@ func newAgent(cfg Config) *agent {
 	if cfg.Trust == nil {
 		cfg.Trust = new(Trust)
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	if cfg.FramePeriod == 0 {
 		cfg.FramePeriod = time.Second
 	}
 	a := &agent{
-		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1),
+		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1), began: time.Now(),
 		heap:  &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
-		links: make(chan linkEvent, eventQueue),
-		cmds:  make(chan command, eventQueue), acks: make(chan protocol.Status, eventQueue),
+		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Status, eventQueue),
 	}
 	a.health = &health{acked: make(chan struct{})}
 	return a
@@ -200,7 +207,7 @@ func (a *agent) linkEvents(ctx context.Context) LinkEvents {
 			}
 			kept := append([]byte(nil), payload[:min(len(payload), maxCommandKept)]...)
 			select {
-			case a.cmds <- command{kept, retained}:
+			case a.links <- linkEvent{command: &command{kept, retained}}:
 			default:
 				// A flood: the retained order comes again at the next connect, the rest is the flooder's loss.
 			}
@@ -223,7 +230,13 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 		if a.job != nil {
 			done = a.job.done
 		}
+		var clock <-chan time.Time
+		if a.waiting != nil && a.needsClock {
+			clock = time.After(time.Second)
+		}
 		select {
+		case <-clock:
+			a.next(ctx)
 		case <-ctx.Done():
 			if a.job != nil {
 				// The flash is the job's until it has ended.
@@ -234,6 +247,10 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 			}
 			return Stopped, nil
 		case l := <-a.links:
+			if l.command != nil {
+				a.command(ctx, *l.command)
+				continue
+			}
 			release()
 			if !l.up {
 				a.rep.disconnected()
@@ -247,8 +264,6 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 				return Halted, err
 			}
 			a.next(ctx)
-		case c := <-a.cmds:
-			a.command(ctx, c)
 		case out := <-done:
 			a.job = nil
 			if ctx.Err() != nil && !gone(out.err) {
@@ -302,7 +317,7 @@ func (a *agent) start(ctx context.Context, w *wish, work func(context.Context) o
 
 // next takes up the order that had to wait.
 func (a *agent) next(ctx context.Context) {
-	if a.waiting == nil || a.job != nil || a.unsettled() {
+	if a.waiting == nil || a.job != nil || a.unsettled() || a.needsClock && a.clockMayCome() {
 		return
 	}
 	c := *a.waiting

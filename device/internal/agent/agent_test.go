@@ -177,11 +177,3 @@ func TestPausesGrowAndDifferWithinTheirLimits(t *testing.T) {
 		t.Errorf("8000 pauses of 200 boards take only %d values", len(seen))
 	}
 }
-
-func TestGenericVersions(t *testing.T) {
-	for v, want := range map[string]bool{"": true, "1": true, "esp-idf: v4.4.6": true, "1.0.0": false, "v1": false, "esp-idf": false} {
-		if got := generic(v); got != want {
-			t.Errorf("generic(%q) = %v, want %v", v, got, want)
-		}
-	}
-}

@@ -85,7 +85,7 @@ func (a *agent) know() error {
 	s.digest = hex.EncodeToString(s.sum[:])
 	s.version = a.cfg.ota.CurrentVersion
 	if img.Desc != nil {
-		if v := img.Desc.Version; !generic(v) || s.version == "" {
+		if v := img.Desc.Version; !protocol.GenericVersion(v) || s.version == "" {
 			s.version = printable(v)
 		}
 		s.project, s.floor = printable(img.Desc.Project), img.Desc.SecureVersion
@@ -117,10 +117,6 @@ func (a *agent) otherSlot() (parttable.Partition, error) {
 	}
 	return slot, nil
 }
-
-// generic says whether an image's version is a build system's and not a person's: blank, Arduino's "esp-idf: v4.4.6",
-// and the 1 that ESP-IDF fills in when it finds no other.
-func generic(v string) bool { return v == "" || v == "1" || strings.HasPrefix(v, "esp-idf: ") }
 
 // printable keeps a text from an image fit for a status.
 func printable(s string) string {

@@ -150,8 +150,8 @@ func (a *agent) imageURL(at *url.URL, ref string) (*url.URL, error) {
 // judge decides whether this board takes the offer.
 func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
 	cmd := w.cmd
-	if cmd.Version != "" && !sameVersion(cmd.Version, o.Version) && !protocol.OnTheWay(cmd.Version, o.Version, a.self.version) {
-		if sameVersion(cmd.Version, a.self.version) {
+	if cmd.Version != "" && !protocol.SameVersion(cmd.Version, o.Version) && !protocol.OnTheWay(cmd.Version, o.Version, a.self.version) {
+		if protocol.SameVersion(cmd.Version, a.self.version) {
 			return &protocol.Refusal{Reason: protocol.ReasonUpToDate, Detail: cmd.Version}
 		}
 		return &protocol.Refusal{Reason: protocol.ReasonVersionMissing, Detail: fmt.Sprintf("%s is asked for, the server has %s", cmd.Version, o.Version)}

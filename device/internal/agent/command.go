@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"bmsota/esp/otadata"
@@ -20,11 +19,19 @@ type wish struct {
 
 // same says whether a command asks for what w is already doing.
 func (w *wish) same(c protocol.Command) bool {
-	if w == nil || w.cmd.Action != c.Action {
-		return false
-	}
-	return c.ID != "" && c.ID == w.cmd.ID || c.Version == w.cmd.Version && c.Force == w.cmd.Force
+	return w != nil && w.cmd.Same(c)
 }
+
+// clockWait is how long after the start an order with a limit of time waits for the time.
+const clockWait = 10 * time.Minute
+
+// clockMayCome says that a limit of time cannot be judged yet, and still may be.
+func (a *agent) clockMayCome() bool {
+	return !protocol.ClockSet(a.env.Clock()) && time.Since(a.began) < clockWait
+}
+
+// keep puts an order off until it can be carried out; the latest counts.
+func (a *agent) keep(c command) { a.waiting, a.needsClock = &c, false }
 
 var errReplaced = errors.New("replaced by another order")
 
@@ -37,7 +44,14 @@ func (a *agent) command(ctx context.Context, c command) {
 	}
 	w := &wish{cmd: cmd, retained: c.retained}
 	switch {
-	case cmd.Expired(time.Now()):
+	case !cmd.ExpiresAt.IsZero() && a.clockMayCome():
+		a.keep(c)
+		a.needsClock = true
+		a.rep.say(cmd.ID)
+	case !cmd.ExpiresAt.IsZero() && !protocol.ClockSet(a.env.Clock()):
+		// Too old must not be carried out, and what counts is given again or still retained.
+		a.rep.answer(cmd.ID, protocol.ReasonExpired, "the command has a time limit and this device does not know the time")
+	case cmd.Expired(a.env.Clock()):
 		a.rep.answer(cmd.ID, protocol.ReasonExpired, "")
 	case cmd.Action == protocol.ActionStatus:
 		a.rep.say(cmd.ID)
@@ -46,7 +60,7 @@ func (a *agent) command(ctx context.Context, c command) {
 	case a.unsettled():
 		// A retained order is what brought the board here as a rule, and the broker sends it once per session. So it
 		// is kept until the story before it has been told; the latest counts.
-		a.waiting = &c
+		a.keep(c)
 		a.rep.say(cmd.ID)
 	case a.job != nil && a.job.wish.same(cmd):
 		if cmd.ID != "" {
@@ -55,7 +69,7 @@ func (a *agent) command(ctx context.Context, c command) {
 		a.rep.say(cmd.ID)
 	case a.job != nil && cmd.Action == protocol.ActionUpdate && a.rep.current() == protocol.PhaseWaiting:
 		// Nothing is written while a gate is closed, which can be for days: the newer order takes the place.
-		a.waiting = &c
+		a.keep(c)
 		a.job.cancel(errReplaced)
 	case a.job != nil:
 		a.rep.answer(cmd.ID, protocol.ReasonBusy, "")
@@ -84,13 +98,13 @@ func (a *agent) problem() string {
 func (a *agent) orderRollback(ctx context.Context, c command, w *wish) {
 	cmd := w.cmd
 	switch {
-	case cmd.Version != "" && sameVersion(cmd.Version, a.self.version):
+	case cmd.Version != "" && protocol.SameVersion(cmd.Version, a.self.version):
 		a.rep.answer(cmd.ID, protocol.ReasonUpToDate, "")
 	case w.retained && cmd.Version == "":
 		// Done at every connect it would go back and forth for ever.
 		a.rep.answer(cmd.ID, protocol.ReasonStaleCommand, "")
 	case a.job == nil && a.unsettled():
-		a.waiting = &c
+		a.keep(c)
 	case a.job != nil:
 		a.rep.answer(cmd.ID, protocol.ReasonBusy, "")
 	default:
@@ -139,7 +153,7 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s holds no good image to go back to", slot.Name)
 	}
 	if img.Desc != nil {
-		if version != "" && !sameVersion(version, img.Desc.Version) && !generic(img.Desc.Version) {
+		if version != "" && !protocol.SameVersion(version, img.Desc.Version) && !protocol.GenericVersion(img.Desc.Version) {
 			return slot, protocol.ReasonVersionMissing, fmt.Errorf("%s holds %s", slot.Name, printable(img.Desc.Version))
 		}
 	}
@@ -185,6 +199,3 @@ func (a *agent) settle() error {
 	a.rep.phase(protocol.PhaseIdle, protocol.ReasonNone, "")
 	return nil
 }
-
-// sameVersion compares as people write versions: a leading v does not count.
-func sameVersion(a, b string) bool { return strings.TrimPrefix(a, "v") == strings.TrimPrefix(b, "v") }

@@ -46,7 +46,8 @@ type reporter struct {
 	lastPct  int
 	asked    time.Time
 	answered time.Time
-	unsaid   int // refusals that were only counted
+	unsaid   int              // refusals that were only counted
+	early    *protocol.Status // the answer to a command that was quicker than the news of the session it came over
 }
 
 // phase changes the phase and says so. message is for people; empty takes the reason's sentence or the phase's name.
@@ -163,10 +164,7 @@ func (r *reporter) answer(id string, reason protocol.Reason, message string) {
 		s.Message += fmt.Sprintf(" (%d more commands refused)", r.unsaid)
 		r.unsaid = 0
 	}
-	if id != "" {
-		s.CommandID = id
-	}
-	r.enqueue(r.stamp(s))
+	r.reply(s, id)
 }
 
 // say repeats the current status, because somebody asked.
@@ -177,27 +175,39 @@ func (r *reporter) say(id string) {
 		return
 	}
 	r.asked = time.Now()
-	s := r.cur
+	r.reply(r.cur, id)
+}
+
+// reply enqueues s as the answer to the command of that id. The caller holds mu.
+func (r *reporter) reply(s protocol.Status, id string) {
 	if id != "" {
 		s.CommandID = id
+	}
+	if !r.up {
+		r.early = &s
 	}
 	r.enqueue(r.stamp(s))
 }
 
-// connected forgets what was to be said before the session and says what holds now.
+// connected forgets what was to be said before the session and says what holds now, and after it the answer to a retained
+// command that was there before the subscription to it was known to stand.
 func (r *reporter) connected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.up = true
 	r.queue = r.queue[:0]
 	r.enqueue(r.stamp(r.cur))
+	if r.early != nil {
+		r.enqueue(r.stamp(*r.early))
+		r.early = nil
+	}
 }
 
 func (r *reporter) disconnected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.up = false
-	r.queue = r.queue[:0]
+	r.queue, r.early = r.queue[:0], nil
 }
 
 // stamp fills in what changes from one status to the next. The caller holds mu.

@@ -54,12 +54,30 @@ func (a *agent) trial(ctx context.Context) outcome {
 	defer frame.Stop()
 	frames := 0
 	var retry time.Time // no confirmation is tried before
+	// keep confirms what is healthy. False when the flash did not take it.
+	keep := func() (bool, outcome) {
+		err := a.confirm()
+		if err == nil || gone(err) {
+			return true, outcome{err: err}
+		}
+		// Healthy, but the next reset would undo it: that is no confirmation, and nobody is told that it is one.
+		retry = time.Now().Add(confirmPause)
+		a.log.Error("new image not confirmed", "err", err)
+		a.rep.phase(a.rep.current(), protocol.ReasonFlash, "healthy, but not confirmed: "+err.Error())
+		return false, outcome{}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return outcome{}
 		case <-deadline.C:
 			cause := a.missing(limits, frames)
+			if cause == protocol.ReasonNone && retry.IsZero() {
+				// The last of it came after the last look.
+				if done, out := keep(); done {
+					return out
+				}
+			}
 			stays, err := a.giveUp(cause)
 			switch {
 			case err != nil && gone(err):
@@ -79,14 +97,9 @@ func (a *agent) trial(ctx context.Context) outcome {
 			if a.missing(limits, frames) != protocol.ReasonNone || time.Now().Before(retry) {
 				continue
 			}
-			err := a.confirm()
-			if err == nil || gone(err) {
-				return outcome{err: err}
+			if done, out := keep(); done {
+				return out
 			}
-			// Healthy, but the next reset would undo it: that is no confirmation, and nobody is told that it is one.
-			retry = time.Now().Add(confirmPause)
-			a.log.Error("new image not confirmed", "err", err)
-			a.rep.phase(a.rep.current(), protocol.ReasonFlash, "healthy, but not confirmed: "+err.Error())
 		}
 	}
 }

@@ -115,11 +115,15 @@ func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
 		if b, ok := a.env.Battery(); ok {
 			battery = &b
 		}
-		reason := a.cfg.ota.Gate.Blocked(battery, time.Now())
+		now := a.env.Clock()
+		reason := a.cfg.ota.Gate.Blocked(battery, now)
+		if reason == protocol.ReasonNone && a.cfg.ota.Gate.Window != "" && !protocol.ClockSet(now) {
+			reason = protocol.ReasonOutsideWindow // whatever the clock shows, it is not the time of day
+		}
 		if reason == protocol.ReasonNone {
 			return waited, nil
 		}
-		if w.cmd.Expired(time.Now()) {
+		if w.cmd.Expired(now) {
 			return waited, &fault{phase: protocol.PhaseIdle, reason: protocol.ReasonExpired, err: errors.New("the order expired while the device waited")}
 		}
 		if reason != said {

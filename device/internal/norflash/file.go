@@ -137,9 +137,17 @@ func (f *Flash) Close() error {
 		return nil
 	}
 	err := f.Sync()
-	if cerr := f.file.Close(); err == nil && cerr != nil {
-		err = fmt.Errorf("norflash: close: %w", cerr)
+	if cerr := f.letGo(); err == nil {
+		err = cerr
 	}
 	f.file, f.dead = nil, true
 	return err
+}
+
+// letGo gives up the lock and closes the file.
+func (f *Flash) letGo() error {
+	if err := errors.Join(unlock(f.file), f.file.Close()); err != nil {
+		return fmt.Errorf("norflash: close: %w", err)
+	}
+	return nil
 }

@@ -21,3 +21,12 @@ func lock(file *os.File) error {
 	}
 	return nil
 }
+
+// unlock gives the lock up at once. Closing does so only when no process has the file open any more, and one that is
+// being started has for a moment what this one has.
+func unlock(file *os.File) error {
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_UN); err != nil {
+		return fmt.Errorf("unlock: %w", err)
+	}
+	return nil
+}

@@ -321,13 +321,22 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, _ packets.Packet, codes []byte) {
 // was published in between.
 func (h *hook) sendRetained(cl *mqtt.Client, granted []packets.Subscription) {
 	topics, c := h.e.srv.Topics, connOf(cl)
+	shared := h.e.cfg.Topics.StatusAll()
 	for _, sub := range granted {
-		for _, found := range topics.Messages(sub.Filter) {
+		filter := sub.Filter
+		if filter == shared {
+			// Nothing is retained there. The original tool is told what it would have been told: see repeat.
+			filter = h.e.cfg.Topics.Status("+")
+		}
+		for _, found := range topics.Messages(filter) {
 			pk, ok := topics.Retained.Get(found.TopicName)
 			if !ok || !h.e.rights.read(c.id, found.TopicName) {
 				continue
 			}
 			out := pk.Copy(false)
+			if filter != sub.Filter {
+				out.TopicName = shared
+			}
 			out.FixedHeader.Qos, out.FixedHeader.Dup, out.FixedHeader.Retain, out.PacketID = 0, false, true, 0
 			if sub.Identifier > 0 {
 				out.Properties.SubscriptionIdentifier = []int{sub.Identifier}

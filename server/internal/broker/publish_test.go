@@ -420,7 +420,7 @@ func TestSeedStatusIsWhoLoggedIn(t *testing.T) {
 }
 
 // TestStatusesAreRepeatedForTheOriginalTool: it listens to the shared topic alone. While it does, what devices say on
-// their own topics is said there too, and folded once; while nobody does, everything is said once.
+// their own topics is said there too, the last of it at once, and folded once; while nobody does, everything is said once.
 func TestStatusesAreRepeatedForTheOriginalTool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet("d1")
@@ -439,6 +439,10 @@ func TestStatusesAreRepeatedForTheOriginalTool(t *testing.T) {
 		all.sync() // and nothing else
 		original := r.must(login{name: "olga", secret: "olga-secret", id: "original", keepalive: 600})
 		original.subscribed(1, 0, "bms/ota/status")
+		if pk := original.recv(); pk.TopicName != "bms/ota/status" || string(pk.Payload) != status(protocol.PhaseIdle) || !pk.FixedHeader.Retain {
+			t.Errorf("the original tool is first told %q on %q", pk.Payload, pk.TopicName)
+		}
+		original.sync()
 		say(3)
 		if pk := original.recv(); pk.TopicName != "bms/ota/status" || string(pk.Payload) != status(protocol.PhaseIdle) {
 			t.Errorf("the original tool got %q on %q", pk.Payload, pk.TopicName)

@@ -14,7 +14,6 @@ import (
 
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
-	"bmsota/server/internal/store"
 )
 
 // fingerprint is everything that a form could change.

@@ -2,7 +2,8 @@
 // prove healthy. docs/protocol.md is what it says to broker and server; docs/ARCHITECTURE.md how an update goes.
 //
 // The application brings the network up (Wi-Fi or Ethernet alike), mounts the storage partition and calls ota_manager_init.
-// From then on one task of the component does everything; the functions below may be called from any task and return at once.
+// From then on two tasks of the component do everything: a loop, and a worker for what waits for the server. The functions below
+// may be called from any task and return at once.
 //
 // Promises: nothing is erased before the release was found fit and, with a trusted key, its manifest's signature was checked;
 // no record points at an image that was not read back from flash; a new image stays only when it reached network, broker,
@@ -28,18 +29,21 @@ typedef struct {
 
 typedef struct {
     // Reads the pack once, within a second. False when the BMS does not answer. Needed: an image whose BMS is silent is undone.
+    // Called from both tasks, never twice at a time.
     bool (*read_battery)(ota_battery_t *out, void *ctx);
     // Right before the download begins: quiesce what must not be disturbed (CAN, UART), tell the inverter. May be NULL.
     void (*before_update)(void *ctx);
-    // After a download that did not end in a restart: restore it. Called once for each before_update. May be NULL.
+    // Once for each before_update. With installed the board restarts into the new image next; without, the update failed and
+    // what was quiesced is to be restored. Both are called from the worker's task. May be NULL.
     void (*after_update)(bool installed, void *ctx);
     // Sees every status as it is said, from the component's task: for logs and displays. JSON, NUL-terminated. May be NULL.
     void (*on_status)(const char *json, size_t len, void *ctx);
     void *ctx;
 
     const char *storage_path; // where ota_config.txt and mqtt_config.txt are; default "/spiffs"
-    uint32_t task_stack;      // bytes; default CONFIG_OTA_MANAGER_TASK_STACK
-    unsigned task_priority;   // default CONFIG_OTA_MANAGER_TASK_PRIORITY
+    uint32_t task_stack;      // bytes, of the loop; default CONFIG_OTA_MANAGER_TASK_STACK
+    unsigned task_priority;   // of both tasks; default CONFIG_OTA_MANAGER_TASK_PRIORITY
+    uint32_t frame_ms;        // between two readings of the pack in a trial; default 1000
 } ota_manager_config_t;
 
 ota_manager_config_t ota_manager_default_config(void);
@@ -66,7 +70,8 @@ typedef struct {
 // or broken configuration file is no error here: the board says so in its statuses and goes on.
 esp_err_t ota_manager_init(const ota_manager_config_t *cfg);
 
-// Reads the two configuration files again. What changed is in force with the next session and the next check.
+// Reads the two configuration files again, once no update runs. What changed is in force with the session that then begins and
+// with the next check; a changed device_id waits for the next start.
 esp_err_t ota_manager_load_config(void);
 
 // As the commands of the same names on the command topic. ESP_ERR_INVALID_STATE before init.

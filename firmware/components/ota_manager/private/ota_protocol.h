@@ -24,7 +24,7 @@ extern "C" {
 #define OTA_MAX_URL 400
 #define OTA_DIGEST_TEXT 64              // lower-case hex digits of a SHA-256
 
-// Phases, in the order of a good update. The table behind them is in ota_protocol.c and equals docs/protocol.md section 4.
+// Phases, in the order of a good update. The table behind them is in ota_phase.c and equals docs/protocol.md section 4.
 typedef enum {
     OTA_PHASE_IDLE, OTA_PHASE_CHECKING, OTA_PHASE_WAITING, OTA_PHASE_DOWNLOADING, OTA_PHASE_VERIFYING, OTA_PHASE_SWITCHING,
     OTA_PHASE_REBOOTING, OTA_PHASE_TRIAL, OTA_PHASE_CONFIRMED, OTA_PHASE_FAILED, OTA_PHASE_REFUSED, OTA_PHASE_ROLLED_BACK,
@@ -73,6 +73,10 @@ typedef struct {
     ota_reason_t reason;
     char detail[160];
 } ota_refusal_t;
+
+// Fills why and returns false, for the return of a function that refuses.
+__attribute__((format(printf, 3, 4)))
+bool ota_refuse(ota_refusal_t *why, ota_reason_t reason, const char *format, ...);
 
 typedef enum { OTA_ACTION_CHECK, OTA_ACTION_UPDATE, OTA_ACTION_ROLLBACK, OTA_ACTION_STATUS } ota_action_t;
 
@@ -133,6 +137,7 @@ bool ota_mqtt_config_parse(char *b, size_t len, ota_mqtt_config_t *out, char *wh
 
 bool ota_device_id_ok(const char *id);        // 1 to 64 of A-Z a-z 0-9 . _ : -, starting with a letter or digit
 bool ota_topic_prefix_ok(const char *prefix);
+bool ota_digest_ok(const char *hex);          // 64 lower-case hex digits
 void ota_device_id_from_mac(const uint8_t mac[6], char out[OTA_MAX_DEVICE_ID + 1]);   // "bms-a1b2c3"
 
 typedef struct {

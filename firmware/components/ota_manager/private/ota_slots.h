@@ -2,8 +2,9 @@
 // The same bytes and the same order as Go's device/internal/otaops (the safer half) and agent/boot.go, agent/note.go;
 // docs/adr 8, 10 and 11 say why. The flash is the only memory: every function reads it anew, nothing is cached.
 //
-// For one task at a time. It goes through esp_partition_* and esp_image_verify only (spi_flash encryption: see
-// ota_slots_open). Functions return ESP_OK, or the error of the flash that stopped them; ESP_ERR_NOT_FOUND where there is no
+// For one task at a time. It goes through esp_partition_* and esp_image_verify only. With flash encryption a byte takes one
+// write: records are then rewritten as ESP-IDF rewrites them, and the flags of notes and tombstones are blocks of their own.
+// No function takes more than 1.5 KiB of stack, besides esp_image_verify's. Functions return ESP_OK, or the error of the flash that stopped them; ESP_ERR_NOT_FOUND where there is no
 // otadata partition.
 #pragma once
 

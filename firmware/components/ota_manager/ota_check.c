@@ -1,0 +1,261 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "esp_log.h"
+#include "ota_agent.h"
+#include "ota_crypto.h"
+#include "ota_url.h"
+#include "ota_version.h"
+#include "sdkconfig.h"
+
+static const char *TAG = "ota_check";
+
+// Asks for one version.json, into buf of OTA_MAX_VERSION_FILE + 1 bytes. What is missing or no version file comes back as a
+// refusal, so that the other place is tried.
+static bool version_file(const ota_run_t *run, const char *url, char *buf, ota_version_file_t *f, ota_fault_t *why)
+{
+    ota_response_t r;
+    if (!ota_web_get(run, &r, url, 0, "", why)) {
+        return false;
+    }
+    size_t got = 0;
+    bool ended = true;
+    bool ok;
+    if (r.status == 404 || r.status == 410) {
+        ok = ota_refused(why, OTA_REASON_NOT_PUBLISHED, "no version file at %s", url);
+    } else if (r.status != 200) {
+        ok = ota_web_status(&r, why);
+    } else {
+        // One byte more than is allowed tells a file that is too long, whatever length it announces.
+        ok = ota_web_read(&r, buf, OTA_MAX_VERSION_FILE + 1, &got, &ended, why);
+    }
+    bool cut = ok && r.length >= 0 && (int64_t)got < r.length && got <= OTA_MAX_VERSION_FILE;
+    ota_web_close(&r);
+    if (!ok) {
+        return false;
+    }
+    if (cut) {
+        return ota_again(why, OTA_REASON_SERVER_UNREACHABLE, "read version file: the server stopped after %zu bytes", got);
+    }
+    if (got > OTA_MAX_VERSION_FILE) {
+        return ota_refused(why, OTA_REASON_BAD_VERSION_FILE, "answer is too long: more than %u bytes", OTA_MAX_VERSION_FILE);
+    }
+    ota_refusal_t refusal;
+    return ota_version_file_parse(buf, got, f, &refusal) || ota_refused_by(why, &refusal);
+}
+
+static bool version_url(ota_agent_t *a, char *out, size_t size)
+{
+    char name[sizeof "version?chip=&device=" + 16 + 3 * OTA_MAX_DEVICE_ID];
+    size_t n = (size_t)snprintf(name, sizeof name, "version?chip=%s&device=", CONFIG_IDF_TARGET);
+    for (const char *c = a->id; *c != '\0' && n + 4 < sizeof name; c++) {
+        n += (size_t)snprintf(name + n, sizeof name - n, *c == ':' ? "%%3A" : "%c", *c);
+    }
+    return ota_url_beside(a->cfg.ota.server_url, name, out, size);
+}
+
+// Without blocks the download starts over where it breaks, and needs nothing of this.
+static void keep_blocks(ota_offer_t *o, const ota_manifest_t *m, uint32_t slot_size)
+{
+    if (m->size <= 0 || m->size > (int64_t)slot_size) {
+        return;   // it will be refused; nothing is allocated for a number from the network
+    }
+    size_t n = ((size_t)m->size + OTA_BLOCK_SIZE - 1) / OTA_BLOCK_SIZE;
+    o->blocks = malloc(n * sizeof o->blocks[0]);
+    if (o->blocks == NULL) {
+        ESP_LOGW(TAG, "no memory for the digests of %zu blocks: this download cannot be resumed", n);
+        return;
+    }
+    o->block_count = n;
+    for (size_t i = 0; i < n; i++) {
+        if (!ota_manifest_block(m, i, o->blocks[i])) {
+            free(o->blocks);
+            o->blocks = NULL;
+            o->block_count = 0;
+            return;
+        }
+    }
+}
+
+static bool buried(const char *sha256, void *ctx)
+{
+    const ota_agent_t *a = ctx;
+    for (int i = 0; i < a->story.buried_count; i++) {
+        char text[OTA_DIGEST_TEXT + 1];
+        ota_hex(a->story.buried[i], 32, text);
+        if (strcmp(text, sha256) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Whether this board takes the release.
+static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, ota_refusal_t *why)
+{
+    const char *wanted = w->cmd.version;
+    if (wanted[0] != '\0' && !ota_version_same(wanted, r->version) && !ota_on_the_way(wanted, r->version, a->version)) {
+        if (ota_version_same(wanted, a->version)) {
+            why->reason = OTA_REASON_UP_TO_DATE;
+            snprintf(why->detail, sizeof why->detail, "%s", wanted);
+        } else {
+            why->reason = OTA_REASON_VERSION_MISMATCH;
+            snprintf(why->detail, sizeof why->detail, "%s is asked for, the server has %s", wanted, r->version);
+        }
+        return false;
+    }
+    ota_subject_t self = {
+        .chip = CONFIG_IDF_TARGET, .project = a->project, .version = a->version, .image_sha256 = a->digest,
+        .slot_size = a->slots.target != NULL ? (int64_t)a->slots.target->size : 0, .secure_version = a->floor,
+        .quarantined = buried, .ctx = a,
+    };
+    if (!ota_may_install(&self, r, w->cmd.force, why)) {
+        return false;
+    }
+    char held[OTA_DIGEST_TEXT + 1];
+    ota_hex(a->story.held, 32, held);
+    if (w->retained && a->story.is_held && r->sha256[0] != '\0' && strcmp(r->sha256, held) == 0) {
+        why->reason = OTA_REASON_QUARANTINED;
+        snprintf(why->detail, sizeof why->detail, "%s by command; an order given while the device listens brings it back", r->version);
+        return false;
+    }
+    return true;
+}
+
+// Turns the version file into an offer. A board that holds a key takes every fact of the decision from the manifest that a
+// trusted key signed; what stands beside it may be anybody's. Only where the bytes are fetched is the file's word, because
+// bytes prove themselves.
+static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_t *f, const char *at, ota_offer_t *o, ota_fault_t *why)
+{
+    ota_release_t r = {.chip = f->chip, .project = f->project, .version = f->version, .sha256 = f->sha256,
+                       .min_version = f->min_version, .size = f->size, .secure_version = f->secure_version};
+    o->force = f->force_update;
+    ota_manifest_t m;
+    bool have = false;
+    char text[OTA_MAX_MESSAGE];
+    const char *keys = a->cfg.ota.trusted_key_pem;
+    if (keys[0] != '\0' && f->manifest[0] == '\0') {
+        return ota_refused(why, OTA_REASON_UNSIGNED, "version.json holds no manifest");
+    }
+    if (f->manifest[0] != '\0') {
+        // The text lies in the buffer of the version file, which is ours to overwrite.
+        ota_manifest_result_t got = ota_manifest_read((char *)(uintptr_t)f->manifest, strlen(f->manifest), keys[0] != '\0' ? keys : NULL,
+                                                      &m, text, sizeof text);
+        if (got == OTA_MANIFEST_NO_MEMORY) {
+            return ota_again(why, OTA_REASON_OTHER, "check manifest: %s", text);
+        }
+        if (keys[0] != '\0' && got != OTA_MANIFEST_OK) {
+            return ota_refused(why, OTA_REASON_BAD_SIGNATURE, "%s", text);
+        }
+        if (keys[0] != '\0') {
+            o->promised = true;
+            o->force = m.force_update;
+            r = (ota_release_t){.chip = m.chip, .project = m.project, .version = m.version, .sha256 = m.sha256,
+                                .min_version = m.min_version, .size = m.size, .secure_version = m.secure_version};
+            have = true;
+        } else {
+            // For its block digests only: they must add up to the digest in any case.
+            have = got == OTA_MANIFEST_OK && strcmp(m.sha256, f->sha256) == 0 && m.size == f->size;
+        }
+    }
+    if (f->url[0] == '\0') {
+        snprintf(o->url, sizeof o->url, "%s", a->cfg.ota.server_url);
+    } else if (!ota_url_resolve(at, f->url, a->cfg.ota.skip_cert_verification, o->url, sizeof o->url, text, sizeof text)) {
+        return ota_refused(why, OTA_REASON_BAD_VERSION_FILE, "%s", text);
+    }
+    snprintf(o->version, sizeof o->version, "%s", r.version);
+    snprintf(o->sha256, sizeof o->sha256, "%s", r.sha256);
+    o->size = r.size;
+    o->secure_version = r.secure_version;
+    o->fits = judge(a, w, &r, &o->refusal);
+    if (o->fits && have && a->slots.target != NULL) {
+        keep_blocks(o, &m, a->slots.target->size);
+    }
+    return true;
+}
+
+// Asks the server what it offers: the fleet server's answer for this very device, else the file of a static one. The buffer
+// is the largest there is; it lives for one look and is gone before the download.
+static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_fault_t *why)
+{
+    ota_agent_t *a = run->a;
+    char *at = (char *)a->io;   // nothing is downloaded yet
+    if (!version_url(a, at, OTA_MAX_ADDRESS)) {
+        return ota_failed(why, OTA_REASON_BAD_CONFIG, "server_url is too long");
+    }
+    char *buf = malloc(OTA_MAX_VERSION_FILE + 1);
+    if (buf == NULL) {
+        return ota_again(why, OTA_REASON_OTHER, "no memory for the version file");
+    }
+    ota_version_file_t f;
+    bool ok = version_file(run, at, buf, &f, why);
+    if (!ok && why->phase == OTA_PHASE_REFUSED) {
+        ota_fault_t second;
+        if (ota_url_beside(a->cfg.ota.server_url, "version.json", at, OTA_MAX_ADDRESS)) {
+            ok = version_file(run, at, buf, &f, &second);
+            if (!ok && second.reason != OTA_REASON_NOT_PUBLISHED) {
+                *why = second;
+            }
+        }
+    }
+    ok = ok && believe(a, w, &f, at, o, why);
+    free(buf);
+    return ok;
+}
+
+bool ota_check_offer(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_fault_t *why)
+{
+    // A server that is away for a moment must not fail an order. What it waits for is said at every try, because the wait of
+    // an update can be long.
+    int64_t began = ota_now_ms();
+    ota_run_t patient = {run->a, began + (w->cmd.action == OTA_ACTION_CHECK ? OTA_CHECK_MS : OTA_OVERALL_MS)};
+    ota_pause_t pause = {.first_ms = 1000, .limit_ms = 60 * 1000};
+    ota_fault_t last = {0};
+    for (bool before = false;; before = true) {
+        memset(o, 0, sizeof *o);
+        if (look(&patient, w, o, why)) {
+            return true;
+        }
+        if (before && why->reason == OTA_REASON_DEADLINE) {
+            *why = last;   // says more than that the time is up
+            return false;
+        }
+        if (!why->retry || (why->reason == OTA_REASON_TLS_FAILED && ota_now_ms() - began >= OTA_CHECK_MS)) {
+            return false;
+        }
+        last = *why;
+        char text[OTA_MAX_MESSAGE];
+        snprintf(text, sizeof text, "will try again: %.*s", (int)(sizeof text - sizeof "will try again: "), why->text);
+        ota_report_phase(run->a, OTA_PHASE_CHECKING, OTA_REASON_NONE, text);
+        uint32_t wait = ota_pause_next(&pause);
+        if (!ota_run_sleep(&patient, wait > why->after_ms ? wait : why->after_ms)) {
+            return false;
+        }
+    }
+}
+
+void ota_offer_free(ota_offer_t *o)
+{
+    free(o->blocks);
+    o->blocks = NULL;
+    o->block_count = 0;
+}
+
+bool ota_probe_server(const ota_run_t *run)
+{
+    char *at = (char *)run->a->io;
+    if (!version_url(run->a, at, OTA_MAX_ADDRESS)) {
+        return false;
+    }
+    ota_response_t r;
+    ota_fault_t why;
+    // What is tested is the way that the next update comes, not whether there is one.
+    if (!ota_web_get(run, &r, at, 0, "", &why)) {
+        return false;
+    }
+    bool ok = r.status < 500;
+    ota_web_close(&r);
+    return ok;
+}

@@ -1,0 +1,130 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "esp_log.h"
+#include "ota_agent.h"
+#include "sdkconfig.h"
+
+static const char *TAG = "ota_settings";
+
+// Adds a sentence to what is wrong already.
+static void complain(ota_settings_t *s, const char *file, const char *what)
+{
+    ESP_LOGW(TAG, "%s%s", file, what);
+    size_t n = strlen(s->problem);
+    snprintf(s->problem + n, sizeof s->problem - n, "%s%s%.120s", n > 0 ? "; " : "", file, what);
+}
+
+// Reads a whole file, with room for a NUL behind it. NULL with a sentence in why.
+static char *read_file(const char *folder, const char *name, size_t *len, char *why, size_t why_size)
+{
+    char path[256];
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, name) >= sizeof path) {
+        snprintf(why, why_size, "the path is too long");
+        return NULL;
+    }
+    FILE *f = fopen(path, "rb");
+    if (f == NULL) {
+        snprintf(why, why_size, "%s", errno == ENOENT ? "file does not exist" : strerror(errno));
+        return NULL;
+    }
+    char *text = malloc(OTA_MAX_CONFIG + 2);
+    if (text == NULL) {
+        snprintf(why, why_size, "no memory to read it");
+        fclose(f);
+        return NULL;
+    }
+    // One byte more than is allowed tells a file that is too long.
+    *len = fread(text, 1, OTA_MAX_CONFIG + 1, f);
+    bool bad = ferror(f) != 0;
+    fclose(f);
+    if (bad || *len > OTA_MAX_CONFIG) {
+        snprintf(why, why_size, bad ? "cannot be read" : "more than %u bytes", OTA_MAX_CONFIG);
+        free(text);
+        return NULL;
+    }
+    char *fitting = realloc(text, *len + 1);   // for as long as the board is on
+    return fitting != NULL ? fitting : text;
+}
+
+static bool can_verify(const ota_config_t *c, char *why, size_t size)
+{
+    if (c->cert_pem[0] != '\0' && !ota_web_certs_ok(c->cert_pem)) {
+        snprintf(why, size, "cert_pem: no certificate in it");
+        return false;
+    }
+    if (strncasecmp(c->server_url, "https://", 8) != 0 || c->cert_pem[0] != '\0') {
+        return true;
+    }
+#ifndef CONFIG_ESP_TLS_SKIP_SERVER_CERT_VERIFY
+    if (c->skip_cert_verification) {
+        snprintf(why, size, "skip_cert_verification: this firmware always verifies (CONFIG_ESP_TLS_SKIP_SERVER_CERT_VERIFY is off); give cert_pem");
+        return false;
+    }
+#endif
+#ifndef CONFIG_MBEDTLS_CERTIFICATE_BUNDLE
+    if (!c->skip_cert_verification) {
+        snprintf(why, size, "no cert_pem, and this firmware has no certificate bundle (CONFIG_MBEDTLS_CERTIFICATE_BUNDLE)");
+        return false;
+    }
+#endif
+    return true;
+}
+
+static void read_ota(const char *folder, ota_settings_t *s)
+{
+    char why[OTA_MAX_MESSAGE];
+    size_t len;
+    s->ota_text = read_file(folder, "ota_config.txt", &len, why, sizeof why);
+    if (s->ota_text == NULL) {
+        complain(s, "ota_config.txt: ", why);
+        return;
+    }
+    if (!ota_config_parse(s->ota_text, len, &s->ota, why, sizeof why)) {
+        complain(s, "ota_config.txt: ", why);
+        return;
+    }
+    // A board that was given a key and cannot read it must not go on as one that was given none: that one would install what
+    // nobody signed.
+    if (s->ota.trusted_key_pem[0] != '\0' && !ota_manifest_keys_ok(s->ota.trusted_key_pem, why, sizeof why)) {
+        complain(s, "ota_config.txt: ", why);
+        return;
+    }
+    s->have_ota = true;
+    s->web = can_verify(&s->ota, why, sizeof why);
+    if (!s->web) {
+        complain(s, "ota_config.txt: ", why);
+    }
+}
+
+static void read_mqtt(const char *folder, ota_settings_t *s)
+{
+    char why[OTA_MAX_MESSAGE];
+    size_t len;
+    s->mqtt_text = read_file(folder, "mqtt_config.txt", &len, why, sizeof why);
+    if (s->mqtt_text == NULL) {
+        complain(s, "mqtt_config.txt: ", why);
+        return;
+    }
+    s->have_mqtt = ota_mqtt_config_parse(s->mqtt_text, len, &s->mqtt, why, sizeof why);
+    if (!s->have_mqtt) {
+        complain(s, "mqtt_config.txt: ", why);
+    }
+}
+
+void ota_settings_read(const char *folder, ota_settings_t *out)
+{
+    memset(out, 0, sizeof *out);
+    read_ota(folder, out);
+    read_mqtt(folder, out);
+}
+
+void ota_settings_free(ota_settings_t *s)
+{
+    free(s->ota_text);
+    free(s->mqtt_text);
+    memset(s, 0, sizeof *s);
+}
