@@ -182,6 +182,16 @@ type AttemptTally struct {
 	Count   int
 }
 
+// FailureTally counts attempts that failed or were rolled back.
+type FailureTally struct {
+	Action  protocol.Action
+	Version string // ordered; empty where the order named none
+	SHA256  string // of the release that it came to, where that is known
+	State   AttemptState
+	Reason  protocol.Reason
+	Count   int
+}
+
 // OverviewTx is the part of Tx that answers questions about the whole fleet without handing it out.
 type OverviewTx interface {
 	DevicePage(DeviceQuery) ([]Device, error)
@@ -191,6 +201,7 @@ type OverviewTx interface {
 	OpenTallies() ([]AttemptTally, error)
 	NewestOpen(limit int) ([]Attempt, error)                    // newest first
 	NewestFailed(since time.Time, limit int) ([]Attempt, error) // failed or rolled back, latest end first
+	FailureTallies(since time.Time) ([]FailureTally, error)     // of those that ended since then; most first
 	ReleaseTally(sha256 string) (map[AttemptState]int, error)   // of the attempts at a release
 }
 
@@ -223,6 +234,7 @@ type Census struct {
 	Versions                                 []VersionCount
 	Images                                   map[string]int // devices by the digest they run
 	Reasons                                  []ReasonCount
+	Failures                                 []FailureTally // within FailedWithin
 	Open                                     []AttemptTally
 	OpenTotal                                int
 }
@@ -267,6 +279,9 @@ func (f *Fleet) Census(ctx context.Context, age time.Duration) (*Census, error) 
 		}
 		c.add(tallies)
 		if c.Failed, err = tx.DeviceCount(DeviceQuery{State: StateFailed, Now: now}); err != nil {
+			return err
+		}
+		if c.Failures, err = tx.FailureTallies(now.Add(-FailedWithin)); err != nil {
 			return err
 		}
 		if c.Open, err = tx.OpenTallies(); err != nil {

@@ -209,6 +209,24 @@ func (t *memoryTx) NewestFailed(since time.Time, limit int) ([]fleet.Attempt, er
 	return list[:min(len(list), max(limit, 0))], nil
 }
 
+func (t *memoryTx) FailureTallies(since time.Time) ([]fleet.FailureTally, error) {
+	bad, err := t.NewestFailed(since, len(t.m.attempts))
+	counts := make(map[fleet.FailureTally]int)
+	for _, a := range bad {
+		counts[fleet.FailureTally{Action: a.Action, Version: a.Version, SHA256: a.SHA256, State: a.State, Reason: a.Reason}]++
+	}
+	var list []fleet.FailureTally
+	for f, n := range counts {
+		f.Count = n
+		list = append(list, f)
+	}
+	slices.SortFunc(list, func(a, b fleet.FailureTally) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Version, b.Version), cmp.Compare(a.SHA256, b.SHA256),
+			cmp.Compare(a.State, b.State), cmp.Compare(a.Reason, b.Reason))
+	})
+	return list, err
+}
+
 func (t *memoryTx) ReleaseTally(sha256 string) (map[fleet.AttemptState]int, error) {
 	tally := make(map[fleet.AttemptState]int)
 	for _, a := range t.m.attempts {

@@ -263,6 +263,14 @@ func (t *sqlTx) NewestFailed(since time.Time, limit int) ([]fleet.Attempt, error
  ORDER BY ended_at DESC, id DESC LIMIT $2`, millis(since), int64(limit))
 }
 
+func (t *sqlTx) FailureTallies(since time.Time) ([]fleet.FailureTally, error) {
+	return manyOf(t, func(s scanner) (f fleet.FailureTally, err error) {
+		err = s.Scan(&f.Action, &f.Version, &f.SHA256, &f.State, &f.Reason, &f.Count)
+		return f, err
+	}, `SELECT action, version, sha256, state, reason, COUNT(*) FROM attempts WHERE state IN ('failed', 'rolled_back') AND ended_at >= $1
+ GROUP BY action, version, sha256, state, reason ORDER BY COUNT(*) DESC, action, version, sha256, state, reason`, millis(since))
+}
+
 func (t *sqlTx) ReleaseTally(sha256 string) (map[fleet.AttemptState]int, error) {
 	type line struct {
 		state fleet.AttemptState

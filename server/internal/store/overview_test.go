@@ -301,6 +301,21 @@ func checkTallies(t *testing.T, tx fleet.Tx, devices []fleet.Device, facts map[s
 	if err != nil || !slices.IsSortedFunc(failed, func(a, b fleet.Attempt) int { return b.EndedAt.Compare(a.EndedAt) }) {
 		t.Errorf("failures are not the latest first (%v)", err)
 	}
+	counts := make(map[fleet.FailureTally]int)
+	for _, a := range failed {
+		counts[fleet.FailureTally{Action: a.Action, Version: a.Version, SHA256: a.SHA256, State: a.State, Reason: a.Reason}]++
+	}
+	failures, err := tx.FailureTallies(now.Add(-fleet.FailedWithin))
+	for _, f := range failures {
+		key := f
+		key.Count = 0
+		if counts[key] != f.Count {
+			t.Errorf("%+v, want %d", f, counts[key])
+		}
+	}
+	if err != nil || len(failures) != len(counts) || !slices.IsSortedFunc(failures, func(a, b fleet.FailureTally) int { return b.Count - a.Count }) {
+		t.Errorf("%d tallies of failures, want %d, most first (%v)", len(failures), len(counts), err)
+	}
 	byDevice := make(map[string]bool)
 	for _, a := range failed {
 		byDevice[a.DeviceID] = true

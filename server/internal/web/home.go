@@ -27,6 +27,8 @@ type homeData struct {
 	MoreDevices  int // that run those
 	Under        []fleet.Attempt
 	Lately       []fleet.Attempt
+	Causes       []fleet.FailureTally // of what failed lately
+	Failed       int                  // attempts
 	ReleaseCount int
 }
 
@@ -56,6 +58,15 @@ func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) err
 	d.ReleaseCount = len(releases)
 	nameVersions(d.Under, releases)
 	nameVersions(d.Lately, releases)
+	for _, f := range census.Failures {
+		d.Failed += f.Count
+		if f.Version == "" {
+			f.Version = versionOf(f.SHA256, releases)
+		}
+		if len(d.Causes) < homeListed {
+			d.Causes = append(d.Causes, f)
+		}
+	}
 	return u.show(w, http.StatusOK, "home", page{Title: "Home", Here: "home", By: by, Live: "/events", Data: d})
 }
 
@@ -101,10 +112,18 @@ func (homeData) ReasonLink(c fleet.ReasonCount) string {
 // nameVersions fills in which version an order without one came to, where the release it was for is known.
 func nameVersions(attempts []fleet.Attempt, releases []fleet.Release) {
 	for i, a := range attempts {
-		for _, rel := range releases {
-			if a.Version == "" && a.SHA256 != "" && rel.SHA256 == a.SHA256 {
-				attempts[i].Version = rel.Version
-			}
+		if a.Version == "" {
+			attempts[i].Version = versionOf(a.SHA256, releases)
 		}
 	}
+}
+
+// versionOf is the version of a release; empty when there is no such release.
+func versionOf(sha256 string, releases []fleet.Release) string {
+	for _, rel := range releases {
+		if sha256 != "" && rel.SHA256 == sha256 {
+			return rel.Version
+		}
+	}
+	return ""
 }
