@@ -52,6 +52,11 @@ variations: ## N variations (default a million) of what the C component reads, a
 powercut: ## the long power-cut sweep: every operation, several tears
 	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...
 
+.PHONY: rollout-sim
+rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server
+	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet
+	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
+
 .PHONY: bench
 bench: ## the benchmarks behind docs/benchmarks.md
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)

@@ -42,6 +42,8 @@ type Release struct {
 	PublishedBy   string    `json:"published_by"`
 	Withdrawn     bool      `json:"withdrawn"`
 	Channels      []string  `json:"channels"` // that point at it now, sorted
+	// Quarantined says why it is offered to nobody, where a rollout of it was halted after devices had rolled back.
+	Quarantined string `json:"quarantined,omitempty"`
 }
 
 // Channel is a named pointer to a release, one for each project and chip.
@@ -98,6 +100,7 @@ type Device struct {
 	LargestFreeBlock  int64             `json:"largest_free_block,omitempty"`
 	UptimeSec         int64             `json:"uptime_sec,omitempty"`
 	Battery           *protocol.Battery `json:"battery,omitempty"`
+	Labels            map[string]string `json:"labels,omitempty"`
 }
 
 // Attempt is one device's try at one command.
@@ -105,6 +108,7 @@ type Attempt struct {
 	ID        string          `json:"id"`
 	CommandID string          `json:"command_id"`
 	DeviceID  string          `json:"device_id"`
+	RolloutID string          `json:"rollout_id,omitempty"`
 	Action    protocol.Action `json:"action"`
 	Force     bool            `json:"force"`
 	Version   string          `json:"version,omitempty"` // wanted; empty = whatever is offered

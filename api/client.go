@@ -244,6 +244,11 @@ func (c *Client) request(ctx context.Context, method, path string, body io.Reade
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	return c.callWith(ctx, method, path, in, out, func(http.Header) {})
+}
+
+// callWith is call with headers of its own.
+func (c *Client) callWith(ctx context.Context, method, path string, in, out any, header func(http.Header)) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -259,6 +264,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	header(req.Header)
 	return c.do(req, out)
 }
 

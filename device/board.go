@@ -126,6 +126,10 @@ type Config struct {
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 
+	MaxPause time.Duration // between two tries to reach server or broker; 0: as the firmware has it
+
+	Fate Fate // of new images on this board; empty is FateGood
+
 	// Application is a program that runs as the board's firmware, one process for each life, as docs/virtual-boards.md has
 	// it: your own, built for this machine. The reset loop stays as it is, and so does what images with a trial behaviour
 	// do. It needs Path, finds its own way to the network and has the randomness it is given by Seed. Empty: the firmware
@@ -321,9 +325,17 @@ func (b *Board) live(ctx context.Context, res bootloader.Result, reset ResetReas
 		case <-life.Done():
 		}
 	})
-	p := res.Partition
-	behaviour := appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
-	after, err := b.behave(life, behaviour, p, reset)
+	var after ResetReason
+	var err error
+	suffered := false
+	if onTrial(res) {
+		after, suffered = b.suffer(life)
+	}
+	if !suffered {
+		p := res.Partition
+		behaviour := appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
+		after, err = b.behave(life, behaviour, p, reset)
+	}
 	end(nil)
 	wg.Wait()
 	select {
@@ -371,7 +383,7 @@ func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p pa
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,
 		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink, Clock: b.cfg.clock,
-		Seed: b.cfg.Seed, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
+		Seed: b.cfg.Seed, MaxPause: b.cfg.MaxPause, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
 	})
 	if errors.Is(err, norflash.ErrPowerCut) {
 		return PowerOn, err

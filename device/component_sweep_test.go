@@ -113,8 +113,12 @@ func newComponentCase(t *testing.T, behaviour appimage.Behaviour, final func(old
 	b := newComponentBench(t)
 	b.server = serve(t, release(t, next, key), next)
 	b.order(`{"action":"update"}`)
+	deadline := 3600 // a machine under load must not be what a good image fails on
+	if behaviour == appimage.BehaviourUnhealthy {
+		deadline = 20 // which each of its lives waits for
+	}
 	l := Layout{Image: old, Table: componentTable(), Size: 1 << 20,
-		OTAConfig:  fmt.Appendf(nil, `{"server_url":"%s/firmware/firmware.bin","auto_rollback_enabled":true,"skip_cert_verification":true,"health":{"deadline_s":20}%s}`, b.url, trusting(t, key)),
+		OTAConfig:  fmt.Appendf(nil, `{"server_url":"%s/firmware/firmware.bin","auto_rollback_enabled":true,"skip_cert_verification":true,"health":{"deadline_s":%d}%s}`, b.url, deadline, trusting(t, key)),
 		MQTTConfig: fmt.Appendf(nil, `{"broker_host":"127.0.0.1","broker_port":%d,"qos":1}`, b.port)}
 	return &componentCase{bench: b, sweep: &sweep{layout: l, old: old, next: next, final: final(old, next), holes: behaviour == appimage.BehaviourCrash}}
 }

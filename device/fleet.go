@@ -31,6 +31,7 @@ type FleetConfig struct {
 	Layout Layout // what they have in common
 	Board  Config // likewise; Path and Flash stay empty, Seed is the fleet's
 	Count  int
+	Mix    Mix           // what becomes of new images on the boards; nil: they are as good as they are
 	Spread time.Duration // the boards are switched on at random within this time
 	// Each changes what board i has of its own, before its flash is made: MAC, files, sensors, hooks. MAC starts out as
 	// 02:00 and the board's number. May be nil.
@@ -53,6 +54,10 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
+	fates, err := cfg.Mix.deal(cfg.Count, cfg.Board.Seed)
+	if err != nil {
+		return nil, err
+	}
 	f := &Fleet{cfg: cfg, boards: make([]*Board, 0, cfg.Count)}
 	trust := new(agent.Trust)
 	for i := range cfg.Count {
@@ -60,7 +65,7 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 		l.MAC = [6]byte{2, 0}
 		binary.BigEndian.PutUint32(l.MAC[2:], uint32(i+1))
 		c.Flash, c.Path, c.trust, c.Seed = base, "", trust, cfg.Board.Seed+uint64(i)*0x9E3779B97F4A7C15
-		c.Sensors = NewSensors()
+		c.Sensors, c.Fate = NewSensors(), fates[i]
 		if cfg.Each != nil {
 			cfg.Each(i, &l, &c)
 		}

@@ -121,6 +121,8 @@ func runStories(t *testing.T, kind deviceKind) {
 			"passed":        cmdPassed,
 			"killpublishes": cmdKillPublishes,
 			"browse":        cmdBrowse,
+			"killrollouts":  cmdKillRollouts,
+			"untouched":     cmdUntouched,
 			"realidf":       cmdRealIDF,
 			"sshd":          cmdSSHD,
 			"interrupt":     cmdInterrupt,
@@ -160,6 +162,9 @@ func setup(env *testscript.Env, application string) error {
 		"SCRIPT": folder("testdata"), "FIRMWARE": folder("../firmware"), "DOCS": folder("../docs"), "GORACE": "halt_on_error=1 exitcode=66"} {
 		env.Setenv(k, v)
 	}
+	boards, kills := rolloutFigures()
+	env.Setenv("BOARDS", boards)
+	env.Setenv("KILLS", kills)
 	// What the person who runs the tests has set must not reach the stories.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "BMSOTA_") {

@@ -13,6 +13,7 @@ func commands() []*cobra.Command {
 		newPublishCmd(),
 		newReleasesCmd(),
 		newChannelCmd(),
+		newRolloutCmd(),
 		newUpdateCmd(),
 		newRollbackCmd(),
 		newStatusCmd(),

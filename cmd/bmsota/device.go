@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"bmsota/api"
 	"bmsota/device"
@@ -407,24 +409,47 @@ func newDeviceFleetCmd() *cobra.Command {
 		count         int
 		seed          uint64
 		quiet, asJSON bool
+		mix           string
+		spread        time.Duration
+		maxPause      time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "fleet",
 		Short: "run many boards in this process, enrolled at the server",
-		Args:  cobra.NoArgs,
+		Long: `Makes boards with a flash each, enrolls them at the server and switches them on. With --mix a part of them does badly with
+any new image, on its trial: crash, hang, brownout, silent (not heard of again). Which boards is --seed's.`,
+		Example: `  bmsota device fleet --count 1000 --image app.bin --mix good=0.9,crash=0.05,silent=0.05 --quiet`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if count < 1 || count > 100_000 {
 				return usageFault(cmd, "--count of %d is not within 1 to 100000", count)
+			}
+			if spread < 0 || maxPause < 0 {
+				return usageFault(cmd, "--spread and --max-pause cannot be less than nothing")
+			}
+			cfg := device.FleetConfig{Board: device.Config{Seed: seed, MaxPause: maxPause}, Count: count, Spread: spread}
+			if mix != "" {
+				shares, err := parseMix(mix)
+				if err != nil {
+					return usageFault(cmd, "--mix: %w", err)
+				}
+				cfg.Mix = make(device.Mix, len(shares))
+				for name, share := range shares {
+					if !slices.Contains(device.Fates(), device.Fate(name)) {
+						return usageFault(cmd, "--mix: %q is none of %v", name, device.Fates())
+					}
+					cfg.Mix[device.Fate(name)] = share
+				}
 			}
 			l, err := b.layout(cmd)
 			if err != nil {
 				return err
 			}
+			cfg.Layout = l
 			e, err := b.enrolment(cmd)
 			if err != nil {
 				return err
 			}
-			cfg := device.FleetConfig{Layout: l, Board: device.Config{Seed: seed}, Count: count}
 			if !quiet {
 				cfg.Board.OnStatus = statusPrinter(cmd, asJSON)
 			}
@@ -446,6 +471,9 @@ func newDeviceFleetCmd() *cobra.Command {
 	b.access.serverFlags(cmd)
 	f := cmd.Flags()
 	f.IntVar(&count, "count", 10, "how many boards")
+	f.StringVar(&mix, "mix", "", "shares of boards and how new images do on them: good=0.9,crash=0.05,silent=0.05")
+	f.DurationVar(&maxPause, "max-pause", 0, "longest pause of a board between two tries to reach the server (default 2m, as real ones)")
+	f.DurationVar(&spread, "spread", 0, "switch the boards on at random within this time")
 	f.Uint64Var(&seed, "seed", 1, "of everything random about the boards")
 	f.BoolVarP(&quiet, "quiet", "q", false, "do not print statuses")
 	f.BoolVar(&asJSON, "json", false, "print statuses as JSON, one a line")

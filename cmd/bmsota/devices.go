@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,7 +17,7 @@ import (
 )
 
 func newDevicesCmd() *cobra.Command {
-	return group("devices", "list, show, enroll and revoke devices", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesRevokeCmd())
+	return group("devices", "list, show, enroll, label and revoke devices", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesLabelCmd(), newDevicesRevokeCmd())
 }
 
 func newDevicesListCmd() *cobra.Command {
@@ -73,6 +75,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 	row("chip", "%s, slot of %d bytes", orDash(d.Chip), d.SlotSize)
 	row("protection", "rollback %s, signed releases only %s", yesNo(d.RollbackProtected), yesNo(d.SignedOnly))
 	row("account", "enrolled %s, revoked %s, channel %s", yesNo(d.Enrolled), yesNo(d.Revoked), orDash(d.Channel))
+	if len(d.Labels) > 0 {
+		row("labels", "%s", labelsText(d.Labels))
+	}
 	if d.Battery != nil {
 		row("battery", "%.1f %%, %+.1f A, charging %s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging))
 	}
@@ -181,6 +186,56 @@ func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKe
 		}
 		return nil
 	}, nil
+}
+
+func labelsText(labels map[string]string) string {
+	parts := make([]string, 0, len(labels))
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, key+"="+labels[key])
+	}
+	return strings.Join(parts, " ")
+}
+
+func newDevicesLabelCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "label DEVICE KEY=VALUE… KEY-…",
+		Short: "set labels of a device, or take them away",
+		Long: `Sets KEY=VALUE and takes away KEY-, and prints all labels that the device has then. Rollouts select by labels and
+keep apart what shares one (--spread bank). The label timezone ("Europe/Berlin" or "+05:30") gives the device its local
+time, for windows.`,
+		Example: `  bmsota devices label bms-a1b2c3 site=north bank=3 timezone=Europe/Berlin
+  bmsota devices label bms-a1b2c3 bank-`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := api.SetLabelsRequest{Set: make(map[string]string)}
+			for _, arg := range args[1:] {
+				if key, value, ok := strings.Cut(arg, "="); ok {
+					in.Set[key] = value
+				} else if key, ok := strings.CutSuffix(arg, "-"); ok {
+					in.Remove = append(in.Remove, key)
+				} else {
+					return usageFault(cmd, "%q is neither key=value nor key-", arg)
+				}
+			}
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			labels, err := client.SetLabels(cmd.Context(), args[0], in)
+			if err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota devices list'"))
+			}
+			if asJSON {
+				return printJSON(cmd, labels)
+			}
+			return printf(cmd, "%s: %s\n", args[0], orDash(labelsText(labels)))
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
 }
 
 func newDevicesRevokeCmd() *cobra.Command {

@@ -11,7 +11,7 @@ import (
 )
 
 func newReleasesCmd() *cobra.Command {
-	return group("releases", "list, show and withdraw what is published", newReleasesListCmd(), newReleasesShowCmd(), newReleasesWithdrawCmd())
+	return group("releases", "list, show and withdraw what is published", newReleasesListCmd(), newReleasesShowCmd(), newReleasesWithdrawCmd(), newReleasesLiftCmd())
 }
 
 func newReleasesListCmd() *cobra.Command {
@@ -20,6 +20,8 @@ func newReleasesListCmd() *cobra.Command {
 			channels := strings.Join(r.Channels, ",")
 			if r.Withdrawn {
 				channels = "(withdrawn)"
+			} else if r.Quarantined != "" {
+				channels = "(quarantined)"
 			}
 			return fmt.Sprintf("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", plain(r.Project), r.Chip, r.Version, channels, r.Size, yesNo(r.Signed), ago(r.PublishedAt), r.SHA256[:min(12, len(r.SHA256))])
 		})
@@ -48,13 +50,38 @@ func newReleasesShowCmd() *cobra.Command {
 			if asJSON {
 				return printJSON(cmd, r)
 			}
-			return printf(cmd, "%s %s for %s\n  sha256       %s\n  size         %d bytes\n  channels     %s\n  signed       %s\n  min version  %s\n  security     %d\n  force update %s\n  published    %s by %s\n  withdrawn    %s\n  description  %s\n",
+			return printf(cmd, "%s %s for %s\n  sha256       %s\n  size         %d bytes\n  channels     %s\n  signed       %s\n  min version  %s\n  security     %d\n  force update %s\n  published    %s by %s\n  withdrawn    %s\n  quarantined  %s\n  description  %s\n",
 				plain(r.Project), r.Version, r.Chip, r.SHA256, r.Size, orDash(strings.Join(r.Channels, ", ")), yesNo(r.Signed), orDash(r.MinVersion),
-				r.SecureVersion, yesNo(r.ForceUpdate), r.PublishedAt.Format(time.RFC3339), r.PublishedBy, yesNo(r.Withdrawn), orDash(plain(r.Description)))
+				r.SecureVersion, yesNo(r.ForceUpdate), r.PublishedAt.Format(time.RFC3339), r.PublishedBy, yesNo(r.Withdrawn), orDash(plain(r.Quarantined)), orDash(plain(r.Description)))
 		},
 	}
 	a.serverFlags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newReleasesLiftCmd() *cobra.Command {
+	var a access
+	cmd := &cobra.Command{
+		Use:   "lift VERSION|SHA256",
+		Short: "lift the quarantine of a release that a halted rollout has brought upon it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := findRelease(cmd, client, args[0])
+			if err != nil {
+				return err
+			}
+			if err := client.LiftQuarantine(cmd.Context(), r.SHA256); err != nil {
+				return serverFault(err)
+			}
+			return printf(cmd, "offered again: %s %s for %s\n", plain(r.Project), r.Version, r.Chip)
+		},
+	}
+	a.serverFlags(cmd)
 	return cmd
 }
 

@@ -78,6 +78,8 @@ type Config struct {
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 	NewLink   func(LinkConfig) Link                                             // instead of MQTT over Dial
 
+	MaxPause time.Duration // shortens the longest pause between two tries to reach a server or broker; 0: as built
+
 	Seed     uint64 // of jitter and of everything else that is random
 	Log      *slog.Logger
 	OnStatus func(protocol.Status) // sees every status, also those said without a session; must not block
@@ -190,6 +192,14 @@ func newAgent(cfg Config) *agent {
 	}
 	a.health = &health{acked: make(chan struct{})}
 	return a
+}
+
+// longest is the longest pause between two tries, which was built as usual.
+func (c *Config) longest(usual time.Duration) time.Duration {
+	if c.MaxPause > 0 {
+		return min(usual, c.MaxPause)
+	}
+	return usual
 }
 
 // newRand is one stream of the board's randomness; each goroutine has its own.

@@ -446,7 +446,7 @@ func (a *agent) connectors() {
 	}
 	a.link = a.env.NewLink(LinkConfig{
 		DeviceID: a.self.id, Topics: protocol.Topics{Prefix: a.cfg.ota.TopicPrefix}, MQTT: a.cfg.mqtt, Repeat: !a.cfg.ota.OwnTopicOnly, Roots: a.env.Roots, Trust: a.env.Trust,
-		Will: payload, Dial: a.env.Dial, Rand: newRand(a.env.Seed, 3), Log: a.log,
+		Will: payload, Dial: a.env.Dial, Rand: newRand(a.env.Seed, 3), MaxPause: a.env.longest(maxPause), Log: a.log,
 	})
 	a.rep.link = a.link
 }

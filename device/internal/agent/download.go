@@ -59,7 +59,7 @@ func (d *download) run(ctx context.Context) *fault {
 	if err := d.scan(); err != nil {
 		return flashFault(err)
 	}
-	pause := pauses{rand: d.a.rand, first: time.Second, limit: time.Minute}
+	pause := pauses{rand: d.a.rand, first: time.Second, limit: d.a.env.longest(time.Minute)}
 	for {
 		before := d.good
 		fl := d.try(ctx)

@@ -49,6 +49,7 @@ type LinkConfig struct {
 	Will     []byte // retained on the board's own status topic when the session is lost
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	Rand     *rand.Rand
+	MaxPause time.Duration // between two sessions
 	Log      *slog.Logger
 }
 
@@ -73,7 +74,7 @@ func NewMQTT(cfg LinkConfig) Link { return &mqttLink{cfg: cfg} }
 var errNoSession = errors.New("no session with the broker")
 
 func (l *mqttLink) Run(ctx context.Context, on LinkEvents) {
-	pause := pauses{rand: l.cfg.Rand, first: time.Second, limit: maxPause}
+	pause := pauses{rand: l.cfg.Rand, first: min(time.Second, l.cfg.MaxPause), limit: l.cfg.MaxPause}
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := l.session(ctx, on)

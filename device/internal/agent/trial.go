@@ -128,7 +128,7 @@ func (a *agent) reachServer(ctx context.Context) {
 	if a.web == nil {
 		return
 	}
-	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: 30 * time.Second}
+	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
 		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL(), nil)
 		if f == nil {

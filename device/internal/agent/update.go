@@ -89,7 +89,7 @@ func (a *agent) check(ctx context.Context, w *wish) (offer, *fault) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errDeadline)
 	defer cancel()
 	began := time.Now()
-	pause := pauses{rand: a.rand, first: time.Second, limit: time.Minute}
+	pause := pauses{rand: a.rand, first: time.Second, limit: a.env.longest(time.Minute)}
 	var last *fault
 	for {
 		o, fl := a.look(ctx)

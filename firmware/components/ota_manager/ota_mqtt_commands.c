@@ -1,6 +1,7 @@
 // The board's one session with its broker: a second client under the same id would throw the first one off, and a second one
 // under another id costs heap the board does not have.
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

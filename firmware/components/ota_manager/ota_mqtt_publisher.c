@@ -74,7 +74,7 @@ static void say(ota_agent_t *a, const ota_current_t *what)
     s->min_free_heap = (int64_t)esp_get_minimum_free_heap_size();
     s->largest_block = (int64_t)heap_caps_get_largest_free_block(MALLOC_CAP_8BIT);
     ota_battery(a, &s->battery);
-    s->shown = false;
+    s->shown = s->answer = false;
     r->said_ms = ota_now_ms();
     r->said_pct = what->progress_pct;
     ota_wake(a, OTA_WAKE_STATUS);
@@ -145,6 +145,16 @@ void ota_report_progress(ota_agent_t *a, int64_t done, int64_t total, int retrie
     unlock(r);
 }
 
+// Says what as the answer to the command of that id.
+static void reply(ota_agent_t *a, ota_current_t *what, const char *id)
+{
+    if (id[0] != '\0') {
+        keep(what->command_id, sizeof what->command_id, id);
+    }
+    say(a, what);
+    a->rep.queue[a->rep.queued - 1].answer = true;
+}
+
 void ota_report_answer(ota_agent_t *a, const char *id, ota_reason_t reason, const char *message)
 {
     ota_reporter_t *r = &a->rep;
@@ -165,10 +175,7 @@ void ota_report_answer(ota_agent_t *a, const char *id, ota_reason_t reason, cons
     } else {
         keep(c.message, sizeof c.message, sentence(message, reason, c.phase));
     }
-    if (id[0] != '\0') {
-        keep(c.command_id, sizeof c.command_id, id);
-    }
-    say(a, &c);
+    reply(a, &c, id);
     unlock(r);
 }
 
@@ -180,10 +187,7 @@ void ota_report_say(ota_agent_t *a, const char *id)
     if (!within(r->asked_ms, now, PROGRESS_EVERY_MS)) {
         r->asked_ms = now;
         ota_current_t c = r->cur;
-        if (id[0] != '\0') {
-            keep(c.command_id, sizeof c.command_id, id);
-        }
-        say(a, &c);
+        reply(a, &c, id);
     }
     unlock(r);
 }
@@ -300,13 +304,25 @@ void ota_report_connected(ota_agent_t *a)
 {
     ota_reporter_t *r = &a->rep;
     show(a);
-    // What was to be said before the session is old; what holds now is said.
+    // What was to be said before the session is old; what holds now is said, and after it the answer to a retained command that
+    // was there before the subscription to it was known to stand.
     lock(r);
+    unsigned last = r->queued;
+    while (last > 0 && !r->queue[last - 1].answer) {
+        last--;
+    }
+    ota_current_t early;
+    if (last > 0) {
+        early = r->queue[last - 1].s;
+    }
     r->up = true;
     r->queued = 0;
     r->sent_id = 0;
     r->repeat_ms = INT64_MAX;
     say(a, &r->cur);
+    if (last > 0) {
+        say(a, &early);
+    }
     unlock(r);
 }
 

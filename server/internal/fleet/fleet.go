@@ -52,7 +52,7 @@ type Fleet struct {
 	stopped chan struct{} // closed when it takes no more
 	started atomic.Bool   // Run may be called once
 
-	listening time.Time // since when statuses are taken; of Run's goroutine
+	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
 
 	catalog    catalogCache
 	census     censusCache
@@ -60,6 +60,8 @@ type Fleet struct {
 	watchers   watchers
 	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
+	planning   chan struct{} // capacity 1: a rollout wants a look
+	zones      zones
 
 	mu       sync.Mutex
 	dirty    map[string]struct{} // devices whose attempts changed; guarded by mu
@@ -90,8 +92,11 @@ func New(cfg Config) (*Fleet, error) {
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
-		dirty:   make(map[string]struct{}),
-		drops:   make(map[string]struct{}),
+
+		planning: make(chan struct{}, 1),
+
+		dirty: make(map[string]struct{}),
+		drops: make(map[string]struct{}),
 
 		sessions: make(map[string]int),
 		guard:    newGuard(),

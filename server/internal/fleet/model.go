@@ -52,6 +52,7 @@ type Device struct {
 	EnrolledAt  time.Time
 	Revoked     bool
 	Channel     string // empty = DefaultChannel
+	Labels      Labels // nil when it has none
 	Online      bool
 	FirstSeen   time.Time
 	LastSeen    time.Time       // of its last accepted status or connect
@@ -90,6 +91,7 @@ type Attempt struct {
 	ID        string // the command's id and the device's: unique
 	CommandID string
 	DeviceID  string
+	RolloutID string // empty for a command of its own
 	Action    protocol.Action
 	Force     bool
 	Version   string // wanted; empty = whatever is offered

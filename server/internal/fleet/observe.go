@@ -35,12 +35,14 @@ func (f *Fleet) announce(group []*fold, results []result) {
 	}
 }
 
-// count tells the observer about attempts that no status has ended.
+// count tells the observer about attempts that no status has ended. One whose place another took has no end of its own.
 func (f *Fleet) count(ended ...Attempt) {
 	if f.cfg.Observer == nil {
 		return
 	}
 	for _, a := range ended {
-		f.cfg.Observer.Ended(a)
+		if a.State != AttemptSuperseded {
+			f.cfg.Observer.Ended(a)
+		}
 	}
 }

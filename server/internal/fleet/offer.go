@@ -46,9 +46,11 @@ type channelKey struct{ project, chip, name string }
 type catalog struct {
 	bySHA     map[string]*Offer
 	byVersion map[versionKey]*Offer
-	lines     map[line][]*Offer // not withdrawn, newest version first
+	lines     map[line][]*Offer // that may be offered, newest version first
 	channels  map[channelKey]string
 	names     map[string][]line // the lines that have a channel of this name, sorted
+
+	quarantined map[string]bool // by digest
 
 	mu    sync.Mutex
 	steps map[stepKey]*Offer // guarded by mu; nil where there is no step
@@ -90,32 +92,39 @@ func (f *Fleet) catalogue(ctx context.Context) (*catalog, error) {
 	}
 	var releases []Release
 	var channels []Channel
+	var quarantines []Quarantine
 	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
 		if releases, err = tx.Releases(); err != nil {
 			return err
 		}
-		channels, err = tx.Channels()
+		if channels, err = tx.Channels(); err != nil {
+			return err
+		}
+		quarantines, err = tx.Quarantines()
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	c := newCatalog(releases, channels)
+	c := newCatalog(releases, channels, quarantines)
 	f.catalog.now.Store(c)
 	return c, nil
 }
 
-func newCatalog(releases []Release, channels []Channel) *catalog {
+func newCatalog(releases []Release, channels []Channel, quarantines []Quarantine) *catalog {
 	c := &catalog{
 		bySHA: make(map[string]*Offer, len(releases)), byVersion: make(map[versionKey]*Offer, len(releases)),
 		lines: make(map[line][]*Offer), channels: make(map[channelKey]string), names: make(map[string][]line),
-		steps: make(map[stepKey]*Offer),
+		steps: make(map[stepKey]*Offer), quarantined: make(map[string]bool),
+	}
+	for _, q := range quarantines {
+		c.quarantined[q.SHA256] = q.Stands()
 	}
 	for _, r := range releases {
 		o := &Offer{Release: r, File: versionFile(r)}
 		c.bySHA[r.SHA256] = o
 		c.byVersion[keyOf(r.Project, r.Chip, r.Version)] = o
-		if !r.Withdrawn {
+		if c.offered(r) {
 			l := line{r.Project, r.Chip}
 			c.lines[l] = append(c.lines[l], o)
 		}
@@ -153,7 +162,7 @@ func versionFile(r Release) protocol.VersionFile {
 // Offer is the release for whoever asks: the one that an open update of the device names, else the one its channel
 // points at. A device that runs something older than that release's MinVersion is offered the newest release it can
 // take on the way there, so a must-pass-through version needs no care; when there is none it is offered the release
-// itself, and says why it refuses. A withdrawn release is offered to nobody.
+// itself, and says why it refuses. A release that is withdrawn or quarantined is offered to nobody.
 //
 // Project and chip come from the query, then from the device's last status, then from being the only ones. ErrNotFound
 // says that there is nothing to offer, ErrInvalid that the question must name a project or chip, ErrDenied that the
@@ -213,7 +222,7 @@ func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject st
 			target = o
 		}
 	}
-	if target == nil || target.Release.Withdrawn {
+	if target == nil || !c.offered(target.Release) {
 		return Offer{}, fmt.Errorf("%w: no release of %s in channel %q", ErrNotFound, l, q.Channel)
 	}
 	if d == nil || d.Status.CurrentVersion == "" || !protocol.Older(d.Status.CurrentVersion, target.Release.MinVersion) {
@@ -224,6 +233,9 @@ func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject st
 	}
 	return *target, nil
 }
+
+// offered says whether anybody may be offered r.
+func (c *catalog) offered(r Release) bool { return !r.Withdrawn && !c.quarantined[r.SHA256] }
 
 // step is the newest release that d can take and that is not above target; nil when there is none.
 func (c *catalog) step(l line, target *Offer, d Device) *Offer {

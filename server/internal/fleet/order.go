@@ -101,7 +101,11 @@ func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd pr
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		for _, d := range devices {
-			made, err := putAttempt(tx, d, f.newAttempt(cat, d, final, by, now))
+			a := f.newAttempt(cat, d, final, by, now)
+			if (device != "" || final.Version != "") && cat.quarantined[a.SHA256] {
+				return barredError(cat.bySHA[a.SHA256].Release, "quarantined")
+			}
+			made, err := putAttempt(tx, d, a)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"io"
+	"time"
 
 	"bmsota/protocol"
 )
@@ -41,6 +42,34 @@ type Tx interface {
 
 	Keys(project string) ([]ProjectKey, error) // oldest first
 	PutKey(ProjectKey) error
+
+	Rollout(id string) (Rollout, error)
+	RolloutByKey(key string) (Rollout, error)
+	Rollouts() ([]Rollout, error) // newest first
+	// RolloutsToTend are those that run and those with open members: highest priority first, then oldest.
+	RolloutsToTend() ([]Rollout, error)
+	// PutRollout writes the row when its Revision is still the one given (0 for a new one) and counts it up; else it
+	// is ErrConflict, so that nobody writes over what he has not seen.
+	PutRollout(Rollout) error
+
+	Member(rollout, device string) (Member, error)
+	MemberCounts(rollout string) (map[MemberState]int, error)
+	// Members are those of a rank above after, in one state or, where it is empty, in any; by rank, at most limit.
+	Members(rollout string, state MemberState, after, limit int) ([]Member, error)
+	// Candidates are pending members with after < rank < below that are connected or revoked; by rank, at most limit.
+	// One is reserved when a running rollout of a priority above the given one has it pending or open.
+	Candidates(rollout string, priority, after, below, limit int) ([]Candidate, error)
+	// CountDark counts members that have succeeded, or are pending after a try, and are not connected and were last seen
+	// before a time.
+	CountDark(rollout string, before time.Time) (int, error)
+	PutMember(Member) error
+
+	CountAttempts(rollout string, since time.Time) (int, error) // begun after since
+	RolledBack(sha256 string) ([]string, error)                 // devices with an attempt at it that rolled back, by id
+
+	Quarantine(sha256 string) (Quarantine, error)
+	Quarantines() ([]Quarantine, error) // newest first
+	PutQuarantine(Quarantine) error
 
 	Operator(name string) (Operator, error)
 	OperatorByToken(sha256 string) (Operator, error)

@@ -37,10 +37,12 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 		}
 		return fmt.Errorf("start: %w", err)
 	}
-	f.listening = f.cfg.Now()
+	now := f.cfg.Now()
+	f.heardSince.Store(&now)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.runCommitter(ctx) })
 	l := &loop{fleet: f, out: out, sent: make(map[string]sending)}
+	l.rollouts = rollouts{next: make(map[string]time.Time), asked: make(map[string]time.Time)}
 	l.run(ctx)
 	wg.Wait()
 	return nil
@@ -98,6 +100,8 @@ type loop struct {
 	out   Commander
 	sent  map[string]sending // by device: what this process last sent there, or cleared for
 
+	rollouts rollouts
+
 	// Of the present pass: how many devices the broker could not be told about, and why the last of them. A broker that
 	// is away is one line in the log then and not one for each device.
 	failed   int
@@ -113,6 +117,8 @@ type sending struct {
 func (l *loop) run(ctx context.Context) {
 	tick := time.NewTicker(passEvery)
 	defer tick.Stop()
+	plan := time.NewTicker(planEvery)
+	defer plan.Stop()
 	l.logged(ctx, "first pass", l.first)
 	for {
 		select {
@@ -120,6 +126,10 @@ func (l *loop) run(ctx context.Context) {
 			return
 		case <-l.fleet.wake:
 			l.logged(ctx, "send commands", l.touched)
+		case <-plan.C:
+			l.logged(ctx, "advance rollouts", l.advanceAll)
+		case <-l.fleet.planning:
+			l.logged(ctx, "advance rollouts", l.advanceAll)
 		case <-tick.C:
 			l.logged(ctx, "sweep", l.fleet.sweep)
 			l.logged(ctx, "send commands", l.all)
@@ -303,6 +313,8 @@ func due(d Device, a *Attempt, last sending, same, sent bool, now time.Time) boo
 		return false
 	case same:
 		return now.Sub(last.at) >= last.wait
+	case a.RolloutID != "":
+		return true // an operator's command went out when it was given, this one never did
 	}
 	since := a.CreatedAt
 	if d.PhaseSince.After(since) {
@@ -357,11 +369,14 @@ func (f *Fleet) sweepTx(tx Tx, now time.Time, end func(Attempt) error) (any bool
 		return false, err
 	}
 	for _, a := range open {
+		if a.RolloutID != "" {
+			continue // Plan ends it, by the times of its policy
+		}
 		d, err := tx.Device(a.DeviceID)
 		if err != nil {
 			return false, err
 		}
-		state, reason := overdue(d, a, now, f.listening, f.cfg.Silence)
+		state, reason := overdue(d, a, now, *f.heardSince.Load(), f.cfg.Silence)
 		if state == AttemptOpen {
 			continue
 		}

@@ -27,6 +27,10 @@ type Memory struct {
 	operators map[string]fleet.Operator
 	accounts  map[string]fleet.Account
 	sessions  map[string]fleet.Session
+
+	rollouts   map[string]fleet.Rollout
+	members    map[string]map[string]fleet.Member // by rollout and device
+	quarantine map[string]fleet.Quarantine
 }
 
 // NewMemory makes an empty store.
@@ -36,6 +40,8 @@ func NewMemory() *Memory {
 		devices: make(map[string]fleet.Device), attempts: make(map[string]fleet.Attempt),
 		open: make(map[string]map[string]struct{}), keys: make(map[[2]string]fleet.ProjectKey),
 		operators: make(map[string]fleet.Operator), accounts: make(map[string]fleet.Account), sessions: make(map[string]fleet.Session),
+		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
+		quarantine: make(map[string]fleet.Quarantine),
 	}
 }
 
@@ -215,6 +221,9 @@ func cloneDevice(d fleet.Device) fleet.Device {
 		d.OldBoots = slices.Clone(d.OldBoots)
 	} else {
 		d.OldBoots = nil
+	}
+	if d.Labels = maps.Clone(d.Labels); len(d.Labels) == 0 {
+		d.Labels = nil
 	}
 	if d.Status.Battery != nil {
 		battery := *d.Status.Battery

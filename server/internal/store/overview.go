@@ -35,7 +35,8 @@ func manyOf[T any](t *sqlTx, scan func(scanner) (T, error), text string, args ..
 }
 
 func (t *sqlTx) exec(text string, args ...any) error {
-	return t.change(func() (sql.Result, error) { return t.tx.ExecContext(t.ctx, text, args...) })
+	_, err := t.change(func() (sql.Result, error) { return t.tx.ExecContext(t.ctx, text, args...) })
+	return err
 }
 
 // where is a condition under construction.
@@ -199,8 +200,6 @@ func (t *sqlTx) DevicePage(q fleet.DeviceQuery) ([]fleet.Device, error) {
 	}
 	return page, nil
 }
-
-func scanCount(s scanner) (n int, err error) { return n, s.Scan(&n) }
 
 func (t *sqlTx) DeviceCount(q fleet.DeviceQuery) (int, error) {
 	w := selecting(q)

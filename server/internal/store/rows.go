@@ -59,32 +59,49 @@ func channelArgs(c fleet.Channel) []any {
 	return []any{c.Project, c.Chip, c.Name, c.SHA256, millis(c.SetAt), c.SetBy}
 }
 
-func scanDevice(s scanner) (d fleet.Device, err error) {
-	var phase string // a copy of what stands in status, for the database to look at
-	var seq int64
-	var oldBoots, status []byte
-	err = s.Scan(&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
-		instant{&d.LastSeen}, instant{&d.PhaseSince}, &phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &seq,
-		&oldBoots, &status)
-	if err != nil {
-		return d, err
+func scanDevice(s scanner) (fleet.Device, error) {
+	var row deviceRow
+	if err := s.Scan(row.fields()...); err != nil {
+		return fleet.Device{}, err
 	}
-	d.Seq = uint64(seq) // the pattern of bits: a device may count beyond what an integer column holds
-	if len(oldBoots) > 0 {
-		if err := json.Unmarshal(oldBoots, &d.OldBoots); err != nil {
-			return d, fmt.Errorf("old boots of device %q: %w", d.ID, err)
+	return row.device()
+}
+
+// deviceRow is a device as its columns are.
+type deviceRow struct {
+	d                        fleet.Device
+	phase                    string // a copy of what stands in status, for the database to look at
+	seq                      int64
+	oldBoots, status, labels []byte
+}
+
+func (r *deviceRow) fields() []any {
+	d := &r.d
+	return []any{&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
+		instant{&d.LastSeen}, instant{&d.PhaseSince}, &r.phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &r.seq,
+		&r.oldBoots, &r.status, &r.labels}
+}
+
+func (r *deviceRow) device() (fleet.Device, error) {
+	d := r.d
+	d.Seq = uint64(r.seq) // the pattern of bits: a device may count beyond what an integer column holds
+	for _, part := range []struct {
+		what string
+		json []byte
+		to   any
+	}{{"old boots", r.oldBoots, &d.OldBoots}, {"status", r.status, &d.Status}, {"labels", r.labels, &d.Labels}} {
+		if len(part.json) == 0 {
+			continue
 		}
-	}
-	if len(status) > 0 {
-		if err := json.Unmarshal(status, &d.Status); err != nil {
-			return d, fmt.Errorf("status of device %q: %w", d.ID, err)
+		if err := json.Unmarshal(part.json, part.to); err != nil {
+			return d, fmt.Errorf("%s of device %q: %w", part.what, d.ID, err)
 		}
 	}
 	return d, nil
 }
 
 func deviceArgs(d fleet.Device) ([]any, error) {
-	var oldBoots, status []byte
+	var oldBoots, status, labels []byte
 	var err error
 	if len(d.OldBoots) > 0 {
 		if oldBoots, err = json.Marshal(d.OldBoots); err != nil {
@@ -96,9 +113,14 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 			return nil, fmt.Errorf("encode status: %w", err)
 		}
 	}
+	if len(d.Labels) > 0 {
+		if labels, err = json.Marshal(d.Labels); err != nil {
+			return nil, fmt.Errorf("encode labels: %w", err)
+		}
+	}
 	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
-		int64(d.Seq), string(oldBoots), string(status)}, nil
+		int64(d.Seq), string(oldBoots), string(status), string(labels)}, nil
 }
 
 func factArgs(s protocol.Status) []any {
@@ -107,14 +129,15 @@ func factArgs(s protocol.Status) []any {
 
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {
 	err = s.Scan(&a.ID, &a.CommandID, &a.DeviceID, &a.Action, &a.Force, &a.Version, &a.SHA256, instant{&a.CreatedAt},
-		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt})
+		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt},
+		&a.RolloutID)
 	return a, err
 }
 
 func attemptArgs(a fleet.Attempt) []any {
 	return []any{a.ID, a.CommandID, a.DeviceID, string(a.Action), a.Force, a.Version, a.SHA256, millis(a.CreatedAt),
 		a.CreatedBy, millis(a.ExpiresAt), string(a.State), string(a.Phase), string(a.Reason), a.Message, millis(a.UpdatedAt),
-		millis(a.EndedAt)}
+		millis(a.EndedAt), a.RolloutID}
 }
 
 func scanKey(s scanner) (k fleet.ProjectKey, err error) {

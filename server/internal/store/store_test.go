@@ -59,7 +59,7 @@ func device(id string) fleet.Device {
 	return fleet.Device{
 		ID: id, TokenSHA256: "ab", EnrolledAt: at(1), Channel: "beta", Online: true, FirstSeen: at(2), LastSeen: at(3),
 		PhaseSince: at(4), Version: "1.0.0", SHA256: strings.Repeat("cd", 32), PreviousVersion: "0.9.0", Boot: "b2",
-		Seq: math.MaxUint64, OldBoots: []string{"b0\n", "b1"},
+		Seq: math.MaxUint64, OldBoots: []string{"b0\n", "b1"}, Labels: fleet.Labels{"site": "north", "bank": "1"},
 		Status: protocol.Status{
 			Phase: protocol.PhaseDownloading, Status: protocol.CodeDownloading, Message: "42 %", Seq: math.MaxUint64, BootID: "b2",
 			CurrentVersion: "1.0.0", RollbackProtected: true, Battery: &protocol.Battery{SOCPct: 81.5, Charging: true},
@@ -69,7 +69,7 @@ func device(id string) fleet.Device {
 
 func attempt(id, device string, created int64, state fleet.AttemptState) fleet.Attempt {
 	return fleet.Attempt{
-		ID: id, CommandID: "c-" + id, DeviceID: device, Action: protocol.ActionUpdate, Force: true, Version: "1.0.1",
+		ID: id, CommandID: "c-" + id, DeviceID: device, RolloutID: "r", Action: protocol.ActionUpdate, Force: true, Version: "1.0.1",
 		SHA256: "aa", CreatedAt: at(created), CreatedBy: "anna", ExpiresAt: at(1000), State: state,
 		Phase: protocol.PhaseChecking, Reason: protocol.ReasonBusy, Message: "m", UpdatedAt: at(6), EndedAt: at(7),
 	}
@@ -119,6 +119,11 @@ var contract = []struct {
 	{"updates are serialised", updatesAreSerialised},
 	{"a caller's copy is not the row", copiesAreCopies},
 	{"an ended context ends the update", endedContext},
+	{"rollouts come back as they were put", rolloutsComeBack},
+	{"a rollout is written over only by who has seen it", rolloutsAreSwapped},
+	{"members are found by rank and state", membersAreFound},
+	{"candidates are those that may be started", candidatesAreFound},
+	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {

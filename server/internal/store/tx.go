@@ -24,20 +24,30 @@ var errReadOnly = errors.New("store: a change inside View")
 func (t *sqlTx) stmt(q query) *sql.Stmt { return t.tx.StmtContext(t.ctx, t.prepared[q]) }
 
 func (t *sqlTx) put(q query, args ...any) error {
+	_, err := t.write(q, args...)
+	return err
+}
+
+// write is put that says how many rows it has written.
+func (t *sqlTx) write(q query, args ...any) (rows int64, err error) {
 	return t.change(func() (sql.Result, error) { return t.stmt(q).ExecContext(t.ctx, args...) })
 }
 
-func (t *sqlTx) change(do func() (sql.Result, error)) error {
+func (t *sqlTx) change(do func() (sql.Result, error)) (rows int64, err error) {
 	if t.readOnly {
-		return errReadOnly
+		return 0, errReadOnly
 	}
 	if t.failed != nil {
-		return t.failed
+		return 0, t.failed
 	}
-	if _, err := do(); err != nil {
+	result, err := do()
+	if err == nil {
+		rows, err = result.RowsAffected()
+	}
+	if err != nil {
 		t.failed = t.fault(err)
 	}
-	return t.failed
+	return rows, t.failed
 }
 
 // one reads at most one row.

@@ -44,7 +44,7 @@ func deviceOf(d fleet.Device) api.Device {
 		Slot: s.Slot, SlotSize: s.SlotSize, ImageSHA256: s.ImageSHA256, SecureVersion: s.SecureVersion,
 		RollbackPending: s.RollbackPending, RollbackProtected: s.RollbackProtected, SignedOnly: s.Signed,
 		ResetReason: s.ResetReason, BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, FreeHeap: s.FreeHeap,
-		LargestFreeBlock: s.LargestFreeBlock, UptimeSec: s.UptimeSec, Battery: s.Battery,
+		LargestFreeBlock: s.LargestFreeBlock, UptimeSec: s.UptimeSec, Battery: s.Battery, Labels: d.Labels,
 	}
 	if out.Channel == "" {
 		out.Channel = fleet.DefaultChannel
@@ -58,7 +58,7 @@ func deviceOf(d fleet.Device) api.Device {
 
 func attemptOf(a fleet.Attempt) api.Attempt {
 	return api.Attempt{
-		ID: a.ID, CommandID: a.CommandID, DeviceID: a.DeviceID, Action: a.Action, Force: a.Force, Version: a.Version,
+		ID: a.ID, CommandID: a.CommandID, DeviceID: a.DeviceID, RolloutID: a.RolloutID, Action: a.Action, Force: a.Force, Version: a.Version,
 		SHA256: a.SHA256, State: string(a.State), Phase: a.Phase, Reason: a.Reason, Message: a.Message,
 		CreatedAt: a.CreatedAt.UTC(), CreatedBy: a.CreatedBy, ExpiresAt: a.ExpiresAt.UTC(), UpdatedAt: a.UpdatedAt.UTC(),
 		EndedAt: a.EndedAt.UTC(),

@@ -26,12 +26,13 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 
 // fakeFleet keeps the contract of the methods web calls, in memory. fail, when set, is what every method answers.
 type fakeFleet struct {
-	AccountKeeper // not faked
-	Dashboard     // not faked
-	mu            sync.Mutex
-	blobs         map[string][]byte
-	opened        int
-	closed        int
+	AccountKeeper // not faked, as the next: they are tested with a real fleet
+	Dashboard
+	RolloutFleet
+	mu     sync.Mutex
+	blobs  map[string][]byte
+	opened int
+	closed int
 	// cancelled counts images whose request was no longer alive when they were closed.
 	cancelled int
 	releases  []fleet.Release // newest first
@@ -248,6 +249,8 @@ func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
 func (f *fakeFleet) Attempts(context.Context, string, int) ([]fleet.Attempt, error) {
 	return f.attempts, nil
 }
+
+func (f *fakeFleet) Quarantines(context.Context) ([]fleet.Quarantine, error) { return nil, f.fail }
 
 func (f *fakeFleet) OperatorByToken(_ context.Context, token string) (fleet.Identity, error) {
 	switch token {

@@ -34,6 +34,7 @@ func (h *handler) routeAPI() {
 		"/server":                     {http.MethodGet: h.serverInfo},
 	}
 	maps.Copy(routes, h.accountRoutes())
+	maps.Copy(routes, h.rolloutRoutes())
 	for pattern, calls := range routes {
 		allowed := strings.Join(slices.Sorted(maps.Keys(calls)), ", ")
 		h.mux.HandleFunc(api.Prefix+pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -190,10 +191,15 @@ func (h *handler) listReleases(_ http.ResponseWriter, r *http.Request, _ fleet.I
 	if err != nil {
 		return nil, err
 	}
+	held, err := h.quarantined(r)
+	if err != nil {
+		return nil, err
+	}
 	names := channelNames(channels)
 	out := make([]api.Release, 0, len(releases))
 	for _, rel := range releases {
 		row := releaseOf(rel, names)
+		row.Quarantined = held[rel.SHA256]
 		row.Manifest = "" // 10 KB each
 		out = append(out, row)
 	}
@@ -213,7 +219,28 @@ func (h *handler) showRelease(_ http.ResponseWriter, r *http.Request, _ fleet.Id
 	if err != nil {
 		return nil, err
 	}
-	return releaseOf(rel, channelNames(channels)), nil
+	held, err := h.quarantined(r)
+	if err != nil {
+		return nil, err
+	}
+	out := releaseOf(rel, channelNames(channels))
+	out.Quarantined = held[digest]
+	return out, nil
+}
+
+// quarantined says why releases are offered to nobody, by digest.
+func (h *handler) quarantined(r *http.Request) (map[string]string, error) {
+	list, err := h.cfg.Fleet.Quarantines(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	why := make(map[string]string, len(list))
+	for _, q := range list {
+		if q.Stands() {
+			why[q.SHA256] = fmt.Sprintf("%s (rollout %s)", q.Why, q.RolloutID)
+		}
+	}
+	return why, nil
 }
 
 func (h *handler) withdraw(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {

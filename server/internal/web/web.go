@@ -48,6 +48,9 @@ type Fleet interface {
 	Device(ctx context.Context, id string) (fleet.Device, error)
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)
 
+	Quarantines(ctx context.Context) ([]fleet.Quarantine, error)
+	RolloutFleet
+
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
 
 	AccountKeeper

@@ -88,6 +88,7 @@ typedef struct {
     int64_t timestamp_us, uptime_s, free_heap, min_free_heap, largest_block;
     ota_battery_reading_t battery;
     bool shown;                // on_status has seen it
+    bool answer;               // to a command
 } ota_said_t;
 
 typedef struct {

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"bmsota/api"
+)
+
+func TestWavesAndLimitsAreReadAsTheyAreWritten(t *testing.T) {
+	for text, want := range map[string]api.Wave{
+		"10": {Count: 10}, "25%": {Percent: 25}, "0.5%:30m": {Percent: 0.5, SoakS: 1800}, "3:0s": {Count: 3}, "100%:1h30m": {Percent: 100, SoakS: 5400},
+	} {
+		if got, err := parseWave(text); err != nil || got != want {
+			t.Errorf("%q is %+v (%v), want %+v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "0", "0%", "-1", "101%", "1.5", "x", "10:", "10:x", "10:-1s", "10:1ms", "NaN", "NaN%", "Inf", "1e300", "10%%"} {
+		if got, err := parseWave(text); err == nil {
+			t.Errorf("%q is taken for %+v", text, got)
+		}
+	}
+	if mix, err := parseMix("good=0.9, crash=0.1"); err != nil || mix["good"] != 0.9 || mix["crash"] != 0.1 {
+		t.Errorf("mix %v (%v)", mix, err)
+	}
+	for _, text := range []string{"", "good", "=1", "good=x", "good=-1", "good=NaN", "good=1,good=1", "good=1,,"} {
+		if mix, err := parseMix(text); err == nil {
+			t.Errorf("mix %q is taken for %v", text, mix)
+		}
+	}
+}
+
+func TestWrongUseOfRolloutsIsSaid(t *testing.T) {
+	for _, c := range []struct {
+		says string
+		args []string
+	}{
+		{"wrong number of arguments (0)", []string{"rollout", "create"}},
+		{`--label "x" is not key=value`, []string{"rollout", "create", "1.0.0", "--label", "x"}},
+		{`wave "x" is not`, []string{"rollout", "create", "1.0.0", "--all", "--waves", "x"}},
+		{`--max-failed "5.5" is neither`, []string{"rollout", "create", "1.0.0", "--all", "--max-failed", "5.5"}},
+		{"--jitter of 1ms is not a number of seconds", []string{"rollout", "create", "1.0.0", "--all", "--jitter", "1ms"}},
+		{"--mix: ", []string{"rollout", "rehearse", "1.0.0", "--all", "--mix", "x"}},
+		{"--update of 0s is less", []string{"rollout", "rehearse", "1.0.0", "--all", "--update", "0s"}},
+		{`"x" is neither key=value nor key-`, []string{"devices", "label", "bms-1", "x"}},
+		{"is none of [good crash hang", []string{"device", "fleet", "--image", "x", "--mix", "odd=1"}},
+		{"--max-pause cannot be less", []string{"device", "fleet", "--image", "x", "--max-pause", "-1s"}},
+	} {
+		mustFail(t, exitUsage, c.says, c.args...)
+	}
+}
+
+func TestRolloutIsShownAtAGlance(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r := api.Rollout{ID: "r-1", Version: "1.1.0", Project: "bms", Chip: "esp32", State: "running", Members: 100, Wave: 2,
+		Waves: []api.WaveLimit{{Limit: 10, SoakS: 60}, {Limit: 50, SoakS: 600}, {Limit: 100}}, SoakSince: at,
+		Figures: api.Figures{Pending: 50, Succeeded: 47, RolledBack: 1, Silent: 1, Skipped: 1}}
+	got := strings.Join(rolloutLines(r, at.Add(time.Minute)), "\n")
+	for _, want := range []string{"r-1  1.1.0 of bms for esp32: running", "wave 1  [████████████████████]", "11 to 50  soaks for another 9m0s",
+		"wave 3  [░░░░░░░░░░░░░░░░░░░░]", "100 devices: 47 succeeded, 50 waiting, 1 rolled back, 1 silent, 1 skipped"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	r.State, r.Halt = "halted", &api.Halt{Text: "why\x1b[31m"}
+	if got := strings.Join(rolloutLines(r, at), "\n"); !strings.Contains(got, "halted because why") || strings.Contains(got, "\x1b") {
+		t.Errorf("halted:\n%q", got)
+	}
+	if err := rolloutVerdict(r); err == nil {
+		t.Error("a halted rollout ends with 0")
+	}
+}

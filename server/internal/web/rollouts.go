@@ -1,0 +1,280 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"bmsota/api"
+	"bmsota/server/internal/fleet"
+)
+
+// RolloutFleet is what web needs of a *fleet.Fleet for rollouts.
+type RolloutFleet interface {
+	PlanRollout(ctx context.Context, by fleet.Identity, req fleet.RolloutRequest) (fleet.Draft, error)
+	CreateRollout(ctx context.Context, by fleet.Identity, req fleet.RolloutRequest) (fleet.Rollout, error)
+	Rehearse(ctx context.Context, by fleet.Identity, req fleet.RehearsalRequest) (fleet.Rehearsal, error)
+	Rollouts(ctx context.Context) ([]fleet.RolloutView, error)
+	Rollout(ctx context.Context, id string) (fleet.RolloutView, error)
+	RolloutMembers(ctx context.Context, id string, state fleet.MemberState, after, limit int) ([]fleet.MemberView, error)
+	Pause(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
+	Resume(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
+	Abort(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
+	SetLabels(ctx context.Context, by fleet.Identity, device string, set fleet.Labels, remove []string) (fleet.Labels, error)
+	LiftQuarantine(ctx context.Context, by fleet.Identity, sha256 string) error
+}
+
+const (
+	membersShown = 200    // of a page that names no limit
+	maxMembers   = 10_000 // of a page
+	maxDraft     = 10_000 // members and devices left out that a dry run lists; the figures are of all
+)
+
+func (h *handler) rolloutRoutes() map[string]map[string]call {
+	return map[string]map[string]call{
+		"/rollouts":              {http.MethodGet: h.listRollouts, http.MethodPost: h.createRollout},
+		"/rollouts/dry-run":      {http.MethodPost: h.dryRun},
+		"/rollouts/rehearse":     {http.MethodPost: h.rehearse},
+		"/rollouts/{id}":         {http.MethodGet: h.showRollout},
+		"/rollouts/{id}/members": {http.MethodGet: h.listMembers},
+		"/rollouts/{id}/pause":   {http.MethodPost: h.turn(h.cfg.Fleet.Pause)},
+		"/rollouts/{id}/resume":  {http.MethodPost: h.turn(h.cfg.Fleet.Resume)},
+		"/rollouts/{id}/abort":   {http.MethodPost: h.turn(h.cfg.Fleet.Abort)},
+		"/devices/{id}/labels":   {http.MethodPost: h.setLabels},
+		"/releases/{sha256}/lift": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+			digest, err := digestOf(r)
+			if err != nil {
+				return nil, err
+			}
+			return nil, h.cfg.Fleet.LiftQuarantine(r.Context(), by, digest)
+		}},
+	}
+}
+
+func (h *handler) listRollouts(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	list, err := h.cfg.Fleet.Rollouts(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Rollout, 0, len(list))
+	for _, v := range list {
+		out = append(out, rolloutOf(v))
+	}
+	return out, nil
+}
+
+func (h *handler) createRollout(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.RolloutRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	req := rolloutRequestOf(in)
+	req.Key = r.Header.Get(api.IdempotencyKey)
+	made, err := h.cfg.Fleet.CreateRollout(r.Context(), by, req)
+	if err != nil {
+		return nil, err
+	}
+	v, err := h.cfg.Fleet.Rollout(r.Context(), made.ID)
+	if err != nil {
+		return nil, err
+	}
+	return rolloutOf(v), nil
+}
+
+func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.RolloutRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	d, err := h.cfg.Fleet.PlanRollout(r.Context(), by, rolloutRequestOf(in))
+	if err != nil {
+		return nil, err
+	}
+	out := api.RolloutDraft{
+		Rollout: rolloutOf(fleet.RolloutView{Rollout: d.Rollout, Figures: fleet.Figures{Pending: d.Rollout.Members}}),
+		Members: []api.Member{}, Cannot: []api.Cannot{}, Through: d.Through, UpToDate: d.UpToDate,
+	}
+	out.Rollout.ID = "" // it has none before it is made
+	for _, m := range d.Selection.Members[:min(len(d.Selection.Members), maxDraft)] {
+		out.Members = append(out.Members, memberOf(fleet.MemberView{Member: m}, d.Rollout.Limits))
+	}
+	for _, c := range d.Cannot[:min(len(d.Cannot), maxDraft)] {
+		out.Cannot = append(out.Cannot, api.Cannot(c))
+	}
+	return out, nil
+}
+
+func (h *handler) rehearse(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.RehearsalRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	mix := make(fleet.Mix, len(in.Mix))
+	for name, share := range in.Mix {
+		mix[fleet.Fate(name)] = share
+	}
+	out, err := h.cfg.Fleet.Rehearse(r.Context(), by, fleet.RehearsalRequest{
+		Rollout: rolloutRequestOf(in.RolloutRequest), Mix: mix, Seed: in.MixSeed, Update: seconds(in.UpdateS)})
+	if err != nil {
+		return nil, err
+	}
+	return api.Rehearsal{Members: out.Members, Away: out.Away, Bad: runOf(out.Bad), Good: runOf(out.Good)}, nil
+}
+
+func (h *handler) showRollout(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	v, err := h.cfg.Fleet.Rollout(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	return rolloutOf(v), nil
+}
+
+func (h *handler) listMembers(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	q := r.URL.Query()
+	after, err := number(q.Get("after"), "after", -1, -1, 1<<31-1)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := number(q.Get("limit"), "limit", membersShown, 1, maxMembers)
+	if err != nil {
+		return nil, err
+	}
+	state := fleet.MemberState(q.Get("state"))
+	if state != "" && !slices.Contains(fleet.MemberStates(), state) {
+		return nil, fmt.Errorf("%w: state %.32q is none of %v", fleet.ErrInvalid, string(state), fleet.MemberStates())
+	}
+	v, err := h.cfg.Fleet.Rollout(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.cfg.Fleet.RolloutMembers(r.Context(), v.ID, state, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := api.MemberPage{Members: make([]api.Member, 0, len(list)), Next: -1}
+	for _, m := range list {
+		out.Members = append(out.Members, memberOf(m, v.Limits))
+	}
+	if len(list) == limit {
+		out.Next = list[limit-1].Rank
+	}
+	return out, nil
+}
+
+// number reads a number of a query within low to high; what is not given is fallback.
+func number(text, name string, fallback, low, high int) (int, error) {
+	if text == "" {
+		return fallback, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < low || n > high {
+		return 0, fmt.Errorf("%w: %s %.32q is not within %d to %d", fleet.ErrInvalid, name, text, low, high)
+	}
+	return n, nil
+}
+
+func (h *handler) turn(verb func(context.Context, fleet.Identity, string) (fleet.RolloutView, error)) call {
+	return func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+		v, err := verb(r.Context(), by, r.PathValue("id"))
+		if err != nil {
+			return nil, err
+		}
+		return rolloutOf(v), nil
+	}
+}
+
+func (h *handler) setLabels(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.SetLabelsRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	labels, err := h.cfg.Fleet.SetLabels(r.Context(), by, r.PathValue("id"), in.Set, in.Remove)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string(labels), nil
+}
+
+// seconds is a number of seconds as a time; what is absurd stays absurd instead of passing round.
+func seconds(n int64) time.Duration {
+	const most = 1 << 32
+	return time.Duration(min(max(n, -most), most)) * time.Second
+}
+
+func rolloutRequestOf(in api.RolloutRequest) fleet.RolloutRequest {
+	p := in.Policy
+	out := fleet.RolloutRequest{Version: in.Version, Project: in.Project, Chip: in.Chip, Expect: in.Expect, Policy: fleet.Policy{
+		Description: p.Description, Seed: p.Seed, Stop: fleet.Stop(p.Stop), NeedPct: p.NeedPct, Gate: fleet.Gate(p.Gate),
+		Selector: fleet.Selector{All: p.Selector.All, IDs: p.Selector.IDs, Labels: p.Selector.Labels, Versions: p.Selector.Versions,
+			Channel: p.Selector.Channel, Chip: p.Selector.Chip},
+		OverrideGates: p.OverrideGates, Window: p.Window, Concurrency: p.Concurrency, PerMinute: p.PerMinute, Jitter: seconds(p.JitterS),
+		Priority: p.Priority, Retries: p.Retries, RetryAfter: seconds(p.RetryAfterS), Silence: seconds(p.SilenceS),
+		Deadline: seconds(p.DeadlineS), Lasts: seconds(p.LastsS), Spread: p.Spread, Force: p.Force, AllowUnprotected: p.AllowUnprotected,
+	}}
+	for _, w := range p.Waves {
+		out.Policy.Waves = append(out.Policy.Waves, fleet.Wave{Count: w.Count, Percent: w.Percent, Soak: seconds(w.SoakS)})
+	}
+	return out
+}
+
+func policyOf(p fleet.Policy) api.Policy {
+	s := func(d time.Duration) int64 { return int64(d / time.Second) }
+	out := api.Policy{
+		Description: p.Description, Seed: p.Seed, Stop: api.Stop(p.Stop), NeedPct: p.NeedPct, Gate: api.RolloutGate(p.Gate),
+		Selector: api.Selector{All: p.Selector.All, IDs: p.Selector.IDs, Labels: p.Selector.Labels, Versions: p.Selector.Versions,
+			Channel: p.Selector.Channel, Chip: p.Selector.Chip},
+		OverrideGates: p.OverrideGates, Window: p.Window, Concurrency: p.Concurrency, PerMinute: p.PerMinute, JitterS: s(p.Jitter),
+		Priority: p.Priority, Retries: p.Retries, RetryAfterS: s(p.RetryAfter), SilenceS: s(p.Silence),
+		DeadlineS: s(p.Deadline), LastsS: s(p.Lasts), Spread: p.Spread, Force: p.Force, AllowUnprotected: p.AllowUnprotected,
+	}
+	for _, w := range p.Waves {
+		out.Waves = append(out.Waves, api.Wave{Count: w.Count, Percent: w.Percent, SoakS: s(w.Soak)})
+	}
+	return out
+}
+
+func rolloutOf(v fleet.RolloutView) api.Rollout {
+	out := api.Rollout{
+		ID: v.ID, State: string(v.State), Version: v.Version, Project: v.Project, Chip: v.Chip, SHA256: v.SHA256, Members: v.Members,
+		Wave: v.Wave + 1, Waves: []api.WaveLimit{}, WaveSince: v.WaveSince.UTC(), SoakSince: v.SoakSince.UTC(), Figures: api.Figures(v.Figures),
+		Halt: haltOf(v.Halt), Policy: policyOf(v.Policy), CreatedAt: v.CreatedAt.UTC(), CreatedBy: v.CreatedBy, ExpiresAt: v.ExpiresAt.UTC(),
+		EndedAt: v.EndedAt.UTC(), Events: eventsOf(v.Events),
+	}
+	for i, limit := range v.Limits {
+		out.Waves = append(out.Waves, api.WaveLimit{Limit: limit, SoakS: int64(v.Soaks[i] / time.Second)})
+	}
+	return out
+}
+
+func haltOf(h *fleet.Halt) *api.Halt {
+	if h == nil {
+		return nil
+	}
+	return &api.Halt{Rule: h.Rule, Figure: h.Figure, Of: h.Of, Limit: h.Limit, Text: h.Text, At: h.At.UTC()}
+}
+
+func eventsOf(events []fleet.Event) []api.RolloutEvent {
+	out := make([]api.RolloutEvent, 0, len(events))
+	for _, e := range events {
+		out = append(out, api.RolloutEvent{At: e.At.UTC(), By: e.By, Text: e.Text})
+	}
+	return out
+}
+
+func memberOf(m fleet.MemberView, limits []int) api.Member {
+	wave, _ := slices.BinarySearch(limits, m.Rank+1)
+	out := api.Member{DeviceID: m.DeviceID, Rank: m.Rank, Wave: wave + 1, State: string(m.State), Tries: m.Tries, Phase: m.Phase,
+		Reason: m.Reason, Message: m.Message, UpdatedAt: m.UpdatedAt.UTC()}
+	if m.Hold != fleet.HoldNone {
+		out.Hold, out.HoldText = string(m.Hold), m.Hold.Text()
+	}
+	return out
+}
+
+func runOf(r fleet.RehearsalRun) api.RehearsalRun {
+	return api.RehearsalRun{State: string(r.State), Halt: haltOf(r.Halt), Wave: r.Wave, Touched: r.Touched, Harmed: r.Harmed,
+		Figures: api.Figures(r.Figures), TookS: int64(r.Took / time.Second), Events: eventsOf(r.Events)}
+}
