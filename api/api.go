@@ -214,6 +214,7 @@ const (
 	CodeTooLarge         Code = "too_large"          // body above the limit
 	CodeStorage          Code = "storage_fault"      // storage failed; nothing was acknowledged
 	CodeStorageFull      Code = "storage_full"       // no space left; nothing was acknowledged
+	CodeTooManyTries     Code = "too_many_tries"     // wait as long as Retry-After says
 	CodeUnavailable      Code = "unavailable"        // shutting down, or too slow to answer
 	CodeInternal         Code = "internal"           // a fault of the server; its log says more
 	CodeUnexpectedAnswer Code = "unexpected_answer"  // said by Client: what answered is no bmsota server

@@ -188,6 +188,7 @@ func tour(ctx context.Context, cfg Config, srv *server.Server, boards *errgroup.
 		data := filepath.Dir(srv.AccessFile())
 		cfg.Say("\nserver   %s  (CA: %s)", srv.URL(), filepath.Join(data, "tls", "ca.pem"))
 		cfg.Say("broker   %s  (login: user operator, password in %s)", brokerURL(access.MQTT), srv.AccessFile())
+		cfg.Say("         the server's address is a dashboard in a browser: sign in as operator, with that same password")
 		cfg.Say("\nIn another terminal:\n  export BMSOTA_DATA=%s\n  bmsota status", data)
 	}
 	return judge(results)

@@ -117,6 +117,7 @@ func (s *Server) Banner() string {
 	fmt.Fprintf(&b, "  firmware   %s/firmware/\n", s.URL())
 	fmt.Fprintf(&b, "  mqtt       %s://%s  (topics below %s)\n\n", scheme, net.JoinHostPort(s.mqtt.Host, fmt.Sprint(s.mqtt.Port)), s.mqtt.Prefix)
 	fmt.Fprintf(&b, "The bmsota tool on this machine finds its token in\n  %s\n\n", s.AccessFile())
+	fmt.Fprintf(&b, "To sign in to the web side, take the name %s and that token, or make an account:\n  bmsota accounts add NAME --role admin\n\n", operatorName)
 	fmt.Fprintf(&b, "To let a device in, give it a token and put the two files into its storage partition:\n  bmsota devices enroll %s --files FOLDER\n", deviceHere)
 	if !s.firstStart {
 		return b.String()

@@ -48,6 +48,16 @@ type Config struct {
 
 	// Fleet holds the rules for releases and devices.
 	Fleet Fleet `json:"fleet"`
+
+	// Metrics is where Prometheus finds the figures.
+	Metrics Metrics `json:"metrics"`
+}
+
+// Metrics is the section "metrics".
+type Metrics struct {
+	// Listen is a loopback address on which /metrics is served over plain HTTP and without a login, "off" to close it.
+	// From another machine the figures are had with a viewer's token, from /metrics of the web side. Default "off".
+	Listen string `json:"listen"`
 }
 
 // HTTPS is the section "https".
@@ -240,6 +250,7 @@ func (c Config) withDefaults() Config {
 	set(&c.DataDir, "./bmsota-data")
 	set(&c.HTTPS.Listen, ":8443")
 	set(&c.HTTPS.PlainListen, off)
+	set(&c.Metrics.Listen, off)
 	set(&c.MQTT.TLSListen, ":8883")
 	set(&c.MQTT.Listen, "127.0.0.1:1883")
 	set(&c.MQTT.Prefix, protocol.DefaultPrefix)
@@ -261,7 +272,7 @@ func (c Config) Check() error {
 	c = c.withDefaults()
 	for _, l := range []struct{ key, addr string }{
 		{"https.listen", c.HTTPS.Listen}, {"https.plain_listen", c.HTTPS.PlainListen},
-		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen},
+		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen}, {"metrics.listen", c.Metrics.Listen},
 	} {
 		if err := checkListen(l.addr); err != nil {
 			return fmt.Errorf("%s: %w", l.key, err)
@@ -288,6 +299,9 @@ func (c Config) Check() error {
 	}
 	if err := c.TLS.check(); err != nil {
 		return err
+	}
+	if !onLoopback(c.Metrics.Listen) {
+		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)
 	}
 	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
 }
@@ -351,12 +365,20 @@ func (m MQTT) check(seedStatus bool) error {
 	if m.TLSListen == off && m.Listen == off {
 		return errors.New("mqtt.tls_listen and mqtt.listen are both off, and there is no mqtt.external.url: no device could be reached")
 	}
-	if host, _, err := net.SplitHostPort(m.Listen); err == nil && !m.PlainAnywhere {
-		if addr, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !addr.IsLoopback()) {
-			return fmt.Errorf("mqtt.listen: plain MQTT on %q would show tokens to the network: use mqtt.tls_listen, or set mqtt.plain_anywhere", m.Listen)
-		}
+	if !m.PlainAnywhere && !onLoopback(m.Listen) {
+		return fmt.Errorf("mqtt.listen: plain MQTT on %q would show tokens to the network: use mqtt.tls_listen, or set mqtt.plain_anywhere", m.Listen)
 	}
 	return nil
+}
+
+// onLoopback says whether a listener's address is of this machine only, or none at all.
+func onLoopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil || host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
 }
 
 // bareHost says whether nothing follows the host and port of an address.

@@ -36,6 +36,7 @@ import (
 	"bmsota/protocol"
 	"bmsota/server/internal/broker"
 	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/metrics"
 	"bmsota/server/internal/store"
 	"bmsota/server/internal/web"
 )
@@ -47,7 +48,7 @@ const (
 
 // messageBroker is a broker of either kind.
 type messageBroker interface {
-	fleet.Commander
+	fleet.Messenger
 	Run(ctx context.Context) error
 }
 
@@ -73,6 +74,10 @@ type Server struct {
 
 	https, plain       net.Listener // web side; nil = off
 	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
+	metricsPlain       net.Listener // figures without a login; nil = off
+
+	metrics *metrics.Metrics
+	scrapes http.Handler
 
 	access     api.Access
 	firstStart bool
@@ -90,7 +95,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	s := &Server{cfg: cfg, log: log, started: time.Now()}
+	s := &Server{cfg: cfg, log: log, started: time.Now(), metrics: metrics.New()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -116,6 +121,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 	if err := s.openBroker(); err != nil {
 		return nil, err
 	}
+	s.scrapes = s.metricsHandler()
 	return s, s.openAccess(ctx)
 }
 
@@ -144,6 +150,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 		{&s.plain, "https.plain_listen", s.cfg.HTTPS.PlainListen},
 		{&s.mqttTLS, "mqtt.tls_listen", s.cfg.MQTT.TLSListen},
 		{&s.mqttPlain, "mqtt.listen", s.cfg.MQTT.Listen},
+		{&s.metricsPlain, "metrics.listen", s.cfg.Metrics.Listen},
 	} {
 		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
 			continue
@@ -177,6 +184,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
+		Observer: s.metrics,
 	})
 	return err
 }
@@ -264,6 +272,7 @@ func (s *Server) Run(ctx context.Context) error {
 		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
+		{"metrics", s.runMetrics},
 	})
 	return errors.Join(err, s.Close())
 }
@@ -271,6 +280,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
+		Messenger: s.broker, PublicURL: s.cfg.PublicURL, Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
 	})
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)

@@ -240,7 +240,9 @@ func serverFault(err error) error {
 	case errors.As(err, &e):
 		err = plainAnswer(err, e)
 		switch e.Code {
-		case api.CodeUnauthorized, api.CodeDenied:
+		case api.CodeDenied:
+			return &fault{code: exitRefused, err: err, hint: "the token you use has too weak a role; on the server's machine " + api.AccessFile + " holds one that may do everything"}
+		case api.CodeUnauthorized:
 			return &fault{code: exitRefused, err: err, hint: "check BMSOTA_TOKEN, or the password in the deployment settings; a server keeps its token in its data folder in " + api.AccessFile}
 		case api.CodeStorageFull:
 			return failure("make room on the server's disk and try again", "%w", err)
@@ -248,7 +250,7 @@ func serverFault(err error) error {
 			return &fault{code: exitRefused, err: err}
 		case api.CodeInvalid:
 			return &fault{code: exitUsage, err: err}
-		case api.CodeUnavailable:
+		case api.CodeUnavailable, api.CodeTooManyTries:
 			return &fault{code: exitUnreachable, err: err}
 		}
 		return err
@@ -266,7 +268,7 @@ func plainAnswer(err error, e *api.Error) error {
 		return err
 	}
 	said := e.Detail
-	for _, kind := range []string{"invalid: ", "conflict: ", "refused: "} {
+	for _, kind := range []string{"invalid: ", "conflict: ", "refused: ", "not allowed: "} {
 		said = strings.TrimPrefix(said, kind)
 	}
 	if e.Code == api.CodeUnauthorized {

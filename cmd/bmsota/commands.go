@@ -20,6 +20,8 @@ func commands() []*cobra.Command {
 		newMonitorCmd(),
 		newDeviceCmd(),
 		newDevicesCmd(),
+		newAccountsCmd(),
+		newTokensCmd(),
 		newProvisionCmd(),
 		newLintCmd(),
 		newHealthCmd(),

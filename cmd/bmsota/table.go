@@ -94,3 +94,25 @@ func ago(t time.Time) string {
 	}
 	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
 }
+
+// newRemoveCmd makes a command that deletes what has a name.
+func newRemoveCmd(what, hint string, remove func(*api.Client, context.Context, string) error) *cobra.Command {
+	var a access
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "delete the " + what,
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			if err := remove(client, cmd.Context(), args[0]); err != nil {
+				return serverFault(notFoundHint(err, hint))
+			}
+			return printf(cmd, "removed: %s\n", args[0])
+		},
+	}
+	a.serverFlags(cmd)
+	return cmd
+}

@@ -1,5 +1,5 @@
 // Package broker speaks MQTT for the server: Embedded is a broker of our own, External a connection to one of yours.
-// Both are a fleet.Commander, and both hand what arrives to a Handler, in process and before it is acknowledged.
+// Both are a fleet.Messenger, and both hand what arrives to a Handler, in process and before it is acknowledged.
 //
 // It promises: a PUBACK (PUBREC) for a status goes out only after Handler.Fold has returned without an error, and a
 // status that could not be stored is never acknowledged, so its sender says it again; a peer may do what rights
@@ -41,8 +41,8 @@ type Handler interface {
 }
 
 var (
-	_ fleet.Commander = (*Embedded)(nil)
-	_ fleet.Commander = (*External)(nil)
+	_ fleet.Messenger = (*Embedded)(nil)
+	_ fleet.Messenger = (*External)(nil)
 )
 
 // ErrClosed is the answer of a broker that has ended, or has no connection.

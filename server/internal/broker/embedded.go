@@ -444,15 +444,24 @@ func (e *Embedded) Send(ctx context.Context, device string, cmd protocol.Command
 	if err != nil {
 		return fmt.Errorf("send to %s: %w", device, err)
 	}
-	return e.publish(ctx, device, payload)
+	return e.publish(ctx, device, payload, true)
+}
+
+// Tell publishes cmd once on the device's own topic, and leaves what is retained there as it is.
+func (e *Embedded) Tell(ctx context.Context, device string, cmd protocol.Command) error {
+	payload, err := cmd.Append(nil)
+	if err != nil {
+		return fmt.Errorf("send to %s: %w", device, err)
+	}
+	return e.publish(ctx, device, payload, false)
 }
 
 // Clear removes the retained command of a device. Who listens gets an empty message, which is no command.
 func (e *Embedded) Clear(ctx context.Context, device string) error {
-	return e.publish(ctx, device, nil)
+	return e.publish(ctx, device, nil, true)
 }
 
-func (e *Embedded) publish(ctx context.Context, device string, payload []byte) error {
+func (e *Embedded) publish(ctx context.Context, device string, payload []byte, retain bool) error {
 	if err := protocol.CheckDeviceID(device); err != nil {
 		return fmt.Errorf("send command: %w", err)
 	}
@@ -465,7 +474,7 @@ func (e *Embedded) publish(ctx context.Context, device string, payload []byte) e
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("send to %s: %w", device, err)
 	}
-	if err := e.srv.Publish(e.cfg.Topics.Command(device), payload, true, 1); err != nil {
+	if err := e.srv.Publish(e.cfg.Topics.Command(device), payload, retain, 1); err != nil {
 		return fmt.Errorf("send to %s: %w", device, err)
 	}
 	return nil

@@ -336,18 +336,27 @@ func (x *External) Send(ctx context.Context, device string, cmd protocol.Command
 	if err != nil {
 		return fmt.Errorf("send to %s: %w", device, err)
 	}
-	return x.publish(ctx, device, payload)
+	return x.publish(ctx, device, payload, true)
+}
+
+// Tell publishes cmd once on the device's own topic, and leaves what is retained there as it is.
+func (x *External) Tell(ctx context.Context, device string, cmd protocol.Command) error {
+	payload, err := cmd.Append(nil)
+	if err != nil {
+		return fmt.Errorf("send to %s: %w", device, err)
+	}
+	return x.publish(ctx, device, payload, false)
 }
 
 // Clear removes the retained command of a device.
 func (x *External) Clear(ctx context.Context, device string) error {
-	return x.publish(ctx, device, nil)
+	return x.publish(ctx, device, nil, true)
 }
 
 // Drop does nothing: sessions belong to the broker. Whoever revokes a device takes its login away there too.
 func (x *External) Drop(context.Context, string) error { return nil }
 
-func (x *External) publish(ctx context.Context, device string, payload []byte) error {
+func (x *External) publish(ctx context.Context, device string, payload []byte, retain bool) error {
 	if err := protocol.CheckDeviceID(device); err != nil {
 		return fmt.Errorf("send command: %w", err)
 	}
@@ -359,7 +368,7 @@ func (x *External) publish(ctx context.Context, device string, payload []byte) e
 	}
 	topic := x.cfg.Topics.Command(device)
 	x.remember(topic, payload, time.Now()) // first, because the echo can be faster than the acknowledgement
-	if err := x.await(ctx, client.Publish(topic, 1, true, payload)); err != nil {
+	if err := x.await(ctx, client.Publish(topic, 1, retain, payload)); err != nil {
 		return fmt.Errorf("send to %s: %w", device, err)
 	}
 	return nil

@@ -187,6 +187,12 @@ func TestExternalBroker(t *testing.T) {
 	if p := <-got; !strings.Contains(p, `"id":"u1"`) {
 		t.Errorf("device got %s", p)
 	}
+	if err := x.Tell(t.Context(), "d1", protocol.Command{Action: protocol.ActionCheck, ID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-got; !strings.Contains(p, `"id":"c1"`) {
+		t.Errorf("device got %s", p)
+	}
 	if err := x.Clear(t.Context(), "d1"); err != nil {
 		t.Fatal(err)
 	}

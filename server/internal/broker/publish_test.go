@@ -240,6 +240,45 @@ func TestRetainedCommandReachesDeviceThatComesLater(t *testing.T) {
 	})
 }
 
+// TestWhatIsToldIsNotKept: it reaches who is there, and what is retained on the topic stays as it is.
+func TestWhatIsToldIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFleet("d1"), nil)
+		if err := r.Send(t.Context(), "d1", protocol.Command{Action: protocol.ActionUpdate, ID: "u1"}); err != nil {
+			t.Fatal(err)
+		}
+		id := func(c *client) string {
+			pk := c.recv()
+			cmd, err := protocol.ParseCommand(pk.Payload)
+			if err != nil {
+				t.Fatalf("%q: %v", pk.Payload, err)
+			}
+			c.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID})
+			return cmd.ID
+		}
+		c := r.device("d1")
+		c.subscribed(1, 1, "bms/ota/command/d1")
+		if got := id(c); got != "u1" {
+			t.Errorf("got %s", got)
+		}
+		if err := r.Tell(t.Context(), "d1", protocol.Command{Action: protocol.ActionCheck, ID: "c1"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := id(c); got != "c1" {
+			t.Errorf("got %s", got)
+		}
+		_ = c.Close()
+		c = r.device("d1")
+		c.subscribed(1, 1, "bms/ota/command/d1")
+		if got := id(c); got != "u1" {
+			t.Errorf("a device that comes later got %s", got)
+		}
+		if r.Tell(t.Context(), "a/b", protocol.Command{Action: protocol.ActionCheck}) == nil {
+			t.Error("a command to a/b went out")
+		}
+	})
+}
+
 // TestOperatorsCommandGoesThroughTheHandler: what the Handler returns is what devices get.
 func TestOperatorsCommandGoesThroughTheHandler(t *testing.T) {
 	check := `{"action":"check","force":false}`

@@ -114,6 +114,7 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 	if quarantined {
 		f.catalog.forget()
 	}
+	f.count(out.End...)
 	f.tell(out, quarantined)
 	// Rows came first: now the commands may go out, and those of attempts that are over come back.
 	for _, a := range append(out.End, out.Begin...) {

@@ -31,6 +31,8 @@ type fold struct {
 // result is what a fold led to, for the log and the loop, once it is committed.
 type result struct {
 	effects Effects
+	ended   *Attempt // by this fold
+	before  protocol.Phase
 	waiting bool // the device has just connected, and an attempt waits for it
 	err     error
 }
@@ -206,6 +208,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		}
 		return results
 	}
+	f.announce(group, results)
 	for i, fo := range group {
 		e := results[i].effects
 		if e.Unlawful != "" {
@@ -241,13 +244,18 @@ func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
 	}
 	var e Effects
 	var next *Attempt
+	before := r.device.Status.Phase
 	r.device, next, e = Apply(r.device, a, fo.status, now)
 	r.deviceChanged = r.deviceChanged || e.Device
 	if e.Attempt {
 		r.open[i] = *next
 		r.attemptChanged[i] = true
 	}
-	return result{effects: e}
+	res := result{effects: e, before: before}
+	if e.Ended {
+		res.ended = next
+	}
+	return res
 }
 
 // row is a device and its open attempts within one transaction.

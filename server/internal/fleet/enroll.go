@@ -31,14 +31,6 @@ func sameDigest(a, b string) bool {
 	return a != "" && subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
 }
 
-// operator refuses everyone else.
-func operator(by Identity) error {
-	if by.Role != RoleOperator || by.Name == "" {
-		return fmt.Errorf("%w: %q is no operator", ErrDenied, by.Name)
-	}
-	return nil
-}
-
 // Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token, lifts
 // a revocation and ends the sessions of the old token.
 func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
@@ -51,9 +43,7 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 	token, digest := newToken()
 	now := f.cfg.Now()
 	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
-		if _, err := tx.Operator(id); err == nil {
-			return fmt.Errorf("%w: %q is the name of an operator", ErrConflict, id)
-		} else if !errors.Is(err, ErrNotFound) {
+		if err := nameIsFree(tx, id, "operator", "account"); err != nil {
 			return err
 		}
 		d, err := tx.Device(id)
@@ -107,53 +97,9 @@ func (f *Fleet) drop(id string) {
 	f.wakeLoop()
 }
 
-// NewOperator makes an operator account and returns its token; only the token's SHA-256 is kept. A name that exists
-// gets a new token, the old one stops working.
-func (f *Fleet) NewOperator(ctx context.Context, name string) (token string, err error) {
-	if err := protocol.CheckDeviceID(name); err != nil { // the same alphabet: names stand in logs, rows and MQTT logins
-		return "", fmt.Errorf("%w: operator name: %w", ErrInvalid, err)
-	}
-	token, digest := newToken()
-	now := f.cfg.Now()
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
-		_, err := tx.Operator(name)
-		if errors.Is(err, ErrNotFound) {
-			if _, err = tx.Device(name); err == nil {
-				return fmt.Errorf("%w: %q is the id of a device", ErrConflict, name)
-			}
-		}
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return err
-		}
-		return tx.PutOperator(Operator{Name: name, TokenSHA256: digest, CreatedAt: now})
-	})
-	if err != nil {
-		return "", err
-	}
-	return token, nil
-}
-
-// OperatorByToken says whose token it is; ErrDenied when it is nobody's.
-func (f *Fleet) OperatorByToken(ctx context.Context, token string) (Identity, error) {
-	var o Operator
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		var err error
-		o, err = tx.OperatorByToken(tokenDigest(token))
-		return err
-	})
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return Identity{}, fmt.Errorf("%w: unknown token", ErrDenied)
-	case err != nil:
-		return Identity{}, err
-	case o.Revoked:
-		return Identity{}, fmt.Errorf("%w: the account %q is revoked", ErrDenied, o.Name)
-	}
-	return Identity{Name: o.Name, Role: RoleOperator}, nil
-}
-
-// Authenticate checks an MQTT or HTTP login: name is a device id or an operator's name, secret its token. Everything
-// that is not exactly right is ErrDenied, without saying what was wrong; a fault of the store is another error.
+// Authenticate checks an MQTT login: name is a device id or the name of an operator's token, secret the token. A viewer's
+// token is not for MQTT. Everything that is not exactly right is ErrDenied, without saying what was wrong; a fault of the
+// store is another error.
 func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity, error) {
 	if name == "" || secret == "" || len(name) > protocol.MaxDeviceID || len(secret) > 256 {
 		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
@@ -171,8 +117,8 @@ func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity
 			return err
 		}
 		o, err := tx.Operator(name)
-		if err == nil && !o.Revoked && sameDigest(o.TokenSHA256, digest) {
-			id = Identity{Name: name, Role: RoleOperator}
+		if err == nil && o.valid(f.cfg.Now()) && sameDigest(o.TokenSHA256, digest) && (Identity{o.Name, o.Role}).Has(RightOperate) {
+			id = Identity{Name: name, Role: RoleOperator} // there is nothing more to do over MQTT
 		}
 		if errors.Is(err, ErrNotFound) {
 			return nil

@@ -2,6 +2,9 @@ package fleet
 
 import "context"
 
+// InTurn runs work as a login's password is worked on.
+func InTurn(ctx context.Context, f *Fleet, work func()) error { return f.guard.inTurn(ctx, work) }
+
 // LookAt plans once for a rollout, as the loop does.
 func LookAt(ctx context.Context, f *Fleet, rollout string) error {
 	now := f.cfg.Now()

@@ -39,6 +39,8 @@ type Config struct {
 	// ForeignSessions says that devices are connected to a broker that is not of this process: a start finds them as
 	// they were left, and their statuses and wills say what has changed.
 	ForeignSessions bool
+	// Observer is told what was committed; nil = nobody.
+	Observer Observer
 }
 
 // Fleet is the state of the server. All methods are safe for concurrent use.
@@ -53,6 +55,9 @@ type Fleet struct {
 	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
 
 	catalog    catalogCache
+	census     censusCache
+	guard      *guard // of logins
+	watchers   watchers
 	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
 	planning   chan struct{} // capacity 1: a rollout wants a look
@@ -94,5 +99,6 @@ func New(cfg Config) (*Fleet, error) {
 		drops: make(map[string]struct{}),
 
 		sessions: make(map[string]int),
+		guard:    newGuard(),
 	}, nil
 }

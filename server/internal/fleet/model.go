@@ -116,25 +116,18 @@ type ProjectKey struct {
 	AddedBy      string
 }
 
-// Role is what an identity may do.
-type Role string
-
-// The roles. A device speaks for itself only; an operator may do everything an API offers.
-const (
-	RoleDevice   Role = "device"
-	RoleOperator Role = "operator"
-)
-
 // Identity is who stands behind a login.
 type Identity struct {
 	Name string // device id or operator name
 	Role Role
 }
 
-// Operator is an account of a person or a program.
+// Operator is a token by which a program, or a person's tool, logs in.
 type Operator struct {
 	Name        string
 	TokenSHA256 string // hex of the SHA-256 of a 256-bit random token
+	Role        Role
 	CreatedAt   time.Time
+	ExpiresAt   time.Time // zero = never
 	Revoked     bool
 }

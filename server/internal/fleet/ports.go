@@ -74,6 +74,9 @@ type Tx interface {
 	Operator(name string) (Operator, error)
 	OperatorByToken(sha256 string) (Operator, error)
 	PutOperator(Operator) error
+
+	AccountTx
+	OverviewTx
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable

@@ -28,7 +28,11 @@ type yard struct {
 }
 
 func newYard(t *testing.T, boards int, fate func(i int) fleet.Fate) *yard {
-	y := &yard{shop: newShop(t, fleet.Config{}), t: t, out: newOutbox(), fates: map[string]fleet.Fate{}, boots: map[string]int{},
+	return newYardFor(t, fleet.Config{}, boards, fate)
+}
+
+func newYardFor(t *testing.T, cfg fleet.Config, boards int, fate func(i int) fleet.Fate) *yard {
+	y := &yard{shop: newShop(t, cfg), t: t, out: newOutbox(), fates: map[string]fleet.Fate{}, boots: map[string]int{},
 		seqs: map[string]uint64{}, did: map[string]string{}, starts: map[string]int{}}
 	y.stop = start(t, y.Fleet, y.out)
 	synctest.Wait()

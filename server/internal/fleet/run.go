@@ -84,6 +84,7 @@ func (f *Fleet) later(devices ...string) {
 		f.dirty[d] = struct{}{}
 	}
 	f.mu.Unlock()
+	f.watchers.tell(devices...)
 }
 
 func (f *Fleet) wakeLoop() {
@@ -336,6 +337,7 @@ func (l *loop) clear(ctx context.Context, device string) (done bool) {
 func (f *Fleet) sweep(ctx context.Context) error {
 	now := f.cfg.Now()
 	var ended []string
+	var rows []Attempt
 	var candidates bool
 	// Most passes end nothing, and a transaction that writes nothing should not wait for the writer.
 	err := f.cfg.Store.View(ctx, func(tx Tx) error {
@@ -347,14 +349,15 @@ func (f *Fleet) sweep(ctx context.Context) error {
 		return err
 	}
 	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
-		ended = nil
+		ended, rows = nil, nil
 		_, err := f.sweepTx(tx, now, func(a Attempt) error {
-			ended = append(ended, a.DeviceID)
+			ended, rows = append(ended, a.DeviceID), append(rows, a)
 			return tx.PutAttempt(a)
 		})
 		return err
 	})
 	if err == nil {
+		f.count(rows...)
 		f.touch(ended...)
 	}
 	return err

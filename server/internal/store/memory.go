@@ -25,6 +25,8 @@ type Memory struct {
 	open      map[string]map[string]struct{} // ids of open attempts by device
 	keys      map[[2]string]fleet.ProjectKey
 	operators map[string]fleet.Operator
+	accounts  map[string]fleet.Account
+	sessions  map[string]fleet.Session
 
 	rollouts   map[string]fleet.Rollout
 	members    map[string]map[string]fleet.Member // by rollout and device
@@ -37,8 +39,8 @@ func NewMemory() *Memory {
 		releases: make(map[string]fleet.Release), channels: make(map[[3]string]fleet.Channel),
 		devices: make(map[string]fleet.Device), attempts: make(map[string]fleet.Attempt),
 		open: make(map[string]map[string]struct{}), keys: make(map[[2]string]fleet.ProjectKey),
-		operators: make(map[string]fleet.Operator),
-		rollouts:  make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
+		operators: make(map[string]fleet.Operator), accounts: make(map[string]fleet.Account), sessions: make(map[string]fleet.Session),
+		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
 	}
 }
@@ -331,7 +333,7 @@ func (t *memoryTx) PutOperator(o fleet.Operator) error {
 	if old, err := t.OperatorByToken(o.TokenSHA256); err == nil && old.Name != o.Name {
 		return t.conflict("two operators with one token")
 	}
-	trim(&o.CreatedAt)
+	trim(&o.CreatedAt, &o.ExpiresAt)
 	set(t, t.m.operators, o.Name, o)
 	return nil
 }

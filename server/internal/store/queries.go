@@ -9,8 +9,9 @@ const (
 	channelColumns  = `project, chip, name, sha256, set_at, set_by`
 	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels`
 	attemptColumns  = `id, command_id, device_id, action, force, version, sha256, created_at, created_by, expires_at, state, phase, reason, message, updated_at, ended_at, rollout_id`
+	factColumns     = `project, chip, reason, protected` // copies of what stands in status
 	keyColumns      = `project, public_key, added_at, added_by`
-	operatorColumns = `name, token_sha256, created_at, revoked`
+	operatorColumns = `name, token_sha256, created_at, revoked, role, expires_at`
 
 	rolloutColumns    = `id, revision, state, priority, created_at, request_key, body`
 	memberColumns     = `rollout_id, device_id, rank, state, attempts, tries, attempt_id, not_before, reason, message, updated_at`
@@ -85,13 +86,14 @@ ON CONFLICT (project, chip, name) DO UPDATE SET sha256 = excluded.sha256, set_at
 
 	qDevice:  `SELECT ` + deviceColumns + ` FROM devices WHERE id = $1`,
 	qDevices: `SELECT ` + deviceColumns + ` FROM devices ORDER BY id`,
-	qPutDevice: `INSERT INTO devices (` + deviceColumns + `)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+	qPutDevice: `INSERT INTO devices (` + deviceColumns + `, ` + factColumns + `)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
 ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, enrolled_at = excluded.enrolled_at,
  revoked = excluded.revoked, channel = excluded.channel, online = excluded.online, first_seen = excluded.first_seen,
  last_seen = excluded.last_seen, phase_since = excluded.phase_since, phase = excluded.phase, version = excluded.version,
  sha256 = excluded.sha256, previous_version = excluded.previous_version, boot = excluded.boot, seq = excluded.seq,
- old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels`,
+ old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels, project = excluded.project, chip = excluded.chip,
+ reason = excluded.reason, protected = excluded.protected`,
 
 	qAttempt:        `SELECT ` + attemptColumns + ` FROM attempts WHERE id = $1`,
 	qAttemptsOf:     `SELECT ` + attemptColumns + ` FROM attempts WHERE device_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2`,
@@ -111,8 +113,9 @@ ON CONFLICT (project, public_key) DO UPDATE SET added_at = excluded.added_at, ad
 
 	qOperator:        `SELECT ` + operatorColumns + ` FROM operators WHERE name = $1`,
 	qOperatorByToken: `SELECT ` + operatorColumns + ` FROM operators WHERE token_sha256 = $1`,
-	qPutOperator: `INSERT INTO operators (` + operatorColumns + `) VALUES ($1, $2, $3, $4)
-ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, created_at = excluded.created_at, revoked = excluded.revoked`,
+	qPutOperator: `INSERT INTO operators (` + operatorColumns + `) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, created_at = excluded.created_at, revoked = excluded.revoked,
+ role = excluded.role, expires_at = excluded.expires_at`,
 
 	qRollout:      `SELECT ` + rolloutColumns + ` FROM rollouts WHERE id = $1`,
 	qRolloutByKey: `SELECT ` + rolloutColumns + ` FROM rollouts WHERE request_key = $1 AND request_key <> ''`,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
 
@@ -122,6 +123,10 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 		int64(d.Seq), string(oldBoots), string(status), string(labels)}, nil
 }
 
+func factArgs(s protocol.Status) []any {
+	return []any{s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed}
+}
+
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {
 	err = s.Scan(&a.ID, &a.CommandID, &a.DeviceID, &a.Action, &a.Force, &a.Version, &a.SHA256, instant{&a.CreatedAt},
 		&a.CreatedBy, instant{&a.ExpiresAt}, &a.State, &a.Phase, &a.Reason, &a.Message, instant{&a.UpdatedAt}, instant{&a.EndedAt},
@@ -141,6 +146,6 @@ func scanKey(s scanner) (k fleet.ProjectKey, err error) {
 }
 
 func scanOperator(s scanner) (o fleet.Operator, err error) {
-	err = s.Scan(&o.Name, &o.TokenSHA256, instant{&o.CreatedAt}, &o.Revoked)
+	err = s.Scan(&o.Name, &o.TokenSHA256, instant{&o.CreatedAt}, &o.Revoked, &o.Role, instant{&o.ExpiresAt})
 	return o, err
 }

@@ -75,3 +75,32 @@ func TestDatabaseThatCannotBeUsedIsRefused(t *testing.T) {
 		t.Errorf("the file that is no database was changed (%v)", err)
 	}
 }
+
+// A database from before there were roles: its operators keep every right, and its devices are found by what they said.
+func TestOldDatabaseIsBroughtUpToDate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "old.db")
+	if err := store.MakeVersion1(t.Context(), path,
+		`INSERT INTO operators (name, token_sha256, created_at, revoked) VALUES ('operator', 't1', 1, 0)`,
+		`INSERT INTO devices VALUES ('d1', '', 0, 0, '', 1, 1, 1, 1, 'failed', '1.0.0', '', '', '', 0, '',
+		  '{"phase":"failed","reason":"stalled","project":"bms","chip":"esp32","rollback_protected":true,"signed_only":true}')`,
+		`INSERT INTO devices VALUES ('d2', '', 0, 0, '', 0, 0, 0, 0, '', '', '', '', '', 0, '', '')`,
+	); err != nil {
+		t.Fatal(err)
+	}
+	db := openDB(t, path)
+	view(t, db, func(tx fleet.Tx) error {
+		o, err := tx.Operator("operator")
+		if err != nil || o.Role != fleet.RoleAdmin || !o.ExpiresAt.IsZero() {
+			t.Errorf("%+v, %v", o, err)
+		}
+		for _, q := range []fleet.DeviceQuery{{Project: "bms", Chip: "esp32", Reason: "stalled"}, {State: fleet.StateFailed}} {
+			if n, err := tx.DeviceCount(q); err != nil || n != 1 {
+				t.Errorf("%+v: %d, %v", q, n, err)
+			}
+		}
+		if n, err := tx.DeviceCount(fleet.DeviceQuery{State: fleet.StateUnprotected}); err != nil || n != 0 {
+			t.Errorf("%d unprotected, %v", n, err)
+		}
+		return nil
+	})
+}

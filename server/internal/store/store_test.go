@@ -26,7 +26,9 @@ var stores = []struct {
 	{"sqlite", func(t *testing.T) fleet.Store { return openDB(t, filepath.Join(t.TempDir(), "bmsota.db")) }},
 }
 
-func openDB(t *testing.T, path string) *store.DB {
+func openBench(b *testing.B) *store.DB { return openDB(b, filepath.Join(b.TempDir(), "bmsota.db")) }
+
+func openDB(t testing.TB, path string) *store.DB {
 	t.Helper()
 	db, err := store.OpenSQLite(t.Context(), path)
 	if err != nil {

@@ -30,13 +30,17 @@ func (t *sqlTx) put(q query, args ...any) error {
 
 // write is put that says how many rows it has written.
 func (t *sqlTx) write(q query, args ...any) (rows int64, err error) {
+	return t.change(func() (sql.Result, error) { return t.stmt(q).ExecContext(t.ctx, args...) })
+}
+
+func (t *sqlTx) change(do func() (sql.Result, error)) (rows int64, err error) {
 	if t.readOnly {
 		return 0, errReadOnly
 	}
 	if t.failed != nil {
 		return 0, t.failed
 	}
-	result, err := t.stmt(q).ExecContext(t.ctx, args...)
+	result, err := do()
 	if err == nil {
 		rows, err = result.RowsAffected()
 	}
@@ -64,6 +68,10 @@ func many[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) 
 	if err != nil {
 		return nil, t.fault(err)
 	}
+	return collect(t, rows, scan)
+}
+
+func collect[T any](t *sqlTx, rows *sql.Rows, scan func(scanner) (T, error)) ([]T, error) {
 	defer rows.Close()
 	var list []T
 	for rows.Next() {
@@ -108,7 +116,7 @@ func (t *sqlTx) PutDevice(d fleet.Device) error {
 	if err != nil {
 		return fmt.Errorf("device %q: %w", d.ID, err)
 	}
-	return t.put(qPutDevice, args...)
+	return t.put(qPutDevice, append(args, factArgs(d.Status)...)...)
 }
 
 func (t *sqlTx) Attempt(id string) (fleet.Attempt, error) { return one(t, scanAttempt, qAttempt, id) }
@@ -142,5 +150,5 @@ func (t *sqlTx) OperatorByToken(sha256 string) (fleet.Operator, error) {
 }
 
 func (t *sqlTx) PutOperator(o fleet.Operator) error {
-	return t.put(qPutOperator, o.Name, o.TokenSHA256, millis(o.CreatedAt), o.Revoked)
+	return t.put(qPutOperator, o.Name, o.TokenSHA256, millis(o.CreatedAt), o.Revoked, string(o.Role), millis(o.ExpiresAt))
 }

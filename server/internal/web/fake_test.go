@@ -26,11 +26,13 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 
 // fakeFleet keeps the contract of the methods web calls, in memory. fail, when set, is what every method answers.
 type fakeFleet struct {
-	RolloutFleet // none: they are tested with a real fleet
-	mu           sync.Mutex
-	blobs        map[string][]byte
-	opened       int
-	closed       int
+	AccountKeeper // not faked, as the next: they are tested with a real fleet
+	Dashboard
+	RolloutFleet
+	mu     sync.Mutex
+	blobs  map[string][]byte
+	opened int
+	closed int
 	// cancelled counts images whose request was no longer alive when they were closed.
 	cancelled int
 	releases  []fleet.Release // newest first
@@ -253,7 +255,9 @@ func (f *fakeFleet) Quarantines(context.Context) ([]fleet.Quarantine, error) { r
 func (f *fakeFleet) OperatorByToken(_ context.Context, token string) (fleet.Identity, error) {
 	switch token {
 	case operatorToken:
-		return fleet.Identity{Name: "operator", Role: fleet.RoleOperator}, nil
+		return fleet.Identity{Name: "operator", Role: fleet.RoleAdmin}, nil
+	case "viewer-token":
+		return fleet.Identity{Name: "viewer", Role: fleet.RoleViewer}, nil
 	case "device-token":
 		return fleet.Identity{Name: "bms-1", Role: fleet.RoleDevice}, nil
 	}

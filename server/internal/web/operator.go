@@ -33,6 +33,7 @@ func (h *handler) routeAPI() {
 		"/devices/{id}/revoke":        {http.MethodPost: h.revoke},
 		"/server":                     {http.MethodGet: h.serverInfo},
 	}
+	maps.Copy(routes, h.accountRoutes())
 	maps.Copy(routes, h.rolloutRoutes())
 	for pattern, calls := range routes {
 		allowed := strings.Join(slices.Sorted(maps.Keys(calls)), ", ")
@@ -49,12 +50,8 @@ func (h *handler) routeAPI() {
 }
 
 func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
-	by, err := h.operator(r)
-	if err != nil {
-		if errors.Is(err, errToken) {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
-		}
-		h.fail(w, r, err)
+	by, ok := h.admit(w, r, rightFor(r.Method)) // package fleet asks again; this one is for the call that forgets to ask
+	if !ok {
 		return
 	}
 	answer, err := fn(w, r, by)
@@ -76,6 +73,33 @@ func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
 	_, _ = paced(w).Write(append(b, '\n'))
 }
 
+// admit finds who calls and answers whoever lacks the right.
+func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Right) (by fleet.Identity, ok bool) {
+	by, err := h.operator(r)
+	if err == nil && !by.Has(right) {
+		err = lacks(by, right)
+	}
+	if errors.Is(err, errToken) {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
+	}
+	if err != nil {
+		h.fail(w, r, err)
+	}
+	return by, err == nil
+}
+
+func lacks(by fleet.Identity, right fleet.Right) error {
+	return fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
+}
+
+// rightFor is the least that a call needs: reading is for everybody who has an account.
+func rightFor(method string) fleet.Right {
+	if method == http.MethodGet {
+		return fleet.RightView
+	}
+	return fleet.RightOperate
+}
+
 // operator finds who calls. The token is looked up by its SHA-256, never compared itself, so the time it takes says
 // nothing about how much of it was right.
 func (h *handler) operator(r *http.Request) (fleet.Identity, error) {
@@ -89,8 +113,6 @@ func (h *handler) operator(r *http.Request) (fleet.Identity, error) {
 		return fleet.Identity{}, errToken
 	case err != nil:
 		return fleet.Identity{}, err
-	case by.Role != fleet.RoleOperator:
-		return fleet.Identity{}, fmt.Errorf("%w: %s is no operator", fleet.ErrDenied, by.Name)
 	}
 	return by, nil
 }

@@ -24,6 +24,7 @@ var problems = []struct {
 	{target(errToken), http.StatusUnauthorized, api.CodeUnauthorized},
 	{target(errLength), http.StatusLengthRequired, api.CodeLengthRequired},
 	{tooLarge, http.StatusRequestEntityTooLarge, api.CodeTooLarge},
+	{tooSoon, http.StatusTooManyRequests, api.CodeTooManyTries},
 	{full, http.StatusInsufficientStorage, api.CodeStorageFull},
 	{target(fleet.ErrStorage), http.StatusServiceUnavailable, api.CodeStorage},
 	{target(fleet.ErrNotFound), http.StatusNotFound, api.CodeNotFound},

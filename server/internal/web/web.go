@@ -52,6 +52,9 @@ type Fleet interface {
 	RolloutFleet
 
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
+
+	AccountKeeper
+	Dashboard
 }
 
 var _ Fleet = (*fleet.Fleet)(nil)
@@ -67,6 +70,16 @@ type Config struct {
 	// Ready answers /readyz: nil when the store can be written and the broker is up. nil = always ready. It is called
 	// for every request, by anyone, so it must be cheap.
 	Ready func(ctx context.Context) error
+	// Observe is told of every answer; nil = nobody.
+	Observe func(Served)
+	// Metrics answers /metrics to whoever has a token that may view; nil = no such path.
+	Metrics http.Handler
+	// Messenger carries the commands of the dashboard; nil = no dashboard.
+	Messenger fleet.Messenger
+	// PublicURL is the address that browsers use where it is not the one they ask; empty = it is.
+	PublicURL string
+	// Closing, when it is closed, ends what would last for ever: streams of events.
+	Closing <-chan struct{}
 	// CacheBytes bounds the memory for images that were served lately; 0 means 64 MiB, below 0 none.
 	CacheBytes int64
 }
@@ -106,6 +119,12 @@ func New(cfg Config) http.Handler {
 	h.mux.HandleFunc("/readyz", h.readyz)
 	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.fail(w, r, errNoPath) })
 	h.routeAPI()
+	if cfg.Metrics != nil {
+		h.mux.HandleFunc("/metrics", h.metrics)
+	}
+	if cfg.Messenger != nil {
+		h.routeDashboard()
+	}
 	return h
 }
 
@@ -130,6 +149,16 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 // ServeHTTP refuses odd paths before anything is matched: ServeMux would answer them with a redirect, which ESP32
 // clients follow into errors.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.cfg.Observe == nil {
+		h.serve(w, r)
+		return
+	}
+	c := &counted{ResponseWriter: w, began: time.Now()}
+	h.serve(c, r)
+	h.cfg.Observe(c.served(r))
+}
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Content-Security-Policy", "default-src 'none'")

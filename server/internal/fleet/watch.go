@@ -1,0 +1,56 @@
+package fleet
+
+import (
+	"sync"
+)
+
+// watchBuffer is how many changes wait for one watcher; who is further behind is dropped, never waited for.
+const watchBuffer = 256
+
+// watchers tells who watches about devices that changed. The zero value is ready.
+type watchers struct {
+	mu   sync.Mutex
+	open map[chan string]struct{} // guarded by mu
+}
+
+// Watch hands out the ids of devices whose row or attempts have changed, after the change is committed. The channel is
+// closed when the reader falls behind, and by stop, which may be called more than once.
+func (f *Fleet) Watch() (changes <-chan string, stop func()) {
+	w := &f.watchers
+	c := make(chan string, watchBuffer)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open == nil {
+		w.open = make(map[chan string]struct{})
+	}
+	w.open[c] = struct{}{}
+	return c, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.drop(c)
+	}
+}
+
+// drop closes a watcher's channel, once. The lock is held.
+func (w *watchers) drop(c chan string) {
+	if _, there := w.open[c]; there {
+		delete(w.open, c)
+		close(c)
+	}
+}
+
+func (w *watchers) tell(devices ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.open {
+		for _, id := range devices {
+			select {
+			case c <- id:
+				continue
+			default:
+				w.drop(c)
+			}
+			break
+		}
+	}
+}

@@ -1,0 +1,116 @@
+package metrics
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"bmsota/server/internal/fleet"
+)
+
+// What a scrape asks for.
+var (
+	devices = describe("bmsota_devices", "Devices that are not revoked, by what is so with them; a device may be in several, and is in all.", "state")
+	running = describe("bmsota_devices_running", "Devices by the version they run outside a trial: the most frequent, and the rest as other.",
+		"project", "chip", "version", "released")
+	open         = describe("bmsota_attempts_open", "Attempts that have not ended.")
+	sessions     = describe("bmsota_mqtt_sessions", "MQTT sessions of the embedded broker.")
+	waiting      = describe("bmsota_mqtt_connections_waiting", "Connections that have not logged in yet.")
+	turnedAway   = describe("bmsota_mqtt_connections_turned_away_total", "Connections over a limit.")
+	refused      = describe("bmsota_mqtt_logins_refused_total", "MQTT logins refused.")
+	takeovers    = describe("bmsota_mqtt_takeovers_total", "Sessions ended because another of the same name began.")
+	denied       = describe("bmsota_mqtt_topics_denied_total", "Publishes and subscriptions to topics without the right.")
+	dropped      = describe("bmsota_mqtt_statuses_dropped_total", "Statuses not taken: unreadable, or above the rate.")
+	notStored    = describe("bmsota_mqtt_statuses_not_stored_total", "Statuses not acknowledged because they could not be stored.")
+	certificate  = describe("bmsota_certificate_days_left", "Days until the certificate runs out that the server shows.")
+	storage      = describe("bmsota_storage_free_bytes", "Free space where the server keeps its data.")
+	ready        = describe("bmsota_ready", "1 while the server can do its work.")
+	build        = describe("bmsota_build_info", "1, with bmsota's version.", "version")
+	censusFailed = describe("bmsota_census_failed", "1 when the devices could not be counted for this scrape.")
+)
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// asked collects what is not counted but asked for.
+type asked struct{ s Sources }
+
+// Describe implements prometheus.Collector.
+func (a *asked) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{devices, running, open, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
+		certificate, storage, ready, build, censusFailed} {
+		c <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (a *asked) Collect(c chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	total := func(d *prometheus.Desc, v uint64) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	gauge(build, 1, a.s.Version)
+	census, err := a.s.Census(ctx)
+	gauge(censusFailed, bit(err != nil))
+	if err == nil {
+		countDevices(census, gauge)
+	} else {
+		a.s.Log.Error("count devices for a scrape", "err", err)
+	}
+	if a.s.Broker != nil {
+		b := a.s.Broker()
+		gauge(sessions, float64(b.Sessions))
+		gauge(waiting, float64(b.Waiting))
+		total(turnedAway, b.TurnedAway)
+		total(refused, b.Refused)
+		total(takeovers, b.Takeovers)
+		total(denied, b.Denied)
+		total(dropped, b.Dropped)
+		total(notStored, b.NotStored)
+	}
+	if a.s.Certificate != nil {
+		if until := a.s.Certificate(); !until.IsZero() {
+			gauge(certificate, time.Until(until).Hours()/24)
+		}
+	}
+	if a.s.StorageFree != nil {
+		if n := a.s.StorageFree(); n >= 0 {
+			gauge(storage, float64(n))
+		}
+	}
+	if a.s.Ready != nil {
+		gauge(ready, bit(a.s.Ready(ctx) == nil))
+	}
+}
+
+func bit(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func countDevices(c *fleet.Census, gauge func(*prometheus.Desc, float64, ...string)) {
+	for state, n := range map[string]int{"all": c.Devices, string(fleet.StateOnline): c.Online, string(fleet.StateUpdating): c.Updating,
+		string(fleet.StateWaiting): c.Waiting, string(fleet.StateStuck): c.Stuck, string(fleet.StateFailed): c.Failed,
+		string(fleet.StateUnprotected): c.Unprotected, string(fleet.StateAway): c.Away, string(fleet.StateUnreleased): c.Others} {
+		gauge(devices, float64(n), state)
+	}
+	rest := 0
+	for i, v := range c.Versions { // most first
+		if i >= maxVersions {
+			rest += v.Count
+			continue
+		}
+		gauge(running, float64(v.Count), v.Project, v.Chip, v.Version, strconv.FormatBool(v.Released))
+	}
+	gauge(running, float64(rest), other, other, other, other)
+	gauge(open, float64(c.OpenTotal))
+}

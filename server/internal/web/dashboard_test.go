@@ -1,0 +1,524 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+)
+
+// mailbox is a broker that keeps what it is given.
+type mailbox struct {
+	mu   sync.Mutex
+	sent []protocol.Command
+}
+
+func (m *mailbox) keep(cmd protocol.Command) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sent = append(m.sent, cmd)
+	return nil
+}
+
+func (m *mailbox) last() protocol.Command {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.sent) == 0 {
+		return protocol.Command{}
+	}
+	return m.sent[len(m.sent)-1]
+}
+
+func (m *mailbox) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.sent)
+}
+
+func (m *mailbox) Send(_ context.Context, _ string, c protocol.Command) error { return m.keep(c) }
+func (m *mailbox) Tell(_ context.Context, _ string, c protocol.Command) error { return m.keep(c) }
+func (m *mailbox) Clear(context.Context, string) error                        { return nil }
+func (m *mailbox) Drop(context.Context, string) error                         { return nil }
+
+// site is a server with a real fleet, in memory, and its dashboard.
+type site struct {
+	*httptest.Server
+	t     *testing.T
+	fleet *fleet.Fleet
+	store *store.Memory
+	mail  *mailbox
+	token map[fleet.Role]string
+}
+
+const testPassword = "correct horse battery"
+
+var admin = fleet.Identity{Name: "boss", Role: fleet.RoleAdmin}
+
+func newSite(t *testing.T, change ...func(*Config)) *site {
+	t.Helper()
+	blobs, err := store.OpenFolder(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = blobs.Close() })
+	s := &site{t: t, store: store.NewMemory(), mail: &mailbox{}, token: make(map[fleet.Role]string)}
+	if s.fleet, err = fleet.New(fleet.Config{Store: s.store, Blobs: blobs, Log: quiet()}); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Fleet: s.fleet, Log: quiet(), Version: "1.2.3", Messenger: s.mail}
+	for _, fn := range change {
+		fn(&cfg)
+	}
+	s.Server = httptest.NewUnstartedServer(nil)
+	s.Config = Server(New(cfg), quiet())
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	s.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	for _, role := range fleet.Roles() {
+		if s.token[role], err = s.fleet.NewToken(t.Context(), admin, string(role), role, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// put writes rows behind the fleet's back.
+func (s *site) put(fn func(tx fleet.Tx) error) {
+	s.t.Helper()
+	if err := s.store.Update(s.t.Context(), fn); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+type reply struct {
+	*http.Response
+	body string
+}
+
+func (s *site) do(method, path, cookie string, form url.Values, lines ...string) reply {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.URL+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	if cookie != "" {
+		req.AddCookie(&http.Cookie{Name: sessionCookie, Value: cookie})
+	}
+	for _, line := range lines {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Set(name, value)
+	}
+	resp, err := s.Client().Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{resp, string(b)}
+}
+
+func (s *site) get(path, cookie string) reply { s.t.Helper(); return s.do("GET", path, cookie, nil) }
+
+// signIn is a session of a role, by its token.
+func (s *site) signIn(role fleet.Role) string {
+	s.t.Helper()
+	r := s.do("POST", "/login", "", url.Values{"name": {string(role)}, "password": {s.token[role]}, "next": {"/devices"}})
+	if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/devices" || len(r.Cookies()) != 1 {
+		s.t.Fatalf("sign in as %s: %d, to %q", role, r.StatusCode, r.Header.Get("Location"))
+	}
+	return r.Cookies()[0].Value
+}
+
+var digestA, digestB = strings.Repeat("a", 64), strings.Repeat("b", 64)
+
+// people puts a small fleet: two releases, a device that runs one of them, and one that is stuck.
+func (s *site) people() {
+	now := time.Now()
+	rel := fleet.Release{SHA256: digestA, Project: "bms", Chip: "esp32", Version: "1.0.0", Manifest: "x", Size: 1 << 20, PublishedAt: now, PublishedBy: "boss"}
+	newer := rel
+	newer.SHA256, newer.Version = digestB, "1.1.0"
+	st := protocol.Status{Phase: protocol.PhaseIdle, CurrentVersion: "1.0.0", Project: "bms", Chip: "esp32", Slot: "ota_0", SlotSize: 1536 << 10,
+		RollbackProtected: true, Signed: true, Battery: &protocol.Battery{SOCPct: 81, PackCurrentA: -2.5}}
+	well := fleet.Device{ID: "d-well", TokenSHA256: "x", EnrolledAt: now, Online: true, LastSeen: now, Version: "1.0.0", SHA256: digestA, PreviousVersion: "0.9.0", Status: st}
+	stuck := well
+	stuck.ID, stuck.Online, stuck.LastSeen, stuck.Status.Phase = "d-stuck", false, now.Add(-time.Hour), protocol.PhaseDownloading
+	s.put(func(tx fleet.Tx) error {
+		return errors.Join(tx.PutRelease(rel), tx.PutRelease(newer), tx.PutChannel(fleet.Channel{Project: "bms", Chip: "esp32", Name: "stable", SHA256: digestB, SetAt: now}),
+			tx.PutDevice(well), tx.PutDevice(stuck))
+	})
+}
+
+// sitePages are all pages of a fleet as people makes it.
+var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/account"}
+
+func TestPagesAreForWhoIsSignedIn(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	for _, path := range append(sitePages, "/devices?state=stuck") {
+		r := s.get(path, "")
+		want := "/login?next=" + url.QueryEscape(path)
+		if path == "/" {
+			want = "/login"
+		}
+		if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != want || strings.Contains(r.body, "esp32") {
+			t.Errorf("%s: %d to %q, want %q", path, r.StatusCode, r.Header.Get("Location"), want)
+		}
+		if r := s.get(path, "a-wrong-cookie"); r.StatusCode != http.StatusSeeOther {
+			t.Errorf("%s with a wrong cookie: %d", path, r.StatusCode)
+		}
+	}
+	if r := s.get("/events", ""); r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("events: %d", r.StatusCode)
+	}
+	if r := s.do("GET", "/devices", "", nil, liveHeader+": 1"); r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a page asked for by the script: %d, want 401 and no redirect", r.StatusCode)
+	}
+}
+
+// Headers are the second wall behind the escaping: whatever gets onto a page does not run there.
+func TestEveryPageHasItsHeadersAndNoScriptOfItsOwn(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	cookie := s.signIn(fleet.RoleAdmin)
+	for _, path := range append(sitePages, "/login", "/devices/nobody", "/devices?state=x") {
+		r := s.get(path, cookie)
+		if path == "/login" {
+			r = s.get(path, "")
+		}
+		for name, want := range map[string]string{
+			"Content-Security-Policy": pagePolicy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
+			"Cross-Origin-Opener-Policy": "same-origin", "Content-Type": "text/html; charset=utf-8",
+		} {
+			if got := r.Header.Get(name); got != want {
+				t.Errorf("%s: %s is %q, want %q", path, name, got, want)
+			}
+		}
+		if !strings.HasSuffix(strings.TrimSpace(r.body), "</html>") {
+			t.Errorf("%s is half a page", path)
+		}
+		for _, bad := range []string{"<style", " style=", "javascript:", " onclick", "http://", "https://", "<script>"} {
+			if strings.Contains(r.body, bad) {
+				t.Errorf("%s holds %q", path, bad)
+			}
+		}
+		for _, m := range regexp.MustCompile(`(?:src|href)="(/static/[^"]+)"`).FindAllStringSubmatch(r.body, -1) {
+			a := s.get(m[1], "")
+			if a.StatusCode != 200 || !strings.Contains(a.Header.Get("Cache-Control"), "immutable") || a.Header.Get("Content-Type") == "" {
+				t.Errorf("%s: %d %q", m[1], a.StatusCode, a.Header)
+			}
+		}
+	}
+	if !strings.Contains(pagePolicy, "default-src 'none'") || strings.Contains(pagePolicy, "unsafe") {
+		t.Error("the policy lets scripts in")
+	}
+}
+
+func TestTheCookieIsOutOfReach(t *testing.T) {
+	s := newSite(t)
+	r := s.do("POST", "/login", "", url.Values{"name": {"viewer"}, "password": {s.token[fleet.RoleViewer]}, "next": {"/"}})
+	c := r.Header.Get("Set-Cookie")
+	for _, want := range []string{"__Host-bmsota=", "; Path=/", "; Secure", "; HttpOnly", "; SameSite=Lax", "; Max-Age=604800"} {
+		if !strings.Contains(c, want) {
+			t.Errorf("%q lacks %q", c, want)
+		}
+	}
+	if strings.Contains(c, "Domain") {
+		t.Errorf("%q is for other hosts too", c)
+	}
+	cookie := r.Cookies()[0].Value
+	r = s.do("POST", "/logout", cookie, nil)
+	if r.StatusCode != http.StatusSeeOther || !strings.Contains(r.Header.Get("Set-Cookie"), "Max-Age=0") {
+		t.Errorf("logout: %d, %q", r.StatusCode, r.Header.Get("Set-Cookie"))
+	}
+	if r := s.get("/", cookie); r.StatusCode != http.StatusSeeOther {
+		t.Errorf("the session lives on: %d", r.StatusCode)
+	}
+}
+
+func TestLoginSaysOneSentenceAndLeadsNowhereElse(t *testing.T) {
+	s := newSite(t)
+	if err := s.fleet.AddAccount(t.Context(), admin, "anna", fleet.RoleOperator, testPassword); err != nil {
+		t.Fatal(err)
+	}
+	said := make(map[string]bool)
+	for _, c := range [][2]string{{"anna", "wrong password"}, {"nobody", "wrong password"}, {"viewer", "wrong password"}} {
+		r := s.do("POST", "/login", "", url.Values{"name": {c[0]}, "password": {c[1]}, "next": {"/"}})
+		if r.StatusCode != http.StatusUnauthorized || len(r.Cookies()) != 0 {
+			t.Errorf("%v: %d", c, r.StatusCode)
+		}
+		said[faultOf(t, r.body)] = true
+	}
+	if len(said) != 1 || !said["Name or password is wrong."] {
+		t.Errorf("%v", said)
+	}
+	for next, want := range map[string]string{"/devices?state=stuck": "/devices?state=stuck", "//evil.example": "/", "https://evil.example/": "/", `/\evil.example`: "/",
+		"/login": "/", "": "/", "/\r\nX: y": "/"} {
+		r := s.do("POST", "/login", "", url.Values{"name": {"anna"}, "password": {testPassword}, "next": {next}})
+		if got := r.Header.Get("Location"); r.StatusCode != http.StatusSeeOther || got != want {
+			t.Errorf("next %q leads to %q (%d), want %q", next, got, r.StatusCode, want)
+		}
+	}
+	var soon reply
+	for range 10 {
+		if soon = s.do("POST", "/login", "", url.Values{"name": {"anna"}, "password": {"wrong password"}, "next": {"/"}}); soon.StatusCode == http.StatusTooManyRequests {
+			break
+		}
+	}
+	if soon.StatusCode != http.StatusTooManyRequests || soon.Header.Get("Retry-After") == "" || !strings.Contains(faultOf(t, soon.body), "Too many tries") {
+		t.Errorf("after ten tries: %d, %q", soon.StatusCode, soon.Header.Get("Retry-After"))
+	}
+}
+
+var alert = regexp.MustCompile(`role="alert">([^<]*)<`)
+
+// faultOf is the one sentence on a page about what went wrong.
+func faultOf(t *testing.T, body string) string {
+	t.Helper()
+	found := alert.FindAllStringSubmatch(body, -1)
+	if len(found) != 1 {
+		t.Errorf("%d sentences about what is wrong, want 1:\n%s", len(found), body)
+		return ""
+	}
+	text := found[0][1]
+	if len(text) < 10 || !strings.HasSuffix(text, ".") || strings.Contains(text, "invalid: ") || strings.Contains(text, "%!") {
+		t.Errorf("%q is no sentence for a person", text)
+	}
+	return text
+}
+
+// Every form and every API call that changes something, by every role: the table of rights, as a browser and a tool meet it.
+func TestRolesAreHeldAtEveryDoor(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate,
+		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword}
+	calls := []struct {
+		method, path string
+		right        fleet.Right
+	}{
+		{"GET", "/devices", fleet.RightView}, {"GET", "/devices/d-well", fleet.RightView}, {"GET", "/releases", fleet.RightView}, {"GET", "/channels", fleet.RightView}, {"GET", "/server", fleet.RightView},
+		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
+		{"PUT", "/blobs/" + digestA, fleet.RightOperate}, {"PUT", "/channels", fleet.RightOperate}, {"POST", "/releases/" + strings.Repeat("c", 64) + "/withdraw", fleet.RightOperate},
+		{"GET", "/accounts", fleet.RightAdminister}, {"POST", "/accounts", fleet.RightAdminister}, {"DELETE", "/accounts/x", fleet.RightAdminister},
+		{"PUT", "/accounts/x/password", fleet.RightAdminister}, {"GET", "/tokens", fleet.RightAdminister}, {"POST", "/tokens", fleet.RightAdminister}, {"DELETE", "/tokens/x", fleet.RightAdminister},
+	}
+	for _, role := range fleet.Roles() {
+		who := fleet.Identity{Name: string(role), Role: role}
+		cookie := s.signIn(role)
+		for path, right := range forms {
+			// A form that is understood nowhere: whoever has the right is told so, whoever has not is refused first.
+			r := s.do("POST", path, cookie, url.Values{"nonsense": {"1"}})
+			if refused := r.StatusCode == http.StatusForbidden; refused == who.Has(right) {
+				t.Errorf("%s %s: %d", role, path, r.StatusCode)
+			}
+		}
+		for _, c := range calls {
+			r := s.do(c.method, "/api/v1"+c.path, "", nil, "Authorization: Bearer "+s.token[role], "Content-Type: application/json")
+			if refused := r.StatusCode == http.StatusForbidden; refused == who.Has(c.right) {
+				t.Errorf("%s %s %s: %d", role, c.method, c.path, r.StatusCode)
+			}
+		}
+		r := s.get("/devices/d-well", cookie)
+		if buttons := strings.Contains(r.body, `id="update"`); buttons != who.Has(fleet.RightOperate) {
+			t.Errorf("%s sees buttons: %v", role, buttons)
+		}
+	}
+}
+
+func TestAccountsThroughTheClient(t *testing.T) {
+	s := newSite(t)
+	call := func(role fleet.Role, method, path string, in any) (int, string) {
+		t.Helper()
+		b, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), method, s.URL+"/api/v1"+path, strings.NewReader(string(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+s.token[role])
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		out, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(out)
+	}
+	if code, out := call(fleet.RoleAdmin, "POST", "/accounts", map[string]any{"name": "anna", "role": "viewer", "password": testPassword}); code != 204 {
+		t.Fatalf("%d %s", code, out)
+	}
+	if code, out := call(fleet.RoleAdmin, "GET", "/accounts", nil); code != 200 || !strings.Contains(out, `"name":"anna"`) || strings.Contains(out, "argon2") {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, _ := call(fleet.RoleAdmin, "PUT", "/accounts/anna/password", map[string]any{"password": "another good one"}); code != 204 {
+		t.Error(code)
+	}
+	if _, _, err := s.fleet.Login(t.Context(), "anna", "another good one", "x"); err != nil {
+		t.Error(err)
+	}
+	if code, out := call(fleet.RoleAdmin, "POST", "/tokens", map[string]any{"name": "ci", "role": "operator", "expires_at": time.Now().Add(time.Hour)}); code != 200 || !strings.Contains(out, `"token":"`) {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, out := call(fleet.RoleAdmin, "GET", "/tokens", nil); code != 200 || !strings.Contains(out, `"expires_at"`) || strings.Contains(out, "sha256") {
+		t.Errorf("%d %s", code, out)
+	}
+	for _, path := range []string{"/accounts/anna", "/tokens/ci"} {
+		if code, out := call(fleet.RoleAdmin, "DELETE", path, nil); code != 204 {
+			t.Errorf("%s: %d %s", path, code, out)
+		}
+		if code, _ := call(fleet.RoleAdmin, "DELETE", path, nil); code != 404 {
+			t.Errorf("%s again: %d", path, code)
+		}
+	}
+}
+
+// A browser sends the cookie with a form from any site; what another site sends must do nothing.
+func TestFormsOfOtherSitesAreRefused(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	cookie := s.signIn(fleet.RoleAdmin)
+	before := s.fingerprint()
+	for _, lines := range [][]string{{"Sec-Fetch-Site: cross-site"}, {"Sec-Fetch-Site: same-site"}, {"Origin: https://evil.example"}, {"Origin: null"}} {
+		for path, form := range map[string]string{"/devices/d-well/command": "action=update", "/devices/d-well/revoke": "confirmed=yes", "/logout": "", "/login": "name=a&password=b&next=",
+			"/releases/" + digestA + "/withdraw": "confirmed=yes", "/account/password": "old=a&new=b&again=b"} {
+			v, err := url.ParseQuery(form)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := s.do("POST", path, cookie, v, lines...); r.StatusCode != http.StatusForbidden {
+				t.Errorf("%s with %v: %d", path, lines, r.StatusCode)
+			}
+		}
+	}
+	if s.fingerprint() != before {
+		t.Error("a form of another site changed something")
+	}
+	if r := s.get("/", cookie); r.StatusCode != 200 {
+		t.Errorf("another site ended the session: %d", r.StatusCode)
+	}
+	if r := s.do("POST", "/devices/d-well/command", cookie, url.Values{"action": {"check"}}, "Sec-Fetch-Site: same-origin"); r.StatusCode != http.StatusSeeOther {
+		t.Errorf("a form of this site: %d", r.StatusCode)
+	}
+}
+
+func TestHostileTextsStayTexts(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	const evil = `"'><script>alert(1)</script><img src=x onerror=alert(2)>`
+	now := time.Now()
+	s.put(func(tx fleet.Tx) error {
+		d, err := tx.Device("d-well")
+		if err != nil {
+			return err
+		}
+		d.Version, d.PreviousVersion, d.SHA256 = evil, evil, evil
+		d.Status = protocol.Status{Phase: protocol.PhaseFailed, Message: evil, CurrentVersion: evil, AvailableVersion: evil, Project: evil, Chip: evil, Slot: evil, ResetReason: evil, Reason: evil}
+		rel, err := tx.Release(digestA)
+		if err != nil {
+			return err
+		}
+		rel.Description, rel.Project, rel.PublishedBy, rel.MinVersion = evil, evil, evil, evil
+		a := fleet.Attempt{ID: "a1", CommandID: evil, DeviceID: "d-well", Action: evil, Version: evil, State: fleet.AttemptFailed, Message: evil, Reason: evil, CreatedBy: evil, CreatedAt: now, EndedAt: now}
+		b := a
+		b.ID, b.State = "a2", fleet.AttemptOpen
+		return errors.Join(tx.PutDevice(d), tx.PutRelease(rel), tx.PutAttempt(a), tx.PutAttempt(b), tx.PutChannel(fleet.Channel{Project: evil, Chip: "esp32", Name: evil, SHA256: digestA}))
+	})
+	cookie := s.signIn(fleet.RoleAdmin)
+	paths := append(sitePages, "/devices?"+url.Values{"version": {evil[:50]}, "q": {evil[:50]}, "project": {evil[:50]}, "reason": {evil[:50]}}.Encode(), "/devices?done="+url.QueryEscape(evil),
+		"/devices/d-well?done="+url.QueryEscape(evil))
+	for _, path := range paths {
+		r := s.get(path, cookie)
+		if strings.Contains(r.body, "<script>") || strings.Contains(r.body, "<img") || strings.Contains(r.body, `"'>`) {
+			t.Errorf("%s runs what a device says:\n%s", path, r.body)
+		}
+	}
+	if r := s.get("/devices/d-well", cookie); !strings.Contains(r.body, "&lt;script&gt;") {
+		t.Errorf("what the device says is not shown at all:\n%s", r.body)
+	}
+	r := s.do("POST", "/login", "", url.Values{"name": {evil}, "password": {"x"}, "next": {"/" + evil}})
+	if strings.Contains(r.body, "<script>") || strings.Contains(r.body, `"'>`) {
+		t.Error("the login page runs what is typed")
+	}
+}
+
+func TestChangesAreToldWhileTheSessionLives(t *testing.T) {
+	closing := make(chan struct{})
+	s := newSite(t, func(c *Config) { c.Closing = closing })
+	s.people()
+	cookie := s.signIn(fleet.RoleViewer)
+	listen := func(path string) (*http.Response, func() string) {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.AddCookie(&http.Cookie{Name: sessionCookie, Value: cookie})
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp, func() string {
+			buf := make([]byte, 512)
+			n, err := resp.Body.Read(buf)
+			if err != nil {
+				return "end: " + err.Error()
+			}
+			return string(buf[:n])
+		}
+	}
+	resp, all := listen("/events")
+	if resp.Header.Get("Content-Type") != "text/event-stream" || resp.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%v", resp.Header)
+	}
+	_, one := listen("/events?device=d-stuck")
+	all() // what a stream begins with
+	one()
+	if err := s.fleet.Connected(t.Context(), "d-well"); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(); !strings.HasPrefix(got, "event: change\n") {
+		t.Errorf("told %q", got)
+	}
+	if err := s.fleet.Connected(t.Context(), "d-stuck"); err != nil {
+		t.Fatal(err)
+	}
+	if got := one(); !strings.HasPrefix(got, "event: change\n") {
+		t.Errorf("told %q", got)
+	}
+	close(closing)
+	if got := one(); !strings.HasPrefix(got, "end") {
+		t.Errorf("a stream outlives the server: %q", got)
+	}
+}
+
+func TestOnlySoManyStreams(t *testing.T) {
+	u := &ui{h: &handler{cfg: Config{Log: quiet()}}, readers: make(chan struct{}, 1)}
+	u.readers <- struct{}{}
+	w := httptest.NewRecorder()
+	if err := u.events(w, httptest.NewRequest("GET", "/events", nil), fleet.Identity{}); err != nil || w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+		t.Errorf("%d, %v", w.Code, err)
+	}
+}

@@ -1,0 +1,76 @@
+package web
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"bmsota/server/internal/fleet"
+)
+
+func TestMetricsNeedATokenThatMayView(t *testing.T) {
+	s := newSite(t, func(c *Config) {
+		c.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "figures 1\n") })
+	})
+	if r := s.get("/metrics", s.signIn(fleet.RoleAdmin)); r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("with a cookie: %d", r.StatusCode)
+	}
+	for auth, want := range map[string]int{"": 401, "Bearer wrong": 401, "Bearer " + s.token[fleet.RoleViewer]: 200, "Bearer " + s.token[fleet.RoleAdmin]: 200} {
+		if r := s.do("GET", "/metrics", "", nil, "Authorization: "+auth); r.StatusCode != want || (want == 200) != strings.Contains(r.body, "figures") {
+			t.Errorf("%.10q: %d, want %d", auth, r.StatusCode, want)
+		}
+	}
+}
+
+func TestAnswersAreObservedByRouteAndNotByPath(t *testing.T) {
+	var mu sync.Mutex
+	seen := make(map[string]Served)
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 200_000))
+	srv := start(t, f, func(c *Config) {
+		c.Observe = func(s Served) { mu.Lock(); defer mu.Unlock(); seen[s.Route] = s }
+	})
+	for _, path := range []string{"/firmware/" + digest + ".bin", "/firmware/version", "/firmware/", "/api/v1/devices/some-device", "/healthz", "/no/such/path", "/"} {
+		ask(t, "GET", srv.URL+path, "Authorization: Bearer "+operatorToken)
+	}
+	srv.Close() // every answer has been observed then
+	for route, want := range map[string]int{"/firmware/image": 200, "/firmware/version": 200, "/firmware/": 200, "/api/v1/devices/{id}": 404, "/healthz": 200, "none": 404, "/{$}": 200} {
+		if s, ok := seen[route]; !ok || s.Status != want || s.Method != "GET" {
+			t.Errorf("%s: %+v", route, s)
+		}
+	}
+	if s := seen["/firmware/image"]; !s.Image || s.Cut || s.Bytes != 200_000 || len(seen) != 7 {
+		t.Errorf("%+v, %d routes", s, len(seen))
+	}
+}
+
+// deaf takes a part of an answer and then fails, as a connection that is lost.
+type deaf struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (d *deaf) Write(b []byte) (int, error) {
+	if d.left -= len(b); d.left < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(b), nil
+}
+
+func TestADownloadThatIsCutOffIsSeenAsSuch(t *testing.T) {
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 200_000))
+	var seen Served
+	h := New(Config{Fleet: f, Log: quiet(), Observe: func(s Served) { seen = s }})
+	h.ServeHTTP(&deaf{httptest.NewRecorder(), 150_000}, httptest.NewRequest("GET", "/firmware/"+digest+".bin", nil))
+	if !seen.Cut || !seen.Image || seen.Bytes != 2*pacedChunk {
+		t.Errorf("%+v", seen)
+	}
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("HEAD", "/firmware/"+digest+".bin", nil))
+	if seen.Cut || seen.Image {
+		t.Errorf("HEAD: %+v", seen)
+	}
+}

@@ -1,0 +1,55 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"bmsota/server/internal/broker"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/metrics"
+	"bmsota/server/internal/web"
+)
+
+// metricsHandler answers scrapes with what this server is asked for.
+func (s *Server) metricsHandler() http.Handler {
+	sources := metrics.Sources{
+		Census:      func(ctx context.Context) (*fleet.Census, error) { return s.fleet.Census(ctx, fleet.CensusFresh) },
+		Certificate: s.certs.expires, StorageFree: func() int64 { return diskFree(s.cfg.DataDir) },
+		Ready: s.checkReady, Version: s.cfg.Version, Log: s.log,
+	}
+	if embedded, ok := s.broker.(interface{ Stats() broker.Stats }); ok {
+		sources.Broker = func() metrics.Broker {
+			b := embedded.Stats()
+			return metrics.Broker{Sessions: b.Sessions, Waiting: b.Waiting, TurnedAway: b.TurnedAway, Refused: b.Refused, Takeovers: b.Takeovers,
+				Denied: b.Denied, Dropped: b.StatusesDropped, NotStored: b.StatusesUnstored}
+		}
+	}
+	return s.metrics.Handler(sources)
+}
+
+// observe is what the web side tells of its answers.
+func (s *Server) observe(served web.Served) { s.metrics.Request(metrics.Request(served)) }
+
+// MetricsAddr is where /metrics is served without a login; empty when that is off.
+func (s *Server) MetricsAddr() string { return addrOf(s.metricsPlain) }
+
+// runMetrics serves the figures on their own address, where there is one.
+func (s *Server) runMetrics(ctx context.Context) error {
+	if s.metricsPlain == nil {
+		<-ctx.Done()
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.scrapes)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // a scrape that is cut off is asked again
+	defer stop()
+	if err := srv.Serve(newBoundedListener(s.metricsPlain, make(chan struct{}, 16))); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
