@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -186,6 +187,7 @@ func checkAttempts(ts *testscript.TestScript, ctx context.Context, m api.Member,
 func installedOnce(log string, versions []string, boards int) error {
 	type install struct{ device, version string }
 	boots := make(map[install]map[string]bool)
+	said := make(map[string][]string) // by device
 	for line := range strings.Lines(log) {
 		var s struct {
 			DeviceID string `json:"device_id"`
@@ -193,7 +195,11 @@ func installedOnce(log string, versions []string, boards int) error {
 			Phase    string `json:"phase"`
 			Version  string `json:"current_version"`
 		}
-		if json.Unmarshal([]byte(line), &s) != nil || s.Phase != "trial" {
+		if json.Unmarshal([]byte(line), &s) != nil {
+			continue
+		}
+		said[s.DeviceID] = append(said[s.DeviceID], s.Boot+" "+s.Version+" "+s.Phase)
+		if s.Phase != "trial" {
 			continue
 		}
 		key := install{s.DeviceID, s.Version}
@@ -207,8 +213,15 @@ func installedOnce(log string, versions []string, boards int) error {
 			return fmt.Errorf("%s tried %s in %d boots", key.device, key.version, len(seen))
 		}
 	}
-	if len(boots) != boards*len(versions) {
-		return fmt.Errorf("%d installations seen, want %d of each of %d versions", len(boots), boards, len(versions))
+	for device, words := range said {
+		for _, version := range versions {
+			if boots[install{device, version}] == nil {
+				return fmt.Errorf("%s never said that it tried %s: %q", device, version, slices.Compact(words))
+			}
+		}
+	}
+	if len(said) != boards {
+		return fmt.Errorf("%d devices spoke, want %d", len(said), boards)
 	}
 	return nil
 }
