@@ -286,9 +286,14 @@ func (h *hub) up() {
 	defer h.mu.Unlock()
 	h.acks = true
 	for _, e := range h.live {
-		e.Up()
+		if !h.eager {
+			e.Up()
+		}
 		if kept := h.retained[protocol.Topics{}.CommandAll()]; kept != nil {
 			e.Command(kept, true)
+		}
+		if h.eager {
+			e.Up()
 		}
 	}
 }

@@ -221,6 +221,56 @@ func TestAnswerToWhatIsRetainedIsNotLost(t *testing.T) {
 	}
 }
 
+// TestNoStatusNamesAnOrderForWhatCameBeforeIt: the session opens again at the very moment that the next order is taken up.
+func TestNoStatusNamesAnOrderForWhatCameBeforeIt(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			next := image(t, "1.1.0")
+			b := stand(t, next, "", release(t, next, nil))
+			b.hub.eager = true
+			b.hub.order(`{"action":"update","id":"before","version":"1.0.0"}`)
+			b.settle(time.Minute)
+			b.hub.drop()
+			b.hub.retain(`{"action":"update","id":"after","version":"1.1.0"}`)
+			b.hub.up()
+			b.settle(5 * time.Minute)
+			b.wantRunning(next)
+			for _, s := range b.hub.all() {
+				if s.CommandID == "after" {
+					if s.Phase != protocol.PhaseChecking {
+						t.Errorf("the first status of an order is %s:%s", s.Phase, s.Reason)
+					}
+					break
+				}
+			}
+			b.off()
+		})
+	}
+}
+
+// TestOrderThatWaitsHasNoPartInTheStoryBeforeIt: an order that meets a board on trial, or one with a rollback to tell, is
+// not named in what it says.
+func TestOrderThatWaitsHasNoPartInTheStoryBeforeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bad := image(t, "1.1.0", trial(appimage.BehaviourUnhealthy))
+		b := stand(t, bad, `,"health":{"deadline_s":60}`, release(t, bad, nil))
+		b.hub.order(`{"action":"update","id":"bad"}`)
+		b.hub.retain(`{"action":"update","id":"good","version":"1.2.0"}`)
+		b.settle(5 * time.Minute)
+		rolledBack := false
+		for _, s := range b.hub.all() {
+			rolledBack = rolledBack || s.Phase == protocol.PhaseRolledBack
+			if s.CommandID == "good" && (s.Phase == protocol.PhaseRolledBack || s.Phase == protocol.PhaseTrial) {
+				t.Errorf("%s:%s is said in the name of an order that waits", s.Phase, s.Reason)
+			}
+		}
+		if !rolledBack {
+			t.Errorf("said %s", b.hub.phases())
+		}
+		b.off()
+	})
+}
+
 func TestSecondOrderWhileOneRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newKey(t)

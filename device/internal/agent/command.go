@@ -47,7 +47,7 @@ func (a *agent) command(ctx context.Context, c command) {
 	case !cmd.ExpiresAt.IsZero() && a.clockMayCome():
 		a.keep(c)
 		a.needsClock = true
-		a.rep.say(cmd.ID)
+		a.rep.say("")
 	case !cmd.ExpiresAt.IsZero() && !protocol.ClockSet(a.env.Clock()):
 		// Too old must not be carried out, and what counts is given again or still retained.
 		a.rep.answer(cmd.ID, protocol.ReasonExpired, "the command has a time limit and this device does not know the time")
@@ -59,9 +59,10 @@ func (a *agent) command(ctx context.Context, c command) {
 		a.orderRollback(ctx, c, w)
 	case a.unsettled():
 		// A retained order is what brought the board here as a rule, and the broker sends it once per session. So it
-		// is kept until the story before it has been told; the latest counts.
+		// is kept until the story before it has been told; the latest counts. The board says how it is, and not in the name
+		// of this order: what it says is what another one led to.
 		a.keep(c)
-		a.rep.say(cmd.ID)
+		a.rep.say("")
 	case a.job != nil && a.job.wish.same(cmd):
 		if cmd.ID != "" {
 			a.rep.set(func(s *protocol.Status) { s.CommandID = cmd.ID })
@@ -76,7 +77,7 @@ func (a *agent) command(ctx context.Context, c command) {
 	case a.web == nil || a.cfg.problem != nil && !a.cfg.haveOTA:
 		a.rep.answer(cmd.ID, protocol.ReasonBadConfig, a.problem())
 	default:
-		a.rep.set(func(s *protocol.Status) { s.CommandID, s.AvailableVersion, s.FailedSHA256 = cmd.ID, "", "" })
+		a.rep.order(cmd.ID, protocol.PhaseChecking, protocol.ReasonNone, "")
 		a.start(ctx, w, func(ctx context.Context) outcome { return a.carryOut(ctx, w) })
 	}
 }
@@ -121,8 +122,7 @@ func (a *agent) rollback(w *wish) outcome {
 		a.rep.answer(w.cmd.ID, reason, err.Error())
 		return outcome{}
 	}
-	a.rep.set(func(s *protocol.Status) { s.CommandID = w.cmd.ID })
-	a.rep.phase(protocol.PhaseRebooting, protocol.ReasonOperator, "going back to "+slot.Name)
+	a.rep.order(w.cmd.ID, protocol.PhaseRebooting, protocol.ReasonOperator, "going back to "+slot.Name)
 	return outcome{restart: true}
 }
 

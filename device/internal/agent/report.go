@@ -57,6 +57,20 @@ type reporter struct {
 func (r *reporter) phase(p protocol.Phase, reason protocol.Reason, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.step(p, reason, message)
+}
+
+// order is phase for the first step that an order makes: its id, and that step, in one. A status between the two, as the
+// opening of a session says one, would put the name of the order to how the one before it ended.
+func (r *reporter) order(id string, p protocol.Phase, reason protocol.Reason, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cur.CommandID, r.cur.AvailableVersion, r.cur.FailedSHA256 = id, "", ""
+	r.step(p, reason, message)
+}
+
+// step changes the phase. The caller holds mu.
+func (r *reporter) step(p protocol.Phase, reason protocol.Reason, message string) {
 	if !protocol.May(r.cur.Phase, p, true) {
 		if r.assert {
 			panic(fmt.Sprintf("agent: phase %s after %s", p, r.cur.Phase))

@@ -43,9 +43,9 @@ func (a *agent) carryOut(ctx context.Context, w *wish) outcome {
 	return outcome{}
 }
 
+// pursue begins in the phase checking, in which the order was taken up.
 func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 	for {
-		a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, "")
 		o, fl := a.check(ctx, w)
 		if fl != nil {
 			return false, fl
@@ -70,7 +70,9 @@ func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 			return false, fl
 		}
 		if waited {
-			continue // the offer is as old as the wait was long: ask again
+			// The offer is as old as the wait was long: ask again.
+			a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, "")
+			continue
 		}
 		if fl := a.install(ctx, o); fl != nil {
 			return false, fl

@@ -158,8 +158,11 @@ func outcome(a *Attempt, s protocol.Status) (state AttemptState, ok bool) {
 		}
 		return AttemptSucceeded, true
 	case protocol.PhaseRolledBack:
-		if rollback {
+		switch {
+		case rollback:
 			return AttemptSucceeded, true
+		case a.Phase == "" && s.FailedSHA256 != "" && a.SHA256 != "" && s.FailedSHA256 != a.SHA256:
+			return "", false // the device tells of what came before, in the name of what has not begun
 		}
 		return AttemptRolledBack, true
 	case protocol.PhaseFailed:
@@ -167,6 +170,9 @@ func outcome(a *Attempt, s protocol.Status) (state AttemptState, ok bool) {
 	case protocol.PhaseRefused:
 		return answered(a, s.Reason, AttemptRefused)
 	case protocol.PhaseIdle, protocol.PhaseChecking:
+		if s.Reason == protocol.ReasonUpToDate && onTheWay(a, s) {
+			return "", false // up to date with something else
+		}
 		if mine || s.BootID == "" {
 			return answered(a, s.Reason, "")
 		}
