@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,10 +41,13 @@ func (folder) stage(name string, r io.Reader, _ int64) (staged, error) {
 	return durable.Stage(filepath.FromSlash(name), r, 0o644)
 }
 
+// errTooLarge is wrapped by reads of a file that has more bytes than its kind can have.
+var errTooLarge = errors.New("too large")
+
 func readAtMost(r io.Reader, name string, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+		err = fmt.Errorf("%s is %w: more than %d bytes", name, errTooLarge, limit)
 	}
 	return b, err
 }

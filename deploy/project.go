@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"bmsota/esp/appimage"
 	"bmsota/esp/idfproject"
@@ -97,6 +98,12 @@ func (p *Project) findImage(build, firmware, appBin string) error {
 	b, err := readFile(p.ImagePath, manifest.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: there is no file %s", ErrNoImage, p.ImagePath)
+	}
+	if errors.Is(err, syscall.EISDIR) {
+		return fmt.Errorf("%w: %s is a folder", ErrNoImage, p.ImagePath)
+	}
+	if errors.Is(err, errTooLarge) {
+		return fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	if err != nil {
 		return fmt.Errorf("read image: %w", err)

@@ -18,8 +18,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 )
 
 // Severity says how much a finding hurts.
@@ -53,6 +55,14 @@ var ErrNoProject = errors.New("no firmware project")
 // Check reads the project in dir and gives what its rules find, the most dangerous first, then by place. An empty list
 // is a clean project. The error is about dir itself.
 func Check(dir string) ([]Finding, error) {
+	// Opening a pipe would wait for a writer.
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read project: %w", err)
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read project: %w", err)

@@ -120,7 +120,7 @@ func (l *list) readHeader(names []string) error {
 		}
 	}
 	if l.device < 0 {
-		return fmt.Errorf("no column device in the first line (%s)", strings.Join(l.header, ", "))
+		return fmt.Errorf("no column device in the first line (%s); commas separate the columns", strings.Join(l.header, ", "))
 	}
 	return nil
 }

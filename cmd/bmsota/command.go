@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -98,7 +99,7 @@ func (o *order) register(cmd *cobra.Command, timeout time.Duration) {
 	f := cmd.Flags()
 	f.StringVar(&o.access.data, "data", defaultData(), "data folder of a server on this machine, for its broker and login")
 	f.StringVar(&o.access.config, "config", "", "deployment settings to read the broker from, such as "+deploy.ConfigName)
-	f.StringVar(&o.access.caFile, "ca-file", "", "certificates to trust for the broker, PEM")
+	f.StringVar(&o.access.caFile, "ca-file", os.Getenv("BMSOTA_CA_FILE"), "certificates to trust for the broker, PEM (BMSOTA_CA_FILE)")
 	f.DurationVar(&o.timeout, "timeout", timeout, "how long to wait; 0 = without end")
 	f.BoolVar(&o.asJSON, "json", false, "print the verdicts as JSON at the end")
 	o.target.flags(cmd)

@@ -40,7 +40,7 @@ access file of a server in ` + defaultDataName + ` beside it, and from questions
 With a file it shows what that says, secrets masked, and whether server and broker can be reached.
 
 docs/deploying.md describes every key.`,
-		Example: `  bmsota config                                      # beside the data folder of a server
+		Example: `  bmsota config --key release.pem                    # beside the data folder of a server
   bmsota config --kind sftp --server https://nas.local --username ota --ssh-path /var/www/firmware --broker mqtt://nas.local
   bmsota config --kind dir --dir /var/www/firmware --broker mqtt://localhost`,
 		Args: cobra.NoArgs,
@@ -218,6 +218,9 @@ func (c *configurer) create(cmd *cobra.Command) error {
 	if err := createFile(c.path, text, 0o600); err != nil {
 		return err
 	}
+	if g.Signing.KeyFile == "" {
+		warn(cmd, "no release key: releases will not be signed, and devices that hold a key refuse those; name it as signing.key_file")
+	}
 	if c.asJSON {
 		return printJSON(cmd, configured{File: c.path, Created: true, Settings: g.Masked(), Checks: []probe{}})
 	}
@@ -381,6 +384,9 @@ func (c *configurer) ask(cmd *cobra.Command) error {
 	for {
 		list := c.missing()
 		if len(list) == 0 {
+			if err := c.askKey(cmd, lines); err != nil {
+				return err
+			}
 			return c.askSecrets(cmd)
 		}
 		n := list[0]
@@ -402,6 +408,23 @@ func (c *configurer) ask(cmd *cobra.Command) error {
 			return usageFault(cmd, "%w", err)
 		}
 	}
+}
+
+// askKey asks for the release key: boards that hold its public half refuse what is published without it.
+func (c *configurer) askKey(cmd *cobra.Command, lines *bufio.Reader) error {
+	if c.config.Signing.KeyFile != "" {
+		return nil
+	}
+	const none = "none"
+	proposed := filepath.Join(filepath.Dir(c.path), "release.pem")
+	if _, err := os.Stat(proposed); err != nil {
+		proposed = none
+	}
+	text, err := question(cmd, lines, "file of the release key that signs, or none", proposed)
+	if err == nil && text != none {
+		c.config.Signing.KeyFile = text
+	}
+	return err
 }
 
 func (c *configurer) askSecrets(cmd *cobra.Command) error {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -47,7 +49,7 @@ func TestSettingsAreKeptOutOfGit(t *testing.T) {
 			makeFile(t, ignore, c.before)
 		}
 		file := filepath.Join(dir, name)
-		mustRun(t, "config", "--config", file, "--kind", "dir", "--dir", filepath.Join(dir, "www"), "--broker", "mqtt://127.0.0.1")
+		mustRun(t, "config", "--config", file, "--kind", "dir", "--dir", filepath.Join(dir, "www"), "--broker", "mqtt://127.0.0.1", "--key", "release.pem")
 		got, err := os.ReadFile(ignore)
 		if c.want == "" && err == nil || string(got) != c.want {
 			t.Errorf("%s: .gitignore is %q, %v, want %q", c.what, got, err, c.want)
@@ -95,7 +97,9 @@ func TestSettingsFromAServersOwnFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	makeFile(t, filepath.Join("bmsota-data", "operator.json"), string(access))
-	mustRun(t, "config")
+	if o := command(t, nil, "config"); o.code != exitDone || !strings.Contains(o.errout, "warning: no release key") {
+		t.Errorf("exit %d, stderr %q", o.code, o.errout)
+	}
 	c, err := deploy.LoadConfig(deploy.ConfigName)
 	if err != nil {
 		t.Fatal(err)
@@ -111,6 +115,33 @@ func TestSettingsFromAServersOwnFile(t *testing.T) {
 	makeFile(t, filepath.Join("bmsota-data", "operator.json"), "{")
 	mustFail(t, exitUsage, "operator.json", "config")
 	mustFail(t, exitFailed, "there is no file", "config", "--data", "elsewhere")
+}
+
+// A person is asked for the release key, and the one beside the settings is proposed.
+func TestTheReleaseKeyIsAskedFor(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, c := range []struct{ answer, given, file, want string }{
+		{"\n", "", "", ""},
+		{"none\n", "", "release.pem", ""},
+		{"\n", "", "release.pem", "release.pem"},
+		{"keys/mine.pem\n", "", "release.pem", "keys/mine.pem"},
+		{"keys/mine.pem\n", "given.pem", "release.pem", "given.pem"},
+	} {
+		if c.file != "" {
+			makeFile(t, c.file, "")
+		}
+		conf := configurer{settings: settings{path: deploy.ConfigName}}
+		conf.config.Signing.KeyFile = c.given
+		cmd := newConfigCmd()
+		cmd.SetContext(t.Context())
+		cmd.SetErr(io.Discard)
+		if err := conf.askKey(cmd, bufio.NewReader(strings.NewReader(c.answer))); err != nil {
+			t.Fatal(err)
+		}
+		if got := conf.config.Signing.KeyFile; got != c.want {
+			t.Errorf("answer %q, given %q, file %q: key %q, want %q", c.answer, c.given, c.file, got, c.want)
+		}
+	}
 }
 
 // Without a terminal nothing waits for an answer: what is missing is named, and nothing is made.

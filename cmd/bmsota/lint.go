@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 
 	"bmsota/lint"
 
@@ -69,6 +70,8 @@ func lintFault(dir string, err error) error {
 		return failure(hint, "%s: %w", shown(dir), errors.Unwrap(err))
 	case errors.Is(err, fs.ErrNotExist):
 		return failure(hint, "there is no folder %s", shown(dir))
+	case errors.Is(err, syscall.ENOTDIR):
+		return failure(hint, "%s is not a folder", shown(dir))
 	case errors.Is(err, fs.ErrPermission):
 		return failure("change its permissions or run as its owner", "this user may not read %s", shown(dir))
 	}

@@ -245,10 +245,10 @@ func showDraft(cmd *cobra.Command, d api.RolloutDraft) error {
 	}
 	b.WriteByte('\n')
 	if d.UpToDate > 0 {
-		fmt.Fprintf(&b, "  %d of them run it already\n", d.UpToDate)
+		fmt.Fprintf(&b, "  running it already: %d\n", d.UpToDate)
 	}
 	if d.Through > 0 {
-		fmt.Fprintf(&b, "  %d of them install another release first, because theirs is too old for this one\n", d.Through)
+		fmt.Fprintf(&b, "  installing another release first, because theirs is too old for this one: %d\n", d.Through)
 	}
 	if r.Members > 0 {
 		first := make([]string, 0, membersListed)

@@ -66,7 +66,7 @@ func checkPassword(password string) error {
 // checkName holds the name of an account or token to the alphabet of device ids: names stand in logs, rows and logins.
 func checkName(name string) error {
 	if err := protocol.CheckDeviceID(name); err != nil {
-		return fmt.Errorf("%w: name: %w", ErrInvalid, err)
+		return fmt.Errorf("%w: name %.64q: 1 to %d letters, digits and . _ : -, the first a letter or digit", ErrInvalid, name, protocol.MaxDeviceID)
 	}
 	return nil
 }
