@@ -16,6 +16,12 @@
 #include "ota_version.h"
 #include "sdkconfig.h"
 
+// With it printf knows neither 64-bit numbers nor %zu (Kconfig of newlib in ESP-IDF 5, of esp_libc in 6): a status would hold no
+// JSON, a Range header no number, and the text behind such a number would be read from a wrong address.
+#if defined(CONFIG_NEWLIB_NANO_FORMAT) || defined(CONFIG_LIBC_NEWLIB_NANO_FORMAT)
+#error "ota_manager writes 64-bit numbers with printf: switch off the nano formatting of newlib in menuconfig"
+#endif
+
 static const char *TAG = "ota_manager";
 
 #define FLUSH_MS 2000
