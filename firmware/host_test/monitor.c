@@ -1,6 +1,6 @@
 // A firmware for a virtual board: the component, and as little around it as a monitor can have. docs/virtual-boards.md says what
 // it is given and how it ends. OTA_HOST_ORDERS=check,update,… are calls of the component's functions, made one every two seconds
-// after power on.
+// after power on. With OTA_HOST_BATTERY_HANGS a reading of the battery never ends in a trial.
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -19,6 +19,9 @@
 static bool read_battery(ota_battery_t *out, void *ctx)
 {
     (void)ctx;
+    while (getenv("OTA_HOST_BATTERY_HANGS") != NULL && ota_manager_is_rollback_pending()) {
+        pause();
+    }
     *out = (ota_battery_t){.soc_pct = host_board.soc_pct, .pack_current_a = host_board.pack_current_a, .charging = host_board.charging};
     return !host_board.silent;
 }

@@ -34,6 +34,7 @@ extern "C" {
 #define OTA_OVERALL_MS (30 * 60 * 1000)   // an update from the first question to the last byte
 #define OTA_CHECK_MS (90 * 1000)          // a check; also an update's patience with a certificate that is not trusted
 #define OTA_HANG_MS (5 * 60 * 1000)       // a job without a sign of life for this long hangs in a library
+#define OTA_GRACE_MS (2 * 60 * 1000)      // so late the loop may judge a trial: esp_mqtt_client_stop waits for a connect to end
 
 // How a step of an update ended when it did not end well.
 typedef struct {
@@ -249,7 +250,7 @@ void ota_carry_out(ota_agent_t *a);                                             
 
 typedef struct {
     bool runs;
-    bool given_up;             // the deadline has passed
+    atomic_bool given_up;      // the deadline has passed, and the loop has judged
     int64_t deadline_ms, frame_ms, retry_ms;
     int frames;
 } ota_trial_t;
