@@ -197,8 +197,10 @@ void ota_link_close(ota_agent_t *a)
     if (l->client == NULL) {
         return;
     }
-    if (l->running) {
-        esp_mqtt_client_stop(l->client);
+    // Between esp_mqtt_client_start and the first instruction of the client's task it "was not started", and would be freed under
+    // that task. Where the task has ended by itself there is nothing to wait for, and a moment does no harm.
+    for (int tries = 0; l->running && esp_mqtt_client_stop(l->client) != ESP_OK && tries < 10; tries++) {
+        vTaskDelay(pdMS_TO_TICKS(20));
     }
     esp_mqtt_client_destroy(l->client);
     l->client = NULL;
