@@ -146,7 +146,7 @@ typedef struct {
 } ota_pause_t;
 
 typedef struct {
-    esp_mqtt_client_handle_t client;   // NULL: no broker is configured
+    esp_mqtt_client_handle_t client;   // NULL: no broker is configured, or no memory was to be had
     char commands[OTA_MAX_TOPIC], command[OTA_MAX_TOPIC], status[OTA_MAX_TOPIC], statuses[OTA_MAX_TOPIC];
     bool repeat;               // statuses on the shared topic as well, for the original tool
     int qos;
@@ -163,7 +163,8 @@ typedef struct {
     QueueHandle_t messages;
 } ota_link_t;
 
-// Makes the client and begins the first session. Without a broker in the configuration it does nothing.
+// Makes the client and begins the first session; what there is no memory for is tried again in ota_link_tick. Without a broker in
+// the configuration it does nothing.
 esp_err_t ota_link_open(ota_agent_t *a);
 void ota_link_close(ota_agent_t *a);
 void ota_link_tick(ota_agent_t *a);            // begins the next session when it is time, ends one that does not come up
