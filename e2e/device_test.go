@@ -28,6 +28,7 @@ var deviceKinds = []deviceKind{
 
 // toldOnce are the stories with a device that one kind tells alone, each with its reason.
 var toldOnce = map[string]struct{ kind, why string }{
+	"battery-hangs":   {"component", "the battery of a board in Go is a number that never waits"},
 	"clock-not-set":   {"component", "a board in Go has this machine's clock; package device tests the same with one of its own"},
 	"component-calls": {"component", "what an application calls is C"},
 	"library-hangs":   {"component", "net/http has a deadline for a header, esp_http_client has none"},

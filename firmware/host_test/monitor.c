@@ -1,6 +1,6 @@
 // A firmware for a virtual board: the component, and as little around it as a monitor can have. docs/virtual-boards.md says what
 // it is given and how it ends. OTA_HOST_ORDERS=check,update,… are calls of the component's functions, made one every two seconds
-// after power on.
+// after power on, and both of rollback+update at once. With OTA_HOST_BATTERY_HANGS a reading of the battery never ends in a trial.
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -19,6 +19,9 @@
 static bool read_battery(ota_battery_t *out, void *ctx)
 {
     (void)ctx;
+    while (getenv("OTA_HOST_BATTERY_HANGS") != NULL && ota_manager_is_rollback_pending()) {
+        pause();
+    }
     *out = (ota_battery_t){.soc_pct = host_board.soc_pct, .pack_current_a = host_board.pack_current_a, .charging = host_board.charging};
     return !host_board.silent;
 }
@@ -151,7 +154,15 @@ static void give_orders(void *orders)
     char *rest = NULL;
     for (char *order = strtok_r(orders, ",", &rest); order != NULL; order = strtok_r(NULL, ",", &rest)) {
         vTaskDelay(pdMS_TO_TICKS(2000));
-        fprintf(stderr, "monitor: %s: %s, version %s, trial %d\n", order, esp_err_to_name(give(order)), ota_manager_get_version(),
+        char *second = strchr(order, '+');
+        if (second != NULL) {
+            *second++ = '\0';
+        }
+        esp_err_t err = give(order);
+        if (second != NULL) {
+            give(second);
+        }
+        fprintf(stderr, "monitor: %s: %s, version %s, trial %d\n", order, esp_err_to_name(err), ota_manager_get_version(),
                 ota_manager_is_rollback_pending());
     }
 }

@@ -16,8 +16,15 @@
 #include "ota_version.h"
 #include "sdkconfig.h"
 
+// With it printf knows neither 64-bit numbers nor %zu (Kconfig of newlib in ESP-IDF 5, of esp_libc in 6): a status would hold no
+// JSON, a Range header no number, and the text behind such a number would be read from a wrong address.
+#if defined(CONFIG_NEWLIB_NANO_FORMAT) || defined(CONFIG_LIBC_NEWLIB_NANO_FORMAT)
+#error "ota_manager writes 64-bit numbers with printf: switch off the nano formatting of newlib in menuconfig"
+#endif
+
 static const char *TAG = "ota_manager";
 
+#define BATTERY_MS 2000   // a reading takes a second
 #define FLUSH_MS 2000
 #define LONGEST_NAP_MS 60000
 
@@ -33,7 +40,11 @@ void ota_wake(ota_agent_t *a, uint32_t why)
 bool ota_battery(ota_agent_t *a, ota_battery_reading_t *out)
 {
     ota_battery_t b = {0};
-    xSemaphoreTake(a->battery_lock, portMAX_DELAY);
+    *out = (ota_battery_reading_t){0};
+    // A reading that hangs in one task must not hold the other: that one ends the trial, or the job that hangs.
+    if (xSemaphoreTake(a->battery_lock, pdMS_TO_TICKS(BATTERY_MS)) != pdTRUE) {
+        return false;
+    }
     bool valid = a->app.read_battery(&b, a->app.ctx);
     xSemaphoreGive(a->battery_lock);
     *out = (ota_battery_reading_t){.valid = valid, .soc_pct = b.soc_pct, .pack_current_a = b.pack_current_a, .charging = b.charging};

@@ -16,6 +16,7 @@ static const char *TAG = "ota_mqtt";
 #define KEEPALIVE_S 60
 #define NETWORK_MS 20000
 #define UP_MS 60000            // a session that is not up after this is begun anew
+#define NO_MEMORY_MS 30000     // until a client is made anew that there was no memory for
 #define IN_BUFFER 1024         // the longest command and its topic fit
 
 // Collects one message. What is longer than any command is cut: the parser only has to see that it is.
@@ -185,6 +186,7 @@ esp_err_t ota_link_open(ota_agent_t *a)
     l->client = esp_mqtt_client_init(&c);
     if (l->client == NULL || esp_mqtt_client_register_event(l->client, MQTT_EVENT_ANY, on_event, a) != ESP_OK) {
         ota_link_close(a);
+        l->next_ms = ota_now_ms() + NO_MEMORY_MS;
         return ESP_ERR_NO_MEM;
     }
     begin(a);
@@ -197,8 +199,10 @@ void ota_link_close(ota_agent_t *a)
     if (l->client == NULL) {
         return;
     }
-    if (l->running) {
-        esp_mqtt_client_stop(l->client);
+    // Between esp_mqtt_client_start and the first instruction of the client's task it "was not started", and would be freed under
+    // that task. Where the task has ended by itself there is nothing to wait for, and a moment does no harm.
+    for (int tries = 0; l->running && esp_mqtt_client_stop(l->client) != ESP_OK && tries < 10; tries++) {
+        vTaskDelay(pdMS_TO_TICKS(20));
     }
     esp_mqtt_client_destroy(l->client);
     l->client = NULL;
@@ -234,6 +238,9 @@ void ota_link_tick(ota_agent_t *a)
     ota_link_t *l = &a->link;
     int64_t now = ota_now_ms();
     if (l->client == NULL) {
+        if (a->cfg.have_mqtt && now >= l->next_ms) {
+            ota_link_open(a);   // there was no memory for a client; without one nobody could reach the board any more
+        }
         return;
     }
     if (!l->running && now >= l->next_ms) {
@@ -246,7 +253,7 @@ void ota_link_tick(ota_agent_t *a)
 int64_t ota_link_due_ms(const ota_agent_t *a)
 {
     const ota_link_t *l = &a->link;
-    if (l->client == NULL || l->up) {
+    if (l->up || (l->client == NULL && !a->cfg.have_mqtt)) {
         return INT64_MAX;
     }
     return l->running ? l->began_ms + UP_MS : l->next_ms;

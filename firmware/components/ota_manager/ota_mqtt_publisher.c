@@ -73,7 +73,7 @@ static void say(ota_agent_t *a, const ota_current_t *what)
     s->free_heap = (int64_t)esp_get_free_heap_size();
     s->min_free_heap = (int64_t)esp_get_minimum_free_heap_size();
     s->largest_block = (int64_t)heap_caps_get_largest_free_block(MALLOC_CAP_8BIT);
-    ota_battery(a, &s->battery);
+    s->battery = (ota_battery_reading_t){0};   // read when it is shown
     s->shown = s->answer = false;
     r->said_ms = ota_now_ms();
     r->said_pct = what->progress_pct;
@@ -268,6 +268,21 @@ size_t ota_report_will(ota_agent_t *a, char *out, size_t size)
     return render(a, s, out, size);
 }
 
+// Reads the pack for *s, and writes it down where *s waits. Without the lock: the application is asked, which may take a second
+// or hang, and may ask for the status itself.
+static void read_pack(ota_agent_t *a, ota_said_t *s)
+{
+    ota_reporter_t *r = &a->rep;
+    ota_battery(a, &s->battery);
+    lock(r);
+    for (unsigned i = 0; i < r->queued; i++) {
+        if (r->queue[i].seq == s->seq) {
+            r->queue[i].battery = s->battery;
+        }
+    }
+    unlock(r);
+}
+
 // Shows the application what was said, once each, whether there is a session or not.
 static void show(ota_agent_t *a)
 {
@@ -285,6 +300,7 @@ static void show(ota_agent_t *a)
         r->queue[i].shown = true;
         ota_said_t s = r->queue[i];
         unlock(r);
+        read_pack(a, &s);
         ESP_LOGD(TAG, "%s %s %d %%", ota_phase_name(s.s.phase), ota_reason_name(s.s.reason), s.s.progress_pct);
         size_t n = render(a, &s, r->text, sizeof r->text);
         if (n > 0 && a->app.on_status != NULL) {
@@ -357,8 +373,8 @@ static void publish(ota_agent_t *a)
     ota_reporter_t *r = &a->rep;
     while (r->sent_id == 0) {
         lock(r);
-        if (!r->up || r->queued == 0) {
-            unlock(r);
+        if (!r->up || r->queued == 0 || !r->queue[0].shown) {
+            unlock(r);   // what came after the last look is shown first, with its own wake
             return;
         }
         r->sent = r->queue[0];

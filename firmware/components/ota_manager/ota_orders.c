@@ -30,9 +30,16 @@ bool ota_unsettled(const ota_agent_t *a)
     return a->test.runs || a->job == OTA_JOB_PROBE || a->story.told_pending;
 }
 
+// An order that comes between a switch and its restart must not begin a job: the restart would be forgotten, and a second switch
+// would take the record of the running image.
+static bool works(const ota_agent_t *a)
+{
+    return a->job != OTA_JOB_NONE || a->restart;
+}
+
 static bool busy(const ota_agent_t *a)
 {
-    return a->test.runs || a->job != OTA_JOB_NONE;
+    return a->test.runs || works(a);
 }
 
 // Keeps an order until it can be carried out; the latest counts.
@@ -142,7 +149,7 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
         // Nothing is written while a gate is closed, which can be for days: the newer order takes the place.
         defer(a, m);
         ota_worker_cancel(a, OTA_REPLACED);
-    } else if (a->job != OTA_JOB_NONE) {
+    } else if (works(a)) {
         ota_report_answer(a, c.id, OTA_REASON_BUSY, "");
     } else if (!a->cfg.web) {
         ota_report_answer(a, c.id, OTA_REASON_BAD_CONFIG, a->cfg.problem);
@@ -155,7 +162,7 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
 
 void ota_order_next(ota_agent_t *a)
 {
-    if (!a->has_waiting || a->job != OTA_JOB_NONE || ota_unsettled(a) || (a->needs_clock && clock_may_come())) {
+    if (!a->has_waiting || works(a) || ota_unsettled(a) || (a->needs_clock && clock_may_come())) {
         return;
     }
     a->taken = a->waiting;

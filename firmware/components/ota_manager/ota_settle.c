@@ -1,10 +1,18 @@
 // What a boot finds out from flash, and what it puts right there (Go: agent/boot.go).
 #include <string.h>
 
+#include "esp_image_format.h"
 #include "esp_log.h"
 #include "ota_records.h"
 
 static const char TAG[] = "ota_settle";
+
+// Whether what is in p is known to be no image. Flash that was not read and memory that was not to be had say nothing about it.
+static bool broken(const esp_partition_t *p)
+{
+    ota_image_facts_t facts;
+    return ota_slots_verify(p, &facts) == ESP_ERR_IMAGE_INVALID;
+}
 
 typedef struct {
     const ota_slots_t *slots;
@@ -30,7 +38,7 @@ static esp_err_t fallen_back(const settle_t *st)
     if (err != ESP_OK) {
         return err;
     }
-    if (asked != NULL && !ota_slots_same(asked, s->running) && ota_slots_is_numbered(asked) && !verifies(asked)) {
+    if (asked != NULL && !ota_slots_same(asked, s->running) && ota_slots_is_numbered(asked) && broken(asked)) {
         // The tombstone before the records: the records are what tells of it, and mending them is what forgets.
         err = ota_tombstone_write(s, asked, unknown, ota_reason_name(OTA_REASON_IMAGE_CORRUPT));
         if (err != ESP_OK) {
@@ -71,7 +79,7 @@ static esp_err_t bury(const settle_t *st, int i, const ota_record_t *r, const es
     if (noted) {
         return ota_tombstone_write(st->slots, slot, note.digest, ota_reason_name(note.cause));
     }
-    if (!verifies(slot)) {
+    if (broken(slot)) {
         // Nothing that could boot, and nothing known: the record alone tells that it was tried.
         memset(note.digest, 0, sizeof note.digest);
         return ota_tombstone_write(st->slots, slot, note.digest, ota_reason_name(OTA_REASON_IMAGE_CORRUPT));

@@ -7,6 +7,8 @@
 #include "esp_image_format.h"
 #include "esp_ota_ops.h"
 #include "esp_rom_crc.h"
+#include "freertos/FreeRTOS.h"
+#include "freertos/task.h"
 #include "ota_crypto.h"
 #include "ota_records.h"
 #include "sdkconfig.h"
@@ -14,6 +16,7 @@
 
 #define PIECE 256u          // of flash in memory at a time, bytes
 #define DIGEST_PIECE 1024u
+#define BREATH 0x10000u      // of flash in one go, bytes; the task watchdog has five seconds for all that follows one another
 
 // ---- finding partitions
 
@@ -197,6 +200,9 @@ esp_err_t ota_flash_read_flag(const esp_partition_t *p, uint32_t at, bool *set)
 
 // ---- images
 
+// Lets the idle task run, which feeds the task watchdog. A boot looks at whole slots five times over and never waits.
+static void breathe(void) { vTaskDelay(1); }
+
 esp_err_t ota_slots_digest(const esp_partition_t *p, uint32_t at, uint32_t len, uint8_t digest[32])
 {
     uint8_t piece[DIGEST_PIECE];
@@ -215,6 +221,9 @@ esp_err_t ota_slots_digest(const esp_partition_t *p, uint32_t at, uint32_t len, 
             ota_sha256_add(&hash, piece, n);
         }
         done += n;
+        if (done % BREATH == 0) {
+            breathe();
+        }
     }
     return ota_sha256_end(&hash, digest) || err != ESP_OK ? err : ESP_FAIL;
 }
@@ -267,6 +276,9 @@ esp_err_t ota_slots_verify(const esp_partition_t *p, ota_image_facts_t *out)
     }
     if (err != ESP_OK) {
         return ESP_ERR_IMAGE_INVALID;
+    }
+    if (meta.image_len >= BREATH) {
+        breathe();
     }
     out->image_len = meta.image_len;
     out->file_len = file_length(p, meta.image_len);

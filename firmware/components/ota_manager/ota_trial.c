@@ -1,5 +1,6 @@
 // The first boot of a new image: it stays when it has shown everything a monitor is there for within the deadline, and is
-// given up when not. A crash, a hang and a power cut need nothing of this: the record is PENDING, and the bootloader ends it.
+// given up when not. A crash, a hang and a power cut need nothing of this: the record is PENDING, and the bootloader ends it. Of a
+// loop that waits for ever, which no watchdog sees, the worker makes a restart.
 #include <stdio.h>
 
 #include "esp_efuse.h"
@@ -42,9 +43,7 @@ void ota_trial_begin(ota_agent_t *a)
     int64_t now = ota_now_ms();
     int64_t deadline = a->cfg.have_ota && a->cfg.ota.deadline_s > 0 ? a->cfg.ota.deadline_s : DEADLINE_S;
     a->test = (ota_trial_t){.runs = true, .deadline_ms = now + deadline * 1000, .frame_ms = now + a->app.frame_ms};
-    if (a->cfg.web) {
-        ota_worker_start(a, OTA_JOB_PROBE);
-    }
+    ota_worker_start(a, OTA_JOB_PROBE);
 }
 
 esp_err_t ota_trial_confirm(ota_agent_t *a)
@@ -134,8 +133,8 @@ bool ota_trial_tick(ota_agent_t *a)
     if (!t->runs) {
         return false;
     }
-    if (!t->given_up && now >= t->deadline_ms) {
-        t->given_up = true;
+    if (!atomic_load(&t->given_up) && now >= t->deadline_ms) {
+        atomic_store(&t->given_up, true);
         // The last of it may have come after the last look.
         if (missing(a) == OTA_REASON_NONE && t->retry_ms == 0 && keep_image(a, now)) {
             return false;
@@ -167,5 +166,5 @@ int64_t ota_trial_due_ms(const ota_agent_t *a)
     if (!t->runs) {
         return INT64_MAX;
     }
-    return !t->given_up && t->deadline_ms < t->frame_ms ? t->deadline_ms : t->frame_ms;
+    return !atomic_load(&t->given_up) && t->deadline_ms < t->frame_ms ? t->deadline_ms : t->frame_ms;
 }

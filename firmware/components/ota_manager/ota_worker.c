@@ -4,6 +4,7 @@
 
 #include "esp_log.h"
 #include "esp_random.h"
+#include "esp_system.h"
 #include "esp_timer.h"
 #include "ota_agent.h"
 #include "sdkconfig.h"
@@ -101,17 +102,30 @@ bool ota_run_sleep(const ota_run_t *run, int64_t ms)
     return false;
 }
 
-// Asks for the version file until the server answers, for the trial.
+// Restarts out of a trial whose loop hangs past the deadline, in read_battery or on_status as a rule: a task that waits for ever
+// bites no watchdog. The record is PENDING, so the bootloader goes back. Nothing of the reporter is asked, the loop may hold it.
+static void end_hung_trial(const ota_agent_t *a)
+{
+    bool late = ota_now_ms() >= a->test.deadline_ms + OTA_GRACE_MS && !atomic_load(&a->test.given_up);
+    if (late && (!a->cfg.have_ota || a->cfg.ota.auto_rollback_enabled)) {
+        ESP_LOGE(TAG, "the trial is not judged in time: restarting out of it");
+        esp_restart();
+    }
+}
+
+// Asks for the version file until the server answers, then sees to it that the trial ends; until it does.
 static void probe(ota_agent_t *a)
 {
     ota_run_t run = {a, INT64_MAX};
     ota_pause_t pause = {.first_ms = 1000, .limit_ms = 30 * 1000};
+    bool answered = false;
     do {
-        if (ota_probe_server(&run)) {
+        end_hung_trial(a);
+        if (!answered && a->cfg.web && ota_probe_server(&run)) {
+            answered = true;
             atomic_store(&a->server, true);
-            return;
         }
-    } while (ota_run_sleep(&run, ota_pause_next(&pause)));
+    } while (ota_run_sleep(&run, answered ? 10 * 1000 : ota_pause_next(&pause)));
 }
 
 static void work(void *arg)

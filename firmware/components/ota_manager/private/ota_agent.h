@@ -34,6 +34,7 @@ extern "C" {
 #define OTA_OVERALL_MS (30 * 60 * 1000)   // an update from the first question to the last byte
 #define OTA_CHECK_MS (90 * 1000)          // a check; also an update's patience with a certificate that is not trusted
 #define OTA_HANG_MS (5 * 60 * 1000)       // a job without a sign of life for this long hangs in a library
+#define OTA_GRACE_MS (2 * 60 * 1000)      // so late the loop may judge a trial: esp_mqtt_client_stop waits for a connect to end
 
 // How a step of an update ended when it did not end well.
 typedef struct {
@@ -145,7 +146,7 @@ typedef struct {
 } ota_pause_t;
 
 typedef struct {
-    esp_mqtt_client_handle_t client;   // NULL: no broker is configured
+    esp_mqtt_client_handle_t client;   // NULL: no broker is configured, or no memory was to be had
     char commands[OTA_MAX_TOPIC], command[OTA_MAX_TOPIC], status[OTA_MAX_TOPIC], statuses[OTA_MAX_TOPIC];
     bool repeat;               // statuses on the shared topic as well, for the original tool
     int qos;
@@ -162,7 +163,8 @@ typedef struct {
     QueueHandle_t messages;
 } ota_link_t;
 
-// Makes the client and begins the first session. Without a broker in the configuration it does nothing.
+// Makes the client and begins the first session; what there is no memory for is tried again in ota_link_tick. Without a broker in
+// the configuration it does nothing.
 esp_err_t ota_link_open(ota_agent_t *a);
 void ota_link_close(ota_agent_t *a);
 void ota_link_tick(ota_agent_t *a);            // begins the next session when it is time, ends one that does not come up
@@ -249,7 +251,7 @@ void ota_carry_out(ota_agent_t *a);                                             
 
 typedef struct {
     bool runs;
-    bool given_up;             // the deadline has passed
+    atomic_bool given_up;      // the deadline has passed, and the loop has judged
     int64_t deadline_ms, frame_ms, retry_ms;
     int frames;
 } ota_trial_t;
