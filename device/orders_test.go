@@ -271,6 +271,30 @@ func TestOrderThatWaitsHasNoPartInTheStoryBeforeIt(t *testing.T) {
 	})
 }
 
+// TestWhoAsksIsSaidWhereverIsAsked: a server that has nothing for this board must not be taken for a folder that has a
+// release for everybody.
+func TestWhoAsksIsSaidWhereverIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		img := image(t, "1.0.0")
+		b := stand(t, img, "", release(t, img, nil))
+		b.server.set(func(s *server) { s.version = nil })
+		b.hub.order(update)
+		b.settle(time.Minute)
+		if last := b.hub.last(); last.Phase != protocol.PhaseRefused || last.Reason != protocol.ReasonNotPublished {
+			t.Errorf("nothing there is %s:%s", last.Phase, last.Reason)
+		}
+		if b.server.log("version.json") == 0 {
+			t.Error("a folder of files would not have been found")
+		}
+		for _, r := range b.server.requests {
+			if q := r.URL.Query(); q.Get("device") != "bms-abcdef" || q.Get("chip") != "esp32" {
+				t.Errorf("%s names nobody", r.URL)
+			}
+		}
+		b.off()
+	})
+}
+
 func TestSecondOrderWhileOneRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newKey(t)

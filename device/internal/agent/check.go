@@ -35,21 +35,21 @@ func (a *agent) folder() *url.URL {
 	return u
 }
 
-func (a *agent) versionURL() string {
+// versionURL is where a version file is asked for: name in the folder of the image, with who asks. A folder of files
+// ignores that; a server that has nothing for this device must not be asked again as if it were nobody's question.
+func (a *agent) versionURL(name string) string {
 	u := a.folder()
-	u.Path += "version"
+	u.Path += name
 	u.RawQuery = url.Values{"device": {a.self.id}, "chip": {a.env.Ops.Chip.String()}}.Encode()
 	return u.String()
 }
 
 // look asks the server what it offers: the fleet server's answer for this very device, else the file of a static one.
 func (a *agent) look(ctx context.Context) (offer, *fault) {
-	at := a.versionURL()
+	at := a.versionURL("version")
 	f, fl := a.versionFile(ctx, at)
 	if fl != nil && fl.phase == protocol.PhaseRefused {
-		static := a.folder()
-		static.Path += "version.json"
-		at = static.String()
+		at = a.versionURL("version.json")
 		first := fl
 		if f, fl = a.versionFile(ctx, at); fl != nil && fl.reason == protocol.ReasonNotPublished {
 			fl = first

@@ -130,7 +130,7 @@ func (a *agent) reachServer(ctx context.Context) {
 	}
 	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
-		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL(), nil)
+		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL("version"), nil)
 		if f == nil {
 			resp.stop()
 			if resp.StatusCode < 500 {

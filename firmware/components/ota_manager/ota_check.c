@@ -46,10 +46,12 @@ static bool version_file(const ota_run_t *run, const char *url, char *buf, ota_v
     return ota_version_file_parse(buf, got, f, &refusal) || ota_refused_by(why, &refusal);
 }
 
-static bool version_url(ota_agent_t *a, char *out, size_t size)
+// Where a version file is asked for: file in the folder of the image, with who asks. A folder of files ignores that; a server
+// that has nothing for this device must not be asked again as if it were nobody's question.
+static bool version_url(ota_agent_t *a, const char *file, char *out, size_t size)
 {
-    char name[sizeof "version?chip=&device=" + 16 + 3 * OTA_MAX_DEVICE_ID];
-    size_t n = (size_t)snprintf(name, sizeof name, "version?chip=%s&device=", CONFIG_IDF_TARGET);
+    char name[sizeof "version.json?chip=&device=" + 16 + 3 * OTA_MAX_DEVICE_ID];
+    size_t n = (size_t)snprintf(name, sizeof name, "%s?chip=%s&device=", file, CONFIG_IDF_TARGET);
     for (const char *c = a->id; *c != '\0' && n + 4 < sizeof name; c++) {
         n += (size_t)snprintf(name + n, sizeof name - n, *c == ':' ? "%%3A" : "%c", *c);
     }
@@ -182,7 +184,7 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
 {
     ota_agent_t *a = run->a;
     char *at = (char *)a->io;   // nothing is downloaded yet
-    if (!version_url(a, at, OTA_MAX_ADDRESS)) {
+    if (!version_url(a, "version", at, OTA_MAX_ADDRESS)) {
         return ota_failed(why, OTA_REASON_BAD_CONFIG, "server_url is too long");
     }
     char *buf = malloc(OTA_MAX_VERSION_FILE + 1);
@@ -193,7 +195,7 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
     bool ok = version_file(run, at, buf, &f, why);
     if (!ok && why->phase == OTA_PHASE_REFUSED) {
         ota_fault_t second;
-        if (ota_url_beside(a->cfg.ota.server_url, "version.json", at, OTA_MAX_ADDRESS)) {
+        if (version_url(a, "version.json", at, OTA_MAX_ADDRESS)) {
             ok = version_file(run, at, buf, &f, &second);
             if (!ok && second.reason != OTA_REASON_NOT_PUBLISHED) {
                 *why = second;
@@ -246,7 +248,7 @@ void ota_offer_free(ota_offer_t *o)
 bool ota_probe_server(const ota_run_t *run)
 {
     char *at = (char *)run->a->io;
-    if (!version_url(run->a, at, OTA_MAX_ADDRESS)) {
+    if (!version_url(run->a, "version", at, OTA_MAX_ADDRESS)) {
         return false;
     }
     ota_response_t r;

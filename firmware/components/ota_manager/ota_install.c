@@ -160,8 +160,7 @@ bool ota_pursue(const ota_run_t *run, const ota_wish_t *w, bool *restart, ota_fa
 {
     ota_agent_t *a = run->a;
     *restart = false;
-    for (;;) {
-        ota_report_phase(a, OTA_PHASE_CHECKING, OTA_REASON_NONE, "");
+    for (;;) {   // it begins in the phase checking, in which the order was taken up
         ota_offer_t o;
         if (!ota_check_offer(run, w, &o, why)) {
             return false;
@@ -191,6 +190,7 @@ bool ota_pursue(const ota_run_t *run, const ota_wish_t *w, bool *restart, ota_fa
             return ok;
         }
         // The offer is as old as the wait was long: ask again.
+        ota_report_phase(a, OTA_PHASE_CHECKING, OTA_REASON_NONE, "");
     }
 }
 

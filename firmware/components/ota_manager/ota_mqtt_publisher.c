@@ -93,11 +93,10 @@ esp_err_t ota_report_init(ota_agent_t *a, ota_phase_t first)
     return r->lock != NULL ? ESP_OK : ESP_ERR_NO_MEM;
 }
 
-void ota_report_phase(ota_agent_t *a, ota_phase_t p, ota_reason_t reason, const char *message)
+// Changes the phase and says so. The caller holds the lock.
+static void step(ota_agent_t *a, ota_phase_t p, ota_reason_t reason, const char *message)
 {
-    ota_reporter_t *r = &a->rep;
-    lock(r);
-    ota_current_t *c = &r->cur;
+    ota_current_t *c = &a->rep.cur;
     if (!ota_phase_may(c->phase, p)) {
         ESP_LOGE(TAG, "phase %s out of order after %s", ota_phase_name(p), ota_phase_name(c->phase));
     }
@@ -122,7 +121,23 @@ void ota_report_phase(ota_agent_t *a, ota_phase_t p, ota_reason_t reason, const 
     // The limit on statuses is one on progress and answers. Changes of phase are always said: the table allows an update
     // about eight of them, and a server that misses one would take a working board for a silent one.
     say(a, c);
-    unlock(r);
+}
+
+void ota_report_phase(ota_agent_t *a, ota_phase_t p, ota_reason_t reason, const char *message)
+{
+    lock(&a->rep);
+    step(a, p, reason, message);
+    unlock(&a->rep);
+}
+
+void ota_report_order(ota_agent_t *a, const char *id, ota_phase_t p, ota_reason_t reason, const char *message)
+{
+    ota_current_t *c = &a->rep.cur;
+    lock(&a->rep);
+    keep(c->command_id, sizeof c->command_id, id);
+    c->available[0] = c->failed[0] = '\0';
+    step(a, p, reason, message);
+    unlock(&a->rep);
 }
 
 void ota_report_progress(ota_agent_t *a, int64_t done, int64_t total, int retries)

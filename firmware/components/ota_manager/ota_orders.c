@@ -78,8 +78,7 @@ static void rollback(ota_agent_t *a, const ota_command_t *c)
     }
     char text[OTA_MAX_MESSAGE];
     snprintf(text, sizeof text, "going back to %s", slot->label);
-    ota_report_facts(a, c->id, NULL, NULL);
-    ota_report_phase(a, OTA_PHASE_REBOOTING, OTA_REASON_OPERATOR, text);
+    ota_report_order(a, c->id, OTA_PHASE_REBOOTING, OTA_REASON_OPERATOR, text);
     a->restart = true;
 }
 
@@ -123,7 +122,7 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
         if (clock_may_come()) {
             defer(a, m);
             a->needs_clock = true;
-            ota_report_say(a, c.id);
+            ota_report_say(a, "");
         } else {
             ota_report_answer(a, c.id, OTA_REASON_EXPIRED_COMMAND, "the command has a time limit and this device does not know the time");
         }
@@ -137,9 +136,10 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
         order_rollback(a, m, &c);
     } else if (ota_unsettled(a)) {
         // A retained order is what brought the board here as a rule, and the broker sends it once per session. So it is kept
-        // until the story before it has been told.
+        // until the story before it has been told. The board says how it is, and not in the name of this order: what it says is
+        // what another one led to.
         defer(a, m);
-        ota_report_say(a, c.id);
+        ota_report_say(a, "");
     } else if (a->job == OTA_JOB_PURSUE && ota_command_same(&c, &a->wish.cmd)) {
         if (c.id[0] != '\0') {
             ota_report_facts(a, c.id, NULL, NULL);
@@ -154,7 +154,7 @@ void ota_order(ota_agent_t *a, const ota_message_t *m)
     } else if (!a->cfg.web) {
         ota_report_answer(a, c.id, OTA_REASON_BAD_CONFIG, a->cfg.problem);
     } else {
-        ota_report_facts(a, c.id, "", "");
+        ota_report_order(a, c.id, OTA_PHASE_CHECKING, OTA_REASON_NONE, "");
         a->wish = (ota_wish_t){.cmd = c, .retained = m->retained};
         ota_worker_start(a, OTA_JOB_PURSUE);
     }

@@ -116,6 +116,9 @@ typedef struct ota_agent ota_agent_t;
 esp_err_t ota_report_init(ota_agent_t *a, ota_phase_t first);
 // From both tasks. A step that the table does not allow is logged.
 void ota_report_phase(ota_agent_t *a, ota_phase_t p, ota_reason_t reason, const char *message);
+// The same for the first step that an order makes: its id, and that step, in one. A status between the two, as the opening of a
+// session says one, would put the name of the order to how the one before it ended.
+void ota_report_order(ota_agent_t *a, const char *id, ota_phase_t p, ota_reason_t reason, const char *message);
 void ota_report_progress(ota_agent_t *a, int64_t done, int64_t total, int retries);
 void ota_report_answer(ota_agent_t *a, const char *id, ota_reason_t reason, const char *message);
 void ota_report_say(ota_agent_t *a, const char *id);
