@@ -17,7 +17,9 @@ func words() template.FuncMap {
 	return template.FuncMap{
 		"ago": ago, "stamp": stamp, "count": func(n int) string { return grouped(int64(n)) }, "bytes": byteSize, "phase": phaseName, "tone": phaseTone, "why": why,
 		"state": stateName, "attempt": attemptName, "attemptTone": attemptTone, "share": share, "dict": dict, "short": short, "plural": plural,
-		"said": said, "because": because, "steps": steps, "channelName": channelName,
+		"rolloutTone": rolloutTone, "memberTone": memberTone,
+		"memberName": func(s fleet.MemberState) string { return strings.ReplaceAll(string(s), "_", " ") },
+		"said":       said, "because": because, "steps": steps, "channelName": channelName,
 	}
 }
 
