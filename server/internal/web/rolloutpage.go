@@ -76,7 +76,7 @@ func (r rolloutRow) soakText() string {
 		return "now"
 	}
 	if left := r.Soaks[r.Wave] - time.Since(r.SoakSince); left > 0 {
-		return "stands; soaks for another " + left.Round(time.Second).String()
+		return "stands; soaks for another " + span(left)
 	}
 	return "stands"
 }

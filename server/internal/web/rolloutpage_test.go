@@ -159,7 +159,7 @@ func TestWavesAreShownAsFarAsTheyHaveCome(t *testing.T) {
 		t.Error(got)
 	}
 	r.SoakSince = now
-	if got := look(); !strings.Contains(got, "stands; soaks for another 1h0m0s") && !strings.Contains(got, "another 59m59s") {
+	if got := look(); !strings.Contains(got, "stands; soaks for another 1h") && !strings.Contains(got, "another 59m59s") {
 		t.Error(got)
 	}
 	r.State, r.Wave = fleet.RolloutDone, 2
