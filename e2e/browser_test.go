@@ -378,7 +378,20 @@ func haltedAndRunningRollouts(b *browser) {
 	b.wants("a question", `document.querySelector("h1").innerText === "Abort the rollout of bms 1.2.0?"`)
 	b.click(".ask a.button")
 	b.wants("back without an abort", `location.pathname === "`+running+`" && document.querySelector("h1 .badge").innerText === "running"`)
-	b.fitsOnAPhone("/", "/rollouts", halted, running)
+
+	// A new one: shown first, then begun. Everybody runs 1.0.0 already, so it is done at once.
+	b.open("/rollouts")
+	b.click("#new")
+	b.wants("the quarantined release cannot be chosen", `[...document.querySelectorAll("select[name=release] option")].map((e) => e.innerText).join() === "bms 1.2.0 for esp32,bms 1.0.0 for esp32"`)
+	eval[bool](b, `[...document.querySelectorAll("select[name=release] option")].at(-1).selected = true`)
+	b.do("waves", chromedp.SetValue(chromedp.CSS("input[name=waves]"), "100%"))
+	b.click("#dryrun")
+	b.wants("who would get it", `document.querySelector(".lead").innerText === "bms 1.0.0 would go to 6 devices with esp32." && document.body.innerText.includes("6 of them run it already.")`)
+	b.wants("the command line for it", `document.body.innerText.includes("bmsota rollout create 1.0.0 --project bms --chip esp32 --all --waves 100% --max-failed 5% --expect 6")`)
+	b.click("#confirm")
+	b.wants("what was done", `document.querySelector("[role=status]").innerText === "The rollout has begun."`)
+	b.until("it is done on the open page", `document.querySelector("h1 .badge").innerText === "done"`)
+	b.fitsOnAPhone("/", "/rollouts", "/rollouts/new", halted, running)
 }
 
 // bmsota runs the tool beside the browser.

@@ -194,7 +194,7 @@ func (s *site) rolls(rel fleet.Release) {
 }
 
 // sitePages are all pages of a fleet as people makes it.
-var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/releases/" + digestC, "/rollouts", "/rollouts/r-running", "/rollouts/r-halted",
+var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/releases/" + digestC, "/rollouts", "/rollouts/new", "/rollouts/r-running", "/rollouts/r-halted",
 	"/account"}
 
 func TestPagesAreForWhoIsSignedIn(t *testing.T) {
@@ -339,7 +339,7 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate,
 		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword,
 		"/releases/" + digestC + "/lift": fleet.RightOperate, "/rollouts/r-running/pause": fleet.RightOperate, "/rollouts/r-running/resume": fleet.RightOperate,
-		"/rollouts/r-running/abort": fleet.RightOperate}
+		"/rollouts/r-running/abort": fleet.RightOperate, "/rollouts": fleet.RightOperate}
 	calls := []struct {
 		method, path string
 		right        fleet.Right
@@ -373,6 +373,9 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		r := s.get("/devices/d-well", cookie)
 		if buttons := strings.Contains(r.body, `id="update"`); buttons != who.Has(fleet.RightOperate) {
 			t.Errorf("%s sees buttons: %v", role, buttons)
+		}
+		if r := s.get("/rollouts/new", cookie); (r.StatusCode == http.StatusForbidden) == who.Has(fleet.RightOperate) {
+			t.Errorf("%s asks for the form of a rollout: %d", role, r.StatusCode)
 		}
 		for path, button := range map[string]string{"/rollouts/r-running": `id="pause"`, "/rollouts/r-halted": `id="abort"`, "/releases/" + digestC: `id="lift"`} {
 			if r := s.get(path, cookie); strings.Contains(r.body, button) != who.Has(fleet.RightOperate) || r.StatusCode != 200 {
@@ -443,7 +446,8 @@ func TestFormsOfOtherSitesAreRefused(t *testing.T) {
 	for _, lines := range [][]string{{"Sec-Fetch-Site: cross-site"}, {"Sec-Fetch-Site: same-site"}, {"Origin: https://evil.example"}, {"Origin: null"}} {
 		for path, form := range map[string]string{"/devices/d-well/command": "action=update", "/devices/d-well/revoke": "confirmed=yes", "/logout": "", "/login": "name=a&password=b&next=",
 			"/releases/" + digestA + "/withdraw": "confirmed=yes", "/account/password": "old=a&new=b&again=b",
-			"/releases/" + digestC + "/lift": "confirmed=yes", "/rollouts/r-running/pause": "", "/rollouts/r-halted/resume": "confirmed=yes", "/rollouts/r-running/abort": "confirmed=yes"} {
+			"/releases/" + digestC + "/lift": "confirmed=yes", "/rollouts/r-running/pause": "", "/rollouts/r-halted/resume": "confirmed=yes", "/rollouts/r-running/abort": "confirmed=yes",
+			"/rollouts": "release=" + digestB + "&who=all&confirmed=yes&expect=2"} {
 			v, err := url.ParseQuery(form)
 			if err != nil {
 				t.Fatal(err)
@@ -512,6 +516,12 @@ func TestHostileTextsStayTexts(t *testing.T) {
 	for _, path := range []string{"/devices/d-well", "/rollouts/r-halted", "/releases/" + digestC} {
 		if r := s.get(path, cookie); !strings.Contains(r.body, "&lt;script&gt;") {
 			t.Errorf("what was said is not shown at all on %s:\n%s", path, r.body)
+		}
+	}
+	for _, name := range rolloutFields {
+		form := url.Values{"release": {digestB}, "who": {"some"}, name: {evil}}
+		if r := s.do("POST", "/rollouts", cookie, form); strings.Contains(r.body, "<script>") || strings.Contains(r.body, `"'>`) {
+			t.Errorf("%s runs on the form:\n%s", name, r.body)
 		}
 	}
 	for _, path := range []string{"/rollouts/r-halted/resume", "/rollouts/r-halted/abort", "/releases/" + digestC + "/lift"} {

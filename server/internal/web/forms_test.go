@@ -50,7 +50,7 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 	r := s.do("POST", "/login", "", url.Values{"name": {"anna"}, "password": {testPassword}, "next": {"/"}})
 	anna := r.Cookies()[0].Value
 	command, channel := "/devices/d-well/command", "/releases/"+digestA+"/channel"
-	long := strings.Repeat("x", 300)
+	long, start := strings.Repeat("x", 300), "release="+digestB+"&who="
 	before := s.fingerprint()
 	for _, c := range []struct {
 		path, form string
@@ -67,6 +67,13 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{"/releases/xyz/lift", "", 400}, {"/releases/" + digestA + "/lift", "", 404}, {"/releases/" + digestA + "/lift", "confirmed=yes", 404}, {"/releases/" + digestC + "/lift", "x=1", 400},
 		{"/rollouts/r-none/pause", "", 404}, {"/rollouts/r-running/pause", "x=1", 400}, {"/rollouts/r-halted/pause", "", 409}, {"/rollouts/r-running/resume", "confirmed=yes", 409},
 		{"/rollouts/r-halted/resume", "confirmed=yes", 422}, {"/rollouts/r-none/abort", "confirmed=yes", 404}, {"/rollouts/r-running/abort", "confirmed=yes&confirmed=yes", 400},
+		{"/rollouts", "", 400}, {"/rollouts", "release=xyz&who=all", 400}, {"/rollouts", "release=" + strings.Repeat("d", 64) + "&who=all", 404}, {"/rollouts", "release=" + digestB, 400},
+		{"/rollouts", "release=" + digestC + "&who=all", 422}, {"/rollouts", start + "all&x=1", 400}, {"/rollouts", start + "some", 400}, {"/rollouts", start + "all&ids=d-well", 400},
+		{"/rollouts", start + "some&label=x", 400}, {"/rollouts", start + "some&ids=a/b", 400}, {"/rollouts", start + "some&running=~~", 400}, {"/rollouts", start + "all&waves=x", 400},
+		{"/rollouts", start + "all&max_failed=5.5", 400}, {"/rollouts", start + "all&window=2-4", 400}, {"/rollouts", start + "all&spread=A+b", 400},
+		{"/rollouts", start + "all&min_soc=NaN", 400}, {"/rollouts", start + "all&min_soc=-1", 400}, {"/rollouts", start + "all&min_soc=101", 400}, {"/rollouts", start + "all&not_charging=perhaps", 400},
+		{"/rollouts", start + "all&confirmed=yes", 422}, {"/rollouts", start + "all&confirmed=yes&expect=7", 422}, {"/rollouts", start + "all&confirmed=yes&expect=x", 400},
+		{"/rollouts", start + "all&confirmed=yes&expect=2&key=" + long, 400}, {"/rollouts", start + "some&ids=nobody&confirmed=yes&expect=1", 422},
 		{"/account/password", "", 403}, {"/account/password", "old=wrong+password&new=aaaaaaaaaaaa&again=aaaaaaaaaaaa", 403},
 		{"/account/password", "old=correct+horse+battery&new=aaaaaaaaaaaa&again=bbbbbbbbbbbb", 400}, {"/account/password", "old=correct+horse+battery&new=short&again=short", 400},
 	} {
