@@ -23,7 +23,7 @@ func TestHaltedRolloutIsMetFirstAndSaysWhy(t *testing.T) {
 		t.Fatalf("the first card is another:\n%s", home)
 	}
 	under := home[strings.Index(home, `id="h-under"`):]
-	if !strings.Contains(under, `href="/rollouts/r-running"`) || !strings.Contains(under, "wave 1 of 2") || !strings.Contains(home, "is quarantined since") {
+	if !strings.Contains(under, `href="/rollouts/r-running"`) || !strings.Contains(under, "wave 1 of 2") || !strings.Contains(home, "was quarantined") {
 		t.Errorf("no running rollout, or no quarantine:\n%s", home)
 	}
 	body := s.get(m[1], cookie).body
