@@ -31,6 +31,7 @@ var browsing = map[string]func(b *browser){
 	"keyboard": updateByKeyboard,
 	"viewer":   viewerOnlyLooks,
 	"noscript": withoutJavaScript,
+	"rollouts": haltedAndRunningRollouts,
 }
 
 // password is that of the accounts in these stories.
@@ -225,9 +226,14 @@ func countsLeadToDevices(b *browser) {
 	b.open("/")
 	b.wants("a bar for each version, in words too", `[...document.querySelectorAll(".bars .label strong")].map((e) => e.innerText).includes("1.0.0")`)
 	b.wants("nothing moves sideways", `document.documentElement.scrollWidth <= innerWidth`)
+	b.fitsOnAPhone("/", "/devices", "/devices/bms-000001", "/releases", "/account")
+}
+
+// fitsOnAPhone opens pages on a small screen, which it leaves behind.
+func (b *browser) fitsOnAPhone(paths ...string) {
 	_, err := chromedp.Call(b.ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: 390, Height: 800, DeviceScaleFactor: 1, Mobile: true})
 	b.ts.Check(err)
-	for _, path := range []string{"/", "/devices", "/devices/bms-000001", "/releases", "/account"} {
+	for _, path := range paths {
 		b.open(path)
 		b.wants(path+" fits on a phone", `document.documentElement.scrollWidth <= innerWidth`)
 	}
@@ -337,6 +343,55 @@ func viewerOnlyLooks(b *browser) {
 	}
 	b.open("/releases")
 	b.wants("the session has ended with the password", `location.pathname === "/login"`)
+}
+
+// haltedAndRunningRollouts finds a halted rollout ($HALTED, of 1.1.0) on the first page and why, and pauses one that runs
+// ($RUNNING, of 1.2.0).
+func haltedAndRunningRollouts(b *browser) {
+	halted, running := "/rollouts/"+b.ts.Getenv("HALTED"), "/rollouts/"+b.ts.Getenv("RUNNING")
+	b.signIn("anna", password)
+	b.wants("the halted rollout is what needs somebody first", `document.querySelector(".needs li.some a .name").innerText === "rollout halted"`)
+	b.wants("the one that runs, with its wave", `document.querySelector("#h-under + .bars").innerText.match(/1\.2\.0.*running.*wave 1 of 2/s)`)
+	b.click(".needs li:first-child a")
+	b.wants("the halted rollout", `location.pathname === "`+halted+`"`)
+	b.wants("why it is halted", `document.querySelector(".note.bad").innerText.match(/Halted .* in wave 1 of 2 by the rule failed: .*rolled back.*more than 0/)`)
+	b.wants("the devices that failed, and their reason", `document.querySelectorAll("#left tbody tr").length === 2 && document.querySelector("#left tbody").innerText.includes("new image crashed")`)
+	b.wants("no way on before the quarantine is lifted", `document.querySelector(".note.wait").innerText.includes("quarantined") && !document.querySelector("#resume")`)
+	b.click("#left tbody a")
+	b.wants("the very device", `document.querySelector("#attempts").innerText.includes("rolled back")`)
+
+	b.open("/")
+	b.click("nav a[href='/rollouts']")
+	b.wants("the halted one first", `[...document.querySelectorAll("#rollouts tbody .badge")].map((e) => e.innerText).filter((t) => t === "halted" || t === "running").join() === "halted,running"`)
+	b.click("#rollouts tbody a[href='" + running + "']")
+	b.wants("what holds it back", `document.querySelector("#h-held + .bars").innerText.includes("blocked: state of charge too low")`)
+	b.click("#pause")
+	b.wants("what was done", `document.querySelector("[role=status]").innerText === "The rollout is paused: nothing more is started."`)
+	b.wants("it is paused", `document.querySelector("h1 .badge").innerText === "paused"`)
+	b.live()
+	if out, err := b.bmsota("", "rollout", "resume", b.ts.Getenv("RUNNING")); err != nil {
+		b.fail("resume: %v\n%s", err, out)
+	}
+	b.until("it runs again on the open page, and can be paused", `document.querySelector("h1 .badge").innerText === "running" && document.querySelector("#pause")`)
+	b.wants("the page was never loaded again", `window.sameOne === true`)
+	b.click("#abort")
+	b.wants("a question", `document.querySelector("h1").innerText === "Abort the rollout of bms 1.2.0?"`)
+	b.click(".ask a.button")
+	b.wants("back without an abort", `location.pathname === "`+running+`" && document.querySelector("h1 .badge").innerText === "running"`)
+
+	// A new one: shown first, then begun. Everybody runs 1.0.0 already, so it is done at once.
+	b.open("/rollouts")
+	b.click("#new")
+	b.wants("the quarantined release cannot be chosen", `[...document.querySelectorAll("select[name=release] option")].map((e) => e.innerText).join() === "bms 1.2.0 for esp32,bms 1.0.0 for esp32"`)
+	eval[bool](b, `[...document.querySelectorAll("select[name=release] option")].at(-1).selected = true`)
+	b.do("waves", chromedp.SetValue(chromedp.CSS("input[name=waves]"), "100%"))
+	b.click("#dryrun")
+	b.wants("who would get it", `document.querySelector(".lead").innerText === "bms 1.0.0 would go to 6 devices with esp32." && document.body.innerText.includes("6 of them run it already.")`)
+	b.wants("the command line for it", `document.body.innerText.includes("bmsota rollout create 1.0.0 --project bms --chip esp32 --all --waves 100% --max-failed 5% --expect 6")`)
+	b.click("#confirm")
+	b.wants("what was done", `document.querySelector("[role=status]").innerText === "The rollout has begun."`)
+	b.until("it is done on the open page", `document.querySelector("h1 .badge").innerText === "done"`)
+	b.fitsOnAPhone("/", "/rollouts", "/rollouts/new", halted, running)
 }
 
 // bmsota runs the tool beside the browser.

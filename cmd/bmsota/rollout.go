@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -86,14 +85,14 @@ func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutR
 		p.Selector.Labels[key] = value
 	}
 	for _, text := range r.waves {
-		w, err := parseWave(text)
+		w, err := api.ParseWave(text)
 		if err != nil {
 			return api.RolloutRequest{}, usageFault(cmd, "%w", err)
 		}
 		p.Waves = append(p.Waves, w)
 	}
 	if r.maxFailed != "" {
-		n, pct, err := parseLimit(r.maxFailed)
+		n, pct, err := api.ParseLimit(r.maxFailed)
 		if err != nil {
 			return api.RolloutRequest{}, usageFault(cmd, "--max-failed %w", err)
 		}
@@ -126,37 +125,6 @@ func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutR
 		*d.to = int64(d.from / time.Second)
 	}
 	return api.RolloutRequest{Version: version, Project: r.project, Chip: r.chip, Policy: p}, nil
-}
-
-// parseWave reads "10", "25%", "10:30m", "25%:2h".
-func parseWave(text string) (api.Wave, error) {
-	size, soak, hasSoak := strings.Cut(text, ":")
-	n, pct, err := parseLimit(size)
-	if err != nil || n == 0 {
-		return api.Wave{}, fmt.Errorf("wave %q is not a number of devices or percent, with a soak or without: 10:30m or 25%%", text)
-	}
-	w := api.Wave{Count: int(n)}
-	if pct {
-		w = api.Wave{Percent: n}
-	}
-	if hasSoak {
-		d, err := time.ParseDuration(soak)
-		if err != nil || d < 0 || d%time.Second != 0 {
-			return api.Wave{}, fmt.Errorf("wave %q: %q is not a soak such as 30m or 2h", text, soak)
-		}
-		w.SoakS = int64(d / time.Second)
-	}
-	return w, nil
-}
-
-// parseLimit reads "3" or "2.5%".
-func parseLimit(text string) (n float64, pct bool, err error) {
-	digits, pct := strings.CutSuffix(text, "%")
-	n, err = strconv.ParseFloat(digits, 64)
-	if err != nil || !(n >= 0) || n > 1e9 || pct && n > 100 || !pct && n != math.Trunc(n) {
-		return 0, false, fmt.Errorf("%q is neither a number nor percent such as 5%%", text)
-	}
-	return n, pct, nil
 }
 
 func newRolloutCreateCmd() *cobra.Command {

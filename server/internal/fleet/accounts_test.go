@@ -87,6 +87,23 @@ func TestEveryChangeNeedsItsRight(t *testing.T) {
 			_, err := f.Command(ctx, &mailbox{outbox: newOutbox()}, by, "d9", protocol.Command{Action: protocol.ActionCheck})
 			return err
 		}},
+		{"plan rollout", fleet.RightOperate, func(by fleet.Identity) error {
+			_, err := f.PlanRollout(ctx, by, fleet.RolloutRequest{})
+			return err
+		}},
+		{"create rollout", fleet.RightOperate, func(by fleet.Identity) error {
+			_, err := f.CreateRollout(ctx, by, fleet.RolloutRequest{})
+			return err
+		}},
+		{"rehearse", fleet.RightOperate, func(by fleet.Identity) error {
+			_, err := f.Rehearse(ctx, by, fleet.RehearsalRequest{Mix: fleet.Mix{fleet.FateGood: 1}, Update: time.Minute})
+			return err
+		}},
+		{"pause", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Pause(ctx, by, "x"); return err }},
+		{"resume", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Resume(ctx, by, "x"); return err }},
+		{"abort", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Abort(ctx, by, "x"); return err }},
+		{"labels", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.SetLabels(ctx, by, "x", nil, nil); return err }},
+		{"lift", fleet.RightOperate, func(by fleet.Identity) error { return f.LiftQuarantine(ctx, by, "x") }},
 		{"add account", fleet.RightAdminister, func(by fleet.Identity) error { return f.AddAccount(ctx, by, "", "", "") }},
 		{"remove account", fleet.RightAdminister, func(by fleet.Identity) error { return f.RemoveAccount(ctx, by, "x") }},
 		{"set password", fleet.RightAdminister, func(by fleet.Identity) error { return f.SetPassword(ctx, by, "x", "") }},

@@ -116,6 +116,7 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 	}
 	f.count(out.End...)
 	f.tell(out, quarantined)
+	f.watchers.tell(id)
 	// Rows came first: now the commands may go out, and those of attempts that are over come back.
 	for _, a := range append(out.End, out.Begin...) {
 		f.touch(a.DeviceID)

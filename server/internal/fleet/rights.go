@@ -23,7 +23,7 @@ type Right string
 const (
 	RightView       Right = "view"       // devices, releases, figures
 	RightPassword   Right = "password"   // change one's own
-	RightOperate    Right = "operate"    // publish, point channels, withdraw, command, enrol, revoke
+	RightOperate    Right = "operate"    // publish, point channels, withdraw, command, enrol, revoke, roll out, label, lift quarantines
 	RightAdminister Right = "administer" // accounts and tokens
 )
 

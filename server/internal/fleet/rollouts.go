@@ -131,6 +131,7 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if made {
 		f.cfg.Log.Info("rollout created", "rollout", r.ID, "release", r.Version, "members", r.Members, "by", by.Name,
 			"override_gates", r.Policy.OverrideGates)
+		f.watchers.tell(r.ID)
 		f.planSoon()
 	}
 	return d.Rollout, nil
@@ -250,6 +251,15 @@ type RolloutView struct {
 
 // Rollouts are all rollouts, newest first.
 func (f *Fleet) Rollouts(ctx context.Context) ([]RolloutView, error) {
+	return f.rolloutsWhere(ctx, func(Rollout) bool { return true })
+}
+
+// OpenRollouts are those that are running, paused or halted, newest first.
+func (f *Fleet) OpenRollouts(ctx context.Context) ([]RolloutView, error) {
+	return f.rolloutsWhere(ctx, func(r Rollout) bool { return !r.State.Ended() })
+}
+
+func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool) ([]RolloutView, error) {
 	var list []RolloutView
 	err := f.cfg.Store.View(ctx, func(tx Tx) error {
 		list = nil
@@ -258,6 +268,9 @@ func (f *Fleet) Rollouts(ctx context.Context) ([]RolloutView, error) {
 			return err
 		}
 		for _, r := range all {
+			if !want(r) {
+				continue
+			}
 			v, err := f.view(tx, r)
 			if err != nil {
 				return err
@@ -402,6 +415,7 @@ func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (Rollo
 		return RolloutView{}, err
 	}
 	f.cfg.Log.Info("rollout "+done[v], "rollout", id, "by", by.Name)
+	f.watchers.tell(id)
 	f.planSoon()
 	return view, nil
 }
@@ -438,6 +452,7 @@ func (f *Fleet) LiftQuarantine(ctx context.Context, by Identity, sha256 string) 
 		return err
 	}
 	f.catalog.forget()
+	f.watchers.tell(sha256)
 	f.cfg.Log.Warn("quarantine lifted", "release", sha256, "by", by.Name)
 	return nil
 }

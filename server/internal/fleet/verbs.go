@@ -77,16 +77,32 @@ func takenBack(g Progress) bool {
 	return Means(VerbHalt, stage) == MeansTakenBack
 }
 
+// Can says whether v can be done to a rollout in this state. Halting is for rules alone.
+func (s RolloutState) Can(v Verb) bool {
+	switch v {
+	case VerbPause:
+		return s == RolloutRunning
+	case VerbResume:
+		return s == RolloutPaused || s == RolloutHalted
+	case VerbAbort:
+		return !s.Ended()
+	}
+	return false
+}
+
 // verb applies v to a rollout, whose figures are f. It refuses what makes no sense in the state that the rollout is in.
 func (r *Rollout) verb(v Verb, f Figures, by string, now time.Time) error {
-	switch {
-	case v == VerbPause && r.State == RolloutRunning:
+	if !r.State.Can(v) {
+		return fmt.Errorf("%w: the rollout is %s, it cannot be %s", ErrConflict, r.State, done[v])
+	}
+	switch v {
+	case VerbPause:
 		r.State = RolloutPaused
 		r.say(now, by, "paused in %s", r.waveText())
-	case v == VerbAbort && !r.State.Ended():
+	case VerbAbort:
 		r.State, r.EndedAt = RolloutAborted, now
 		r.say(now, by, "aborted in %s", r.waveText())
-	case v == VerbResume && (r.State == RolloutPaused || r.State == RolloutHalted):
+	case VerbResume:
 		if r.State == RolloutHalted {
 			// Whoever resumes has seen the figures: from here on only what comes on top of them counts.
 			r.Forgiven = f
@@ -95,8 +111,6 @@ func (r *Rollout) verb(v Verb, f Figures, by string, now time.Time) error {
 			r.say(now, by, "resumed in %s", r.waveText())
 		}
 		r.State, r.WaveSince = RolloutRunning, now
-	default:
-		return fmt.Errorf("%w: the rollout is %s, it cannot be %s", ErrConflict, r.State, done[v])
 	}
 	r.SoakSince = time.Time{}
 	return nil

@@ -7,14 +7,15 @@ import (
 // watchBuffer is how many changes wait for one watcher; who is further behind is dropped, never waited for.
 const watchBuffer = 256
 
-// watchers tells who watches about devices that changed. The zero value is ready.
+// watchers tells who watches about what has changed. The zero value is ready.
 type watchers struct {
 	mu   sync.Mutex
 	open map[chan string]struct{} // guarded by mu
 }
 
-// Watch hands out the ids of devices whose row or attempts have changed, after the change is committed. The channel is
-// closed when the reader falls behind, and by stop, which may be called more than once.
+// Watch hands out the ids of devices whose row or attempts have changed, of rollouts that have, and the digests of
+// releases whose quarantine was lifted, after the change is committed. The channel is closed when the reader falls behind,
+// and by stop, which may be called more than once.
 func (f *Fleet) Watch() (changes <-chan string, stop func()) {
 	w := &f.watchers
 	c := make(chan string, watchBuffer)
@@ -39,11 +40,11 @@ func (w *watchers) drop(c chan string) {
 	}
 }
 
-func (w *watchers) tell(devices ...string) {
+func (w *watchers) tell(ids ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for c := range w.open {
-		for _, id := range devices {
+		for _, id := range ids {
 			select {
 			case c <- id:
 				continue

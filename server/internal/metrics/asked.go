@@ -16,6 +16,8 @@ var (
 	running = describe("bmsota_devices_running", "Devices by the version they run outside a trial: the most frequent, and the rest as other.",
 		"project", "chip", "version", "released")
 	open         = describe("bmsota_attempts_open", "Attempts that have not ended.")
+	rollouts     = describe("bmsota_rollouts", "Rollouts that have not ended, by state.", "state")
+	members      = describe("bmsota_rollout_members", "Devices in running rollouts, by how they stand in them; dark ones are counted beside their state.", "state")
 	sessions     = describe("bmsota_mqtt_sessions", "MQTT sessions of the embedded broker.")
 	waiting      = describe("bmsota_mqtt_connections_waiting", "Connections that have not logged in yet.")
 	turnedAway   = describe("bmsota_mqtt_connections_turned_away_total", "Connections over a limit.")
@@ -40,7 +42,7 @@ type asked struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (a *asked) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{devices, running, open, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
+	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
 		certificate, storage, ready, build, censusFailed} {
 		c <- d
 	}
@@ -63,6 +65,13 @@ func (a *asked) Collect(c chan<- prometheus.Metric) {
 		countDevices(census, gauge)
 	} else {
 		a.s.Log.Error("count devices for a scrape", "err", err)
+	}
+	if a.s.Rollouts != nil {
+		if list, err := a.s.Rollouts(ctx); err == nil {
+			countRollouts(list, gauge)
+		} else {
+			a.s.Log.Error("count rollouts for a scrape", "err", err)
+		}
 	}
 	if a.s.Broker != nil {
 		b := a.s.Broker()
@@ -113,4 +122,32 @@ func countDevices(c *fleet.Census, gauge func(*prometheus.Desc, float64, ...stri
 	}
 	gauge(running, float64(rest), other, other, other, other)
 	gauge(open, float64(c.OpenTotal))
+}
+
+func countRollouts(list []fleet.RolloutView, gauge func(*prometheus.Desc, float64, ...string)) {
+	states := map[fleet.RolloutState]int{fleet.RolloutRunning: 0, fleet.RolloutPaused: 0, fleet.RolloutHalted: 0}
+	sum := make(map[string]int)
+	for _, r := range list {
+		if _, asked := states[r.State]; asked {
+			states[r.State]++
+		}
+		if r.State == fleet.RolloutRunning {
+			addFigures(sum, r.Figures)
+		}
+	}
+	addFigures(sum, fleet.Figures{}) // every state has its series, also while nothing runs
+	for state, n := range states {
+		gauge(rollouts, float64(n), string(state))
+	}
+	for state, n := range sum {
+		gauge(members, float64(n), state)
+	}
+}
+
+func addFigures(sum map[string]int, f fleet.Figures) {
+	for state, n := range map[fleet.MemberState]int{fleet.MemberPending: f.Pending, fleet.MemberOpen: f.Open, fleet.MemberSucceeded: f.Succeeded,
+		fleet.MemberFailed: f.Failed, fleet.MemberRolledBack: f.RolledBack, fleet.MemberBrownout: f.Brownouts, fleet.MemberSilent: f.Silent,
+		fleet.MemberSkipped: f.Skipped, "dark": f.Dark} {
+		sum[string(state)] += n
+	}
 }

@@ -42,7 +42,8 @@ type Broker struct {
 // Sources are what a scrape asks. Census and Log must be given.
 type Sources struct {
 	Census      func(ctx context.Context) (*fleet.Census, error)
-	Broker      func() Broker // nil = the broker is not ours
+	Rollouts    func(ctx context.Context) ([]fleet.RolloutView, error) // those that have not ended; nil = not asked
+	Broker      func() Broker                                          // nil = the broker is not ours
 	Certificate func() time.Time
 	StorageFree func() int64 // bytes; below 0 = unknown
 	Ready       func(ctx context.Context) error

@@ -38,6 +38,13 @@ func whole() Sources {
 		Census: func(context.Context) (*fleet.Census, error) {
 			return &fleet.Census{Devices: 7, Stuck: 2, OpenTotal: 3, Versions: []fleet.VersionCount{{Project: "bms", Chip: "esp32", Version: "1.0.0", Released: true, Count: 5}}}, nil
 		},
+		Rollouts: func(context.Context) ([]fleet.RolloutView, error) {
+			view := func(s fleet.RolloutState, f fleet.Figures) fleet.RolloutView {
+				return fleet.RolloutView{Rollout: fleet.Rollout{State: s}, Figures: f}
+			}
+			return []fleet.RolloutView{view(fleet.RolloutRunning, fleet.Figures{Pending: 3, Silent: 1, Dark: 2}), view(fleet.RolloutRunning, fleet.Figures{Pending: 4}),
+				view(fleet.RolloutHalted, fleet.Figures{Pending: 100}), view("odd", fleet.Figures{Pending: 100})}, nil
+		},
 		Broker:      func() Broker { return Broker{Sessions: 4, Refused: 9} },
 		Certificate: func() time.Time { return time.Now().Add(240*time.Hour + time.Minute) },
 		StorageFree: func() int64 { return 1 << 30 },
@@ -89,6 +96,8 @@ func TestWhatHappenedIsCounted(t *testing.T) {
 		`bmsota_http_request_duration_seconds_count{route="/firmware/image"} 3`,
 		`bmsota_devices{state="all"} 7`, `bmsota_devices{state="stuck"} 2`, `bmsota_attempts_open 3`,
 		`bmsota_devices_running{chip="esp32",project="bms",released="true",version="1.0.0"} 5`, `bmsota_devices_running{chip="other",project="other",released="other",version="other"} 0`,
+		`bmsota_rollouts{state="running"} 2`, `bmsota_rollouts{state="halted"} 1`, `bmsota_rollouts{state="paused"} 0`, `bmsota_rollout_members{state="pending"} 7`,
+		`bmsota_rollout_members{state="silent"} 1`, `bmsota_rollout_members{state="dark"} 2`, `bmsota_rollout_members{state="succeeded"} 0`,
 		`bmsota_mqtt_sessions 4`, `bmsota_mqtt_logins_refused_total 9`, `bmsota_certificate_days_left 10.0`, `bmsota_storage_free_bytes 1.073741824e+09`,
 		`bmsota_ready 1`, `bmsota_build_info{version="1.2.3"} 1`, `bmsota_census_failed 0`, `process_cpu_seconds_total `, `go_goroutines `)
 }
@@ -125,6 +134,7 @@ func TestLabelsAreFewWhateverDevicesSay(t *testing.T) {
 func TestAScrapeGoesOnWithoutACensus(t *testing.T) {
 	s := whole()
 	s.Census = func(context.Context) (*fleet.Census, error) { return nil, errors.New("disk") }
+	s.Rollouts = func(context.Context) ([]fleet.RolloutView, error) { return nil, errors.New("disk") }
 	s.Ready = func(context.Context) error { return errors.New("disk") }
 	text := scrape(t, New(), s)
 	has(t, text, "bmsota_census_failed 1", "bmsota_ready 0")

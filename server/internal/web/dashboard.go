@@ -84,6 +84,14 @@ func (h *handler) routeDashboard() {
 	get("/releases/{sha256}", u.release)
 	post("/releases/{sha256}/channel", fleet.RightOperate, u.pointChannel)
 	post("/releases/{sha256}/withdraw", fleet.RightOperate, u.withdrawRelease)
+	post("/releases/{sha256}/lift", fleet.RightOperate, u.liftQuarantine)
+	get("/rollouts", u.rollouts)
+	u.route(http.MethodGet, "/rollouts/new", fleet.RightOperate, u.newRollout)
+	post("/rollouts", fleet.RightOperate, u.createRollout)
+	get("/rollouts/{id}", u.rollout)
+	post("/rollouts/{id}/pause", fleet.RightOperate, u.turnRollout(fleet.VerbPause, h.cfg.Fleet.Pause))
+	post("/rollouts/{id}/resume", fleet.RightOperate, u.turnRollout(fleet.VerbResume, h.cfg.Fleet.Resume))
+	post("/rollouts/{id}/abort", fleet.RightOperate, u.turnRollout(fleet.VerbAbort, h.cfg.Fleet.Abort))
 	get("/account", u.account)
 	post("/account/password", fleet.RightPassword, u.changePassword)
 	get("/events", u.events)
@@ -119,7 +127,7 @@ func (u *ui) load() {
 	funcs := words()
 	funcs["static"] = func(name string) string { return names[name] }
 	u.pages = make(map[string]*template.Template)
-	for _, name := range []string{"home", "devices", "device", "releases", "release", "account", "login", "confirm", "fault"} {
+	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "account", "login", "confirm", "fault"} {
 		t := template.New(name).Funcs(funcs).Option("missingkey=error")
 		u.pages[name] = template.Must(t.ParseFS(dashboardFiles, "templates/ui/base.html", "templates/ui/"+name+".html"))
 	}
@@ -271,5 +279,6 @@ var doneTexts = map[string]string{
 	"check": "The device was asked what it is offered.", "status": "The device was asked for its status.",
 	"update": "The update is ordered. A device that is away learns of it when it comes back.", "rollback": "The rollback is ordered.",
 	"revoke": "The device is revoked and can no longer log in.", "channel": "The channel points at this release now.",
-	"withdraw": "The release is withdrawn: it is offered to nobody.",
+	"withdraw": "The release is withdrawn: it is offered to nobody.", "lift": "The quarantine is lifted: the release may be offered again.",
+	"create": "The rollout has begun.", "pause": "The rollout is paused: nothing more is started.", "resume": "The rollout goes on.", "abort": "The rollout is aborted.",
 }

@@ -147,7 +147,7 @@ func (s *site) signIn(role fleet.Role) string {
 	return r.Cookies()[0].Value
 }
 
-var digestA, digestB = strings.Repeat("a", 64), strings.Repeat("b", 64)
+var digestA, digestB, digestC = strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
 
 // people puts a small fleet: two releases, a device that runs one of them, and one that is stuck.
 func (s *site) people() {
@@ -164,10 +164,38 @@ func (s *site) people() {
 		return errors.Join(tx.PutRelease(rel), tx.PutRelease(newer), tx.PutChannel(fleet.Channel{Project: "bms", Chip: "esp32", Name: "stable", SHA256: digestB, SetAt: now}),
 			tx.PutDevice(well), tx.PutDevice(stuck))
 	})
+	s.rolls(rel)
+}
+
+// rolls puts two rollouts: r-running of the newer release, which waits for d-well, and r-halted of one that d-well has
+// rolled back, so that it is quarantined.
+func (s *site) rolls(rel fleet.Release) {
+	now := time.Now()
+	pct := 5.0
+	running := fleet.Rollout{ID: "r-running", State: fleet.RolloutRunning, SHA256: digestB, Project: "bms", Chip: "esp32", Version: "1.1.0", Members: 2,
+		Limits: []int{1, 2}, Soaks: []time.Duration{time.Hour, 0}, WaveSince: now, CreatedAt: now, CreatedBy: "boss", ExpiresAt: now.Add(time.Hour),
+		Policy: fleet.Policy{Stop: fleet.Stop{FailedPct: &pct}, Gate: fleet.Gate{MinSOCPct: 90}, Silence: time.Hour, Concurrency: 5},
+		Events: []fleet.Event{{At: now, By: "boss", Text: "created"}}}
+	halted := running
+	halted.ID, halted.State, halted.SHA256, halted.Version, halted.CreatedAt = "r-halted", fleet.RolloutHalted, digestC, "1.2.0", now.Add(-time.Hour)
+	halted.Halt = &fleet.Halt{Rule: "failed_pct", Figure: 1, Of: 1, Limit: 5, Text: "1 device failed", At: now}
+	rel.SHA256, rel.Version = digestC, "1.2.0"
+	member := func(rollout, device string, rank int, state fleet.MemberState) fleet.Member {
+		return fleet.Member{RolloutID: rollout, DeviceID: device, Rank: rank, State: state, UpdatedAt: now}
+	}
+	failed := member("r-halted", "d-well", 0, fleet.MemberRolledBack)
+	failed.Reason, failed.Message, failed.Tries = protocol.ReasonCrash, "it crashed", 1
+	s.put(func(tx fleet.Tx) error {
+		return errors.Join(tx.PutRelease(rel), tx.PutRollout(running), tx.PutRollout(halted), tx.PutMember(failed),
+			tx.PutMember(member("r-halted", "d-stuck", 1, fleet.MemberPending)), tx.PutMember(member("r-running", "d-well", 0, fleet.MemberPending)),
+			tx.PutMember(member("r-running", "d-stuck", 1, fleet.MemberPending)),
+			tx.PutQuarantine(fleet.Quarantine{SHA256: digestC, RolloutID: "r-halted", Why: "1 device failed", Since: now}))
+	})
 }
 
 // sitePages are all pages of a fleet as people makes it.
-var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/account"}
+var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/releases/" + digestC, "/rollouts", "/rollouts/new", "/rollouts/r-running", "/rollouts/r-halted",
+	"/account"}
 
 func TestPagesAreForWhoIsSignedIn(t *testing.T) {
 	s := newSite(t)
@@ -309,14 +337,20 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 	s := newSite(t)
 	s.people()
 	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate,
-		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword}
+		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword,
+		"/releases/" + digestC + "/lift": fleet.RightOperate, "/rollouts/r-running/pause": fleet.RightOperate, "/rollouts/r-running/resume": fleet.RightOperate,
+		"/rollouts/r-running/abort": fleet.RightOperate, "/rollouts": fleet.RightOperate}
 	calls := []struct {
 		method, path string
 		right        fleet.Right
 	}{
 		{"GET", "/devices", fleet.RightView}, {"GET", "/devices/d-well", fleet.RightView}, {"GET", "/releases", fleet.RightView}, {"GET", "/channels", fleet.RightView}, {"GET", "/server", fleet.RightView},
+		{"GET", "/rollouts", fleet.RightView}, {"GET", "/rollouts/r-running", fleet.RightView}, {"GET", "/rollouts/r-running/members", fleet.RightView},
+		{"POST", "/rollouts", fleet.RightOperate}, {"POST", "/rollouts/dry-run", fleet.RightOperate}, {"POST", "/rollouts/rehearse", fleet.RightOperate},
+		{"POST", "/rollouts/r-none/pause", fleet.RightOperate}, {"POST", "/rollouts/r-none/resume", fleet.RightOperate}, {"POST", "/rollouts/r-none/abort", fleet.RightOperate},
+		{"POST", "/devices/nobody/labels", fleet.RightOperate}, {"POST", "/releases/" + digestA + "/lift", fleet.RightOperate},
 		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
-		{"PUT", "/blobs/" + digestA, fleet.RightOperate}, {"PUT", "/channels", fleet.RightOperate}, {"POST", "/releases/" + strings.Repeat("c", 64) + "/withdraw", fleet.RightOperate},
+		{"PUT", "/blobs/" + digestA, fleet.RightOperate}, {"PUT", "/channels", fleet.RightOperate}, {"POST", "/releases/" + strings.Repeat("d", 64) + "/withdraw", fleet.RightOperate},
 		{"GET", "/accounts", fleet.RightAdminister}, {"POST", "/accounts", fleet.RightAdminister}, {"DELETE", "/accounts/x", fleet.RightAdminister},
 		{"PUT", "/accounts/x/password", fleet.RightAdminister}, {"GET", "/tokens", fleet.RightAdminister}, {"POST", "/tokens", fleet.RightAdminister}, {"DELETE", "/tokens/x", fleet.RightAdminister},
 	}
@@ -339,6 +373,14 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		r := s.get("/devices/d-well", cookie)
 		if buttons := strings.Contains(r.body, `id="update"`); buttons != who.Has(fleet.RightOperate) {
 			t.Errorf("%s sees buttons: %v", role, buttons)
+		}
+		if r := s.get("/rollouts/new", cookie); (r.StatusCode == http.StatusForbidden) == who.Has(fleet.RightOperate) {
+			t.Errorf("%s asks for the form of a rollout: %d", role, r.StatusCode)
+		}
+		for path, button := range map[string]string{"/rollouts/r-running": `id="pause"`, "/rollouts/r-halted": `id="abort"`, "/releases/" + digestC: `id="lift"`} {
+			if r := s.get(path, cookie); strings.Contains(r.body, button) != who.Has(fleet.RightOperate) || r.StatusCode != 200 {
+				t.Errorf("%s sees %s of %s: %d", role, button, path, r.StatusCode)
+			}
 		}
 	}
 }
@@ -403,7 +445,9 @@ func TestFormsOfOtherSitesAreRefused(t *testing.T) {
 	before := s.fingerprint()
 	for _, lines := range [][]string{{"Sec-Fetch-Site: cross-site"}, {"Sec-Fetch-Site: same-site"}, {"Origin: https://evil.example"}, {"Origin: null"}} {
 		for path, form := range map[string]string{"/devices/d-well/command": "action=update", "/devices/d-well/revoke": "confirmed=yes", "/logout": "", "/login": "name=a&password=b&next=",
-			"/releases/" + digestA + "/withdraw": "confirmed=yes", "/account/password": "old=a&new=b&again=b"} {
+			"/releases/" + digestA + "/withdraw": "confirmed=yes", "/account/password": "old=a&new=b&again=b",
+			"/releases/" + digestC + "/lift": "confirmed=yes", "/rollouts/r-running/pause": "", "/rollouts/r-halted/resume": "confirmed=yes", "/rollouts/r-running/abort": "confirmed=yes",
+			"/rollouts": "release=" + digestB + "&who=all&confirmed=yes&expect=2"} {
 			v, err := url.ParseQuery(form)
 			if err != nil {
 				t.Fatal(err)
@@ -444,6 +488,20 @@ func TestHostileTextsStayTexts(t *testing.T) {
 		a := fleet.Attempt{ID: "a1", CommandID: evil, DeviceID: "d-well", Action: evil, Version: evil, State: fleet.AttemptFailed, Message: evil, Reason: evil, CreatedBy: evil, CreatedAt: now, EndedAt: now}
 		b := a
 		b.ID, b.State = "a2", fleet.AttemptOpen
+		ro, err := tx.Rollout("r-halted")
+		if err != nil {
+			return err
+		}
+		ro.Project, ro.CreatedBy, ro.Policy.Description, ro.Policy.Window, ro.Policy.Spread, ro.Halt.Text, ro.Halt.Rule = evil, evil, evil, evil, evil, evil, evil
+		ro.Events = []fleet.Event{{At: now, By: evil, Text: evil}}
+		m, err := tx.Member("r-halted", "d-well")
+		if err != nil {
+			return err
+		}
+		m.Reason, m.Message = evil, evil
+		if err := errors.Join(tx.PutRollout(ro), tx.PutMember(m), tx.PutQuarantine(fleet.Quarantine{SHA256: digestC, RolloutID: evil, Why: evil, Since: now})); err != nil {
+			return err
+		}
 		return errors.Join(tx.PutDevice(d), tx.PutRelease(rel), tx.PutAttempt(a), tx.PutAttempt(b), tx.PutChannel(fleet.Channel{Project: evil, Chip: "esp32", Name: evil, SHA256: digestA}))
 	})
 	cookie := s.signIn(fleet.RoleAdmin)
@@ -455,8 +513,21 @@ func TestHostileTextsStayTexts(t *testing.T) {
 			t.Errorf("%s runs what a device says:\n%s", path, r.body)
 		}
 	}
-	if r := s.get("/devices/d-well", cookie); !strings.Contains(r.body, "&lt;script&gt;") {
-		t.Errorf("what the device says is not shown at all:\n%s", r.body)
+	for _, path := range []string{"/devices/d-well", "/rollouts/r-halted", "/releases/" + digestC} {
+		if r := s.get(path, cookie); !strings.Contains(r.body, "&lt;script&gt;") {
+			t.Errorf("what was said is not shown at all on %s:\n%s", path, r.body)
+		}
+	}
+	for _, name := range rolloutFields {
+		form := url.Values{"release": {digestB}, "who": {"some"}, name: {evil}}
+		if r := s.do("POST", "/rollouts", cookie, form); strings.Contains(r.body, "<script>") || strings.Contains(r.body, `"'>`) {
+			t.Errorf("%s runs on the form:\n%s", name, r.body)
+		}
+	}
+	for _, path := range []string{"/rollouts/r-halted/resume", "/rollouts/r-halted/abort", "/releases/" + digestC + "/lift"} {
+		if r := s.do("POST", path, cookie, nil); r.StatusCode != 200 || strings.Contains(r.body, "<script>") || strings.Contains(r.body, `"'>`) || !strings.Contains(r.body, "&lt;script&gt;") {
+			t.Errorf("the question of %s (%d):\n%s", path, r.StatusCode, r.body)
+		}
 	}
 	r := s.do("POST", "/login", "", url.Values{"name": {evil}, "password": {"x"}, "next": {"/" + evil}})
 	if strings.Contains(r.body, "<script>") || strings.Contains(r.body, `"'>`) {

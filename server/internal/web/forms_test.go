@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,11 +26,14 @@ func (s *site) fingerprint() string {
 		channels, e3 := tx.Channels()
 		open, e4 := tx.OpenAttempts()
 		accounts, e5 := tx.Accounts()
+		rollouts, e6 := tx.Rollouts()
+		quarantines, e7 := tx.Quarantines()
 		for i := range devices {
 			devices[i].Status.Battery = nil
 		}
-		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%d commands", devices, releases, channels, open, accounts, s.mail.count())
-		return errors.Join(e1, e2, e3, e4, e5)
+		states, e8 := json.Marshal(rollouts) // they hold pointers
+		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%d commands", devices, releases, channels, open, accounts, string(states), quarantines, s.mail.count())
+		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8)
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -46,7 +50,7 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 	r := s.do("POST", "/login", "", url.Values{"name": {"anna"}, "password": {testPassword}, "next": {"/"}})
 	anna := r.Cookies()[0].Value
 	command, channel := "/devices/d-well/command", "/releases/"+digestA+"/channel"
-	long := strings.Repeat("x", 300)
+	long, start := strings.Repeat("x", 300), "release="+digestB+"&who="
 	before := s.fingerprint()
 	for _, c := range []struct {
 		path, form string
@@ -58,8 +62,18 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{"/devices/nobody/command", "action=check", 404}, {"/devices/d-stuck/command", "action=check", 422}, {"/devices/nobody/revoke", "confirmed=yes", 404},
 		{"/devices/d-well/revoke", "confirmed=yes&x=1", 400},
 		{channel, "", 400}, {channel, "channel=", 400}, {channel, "channel=a/b", 400}, {channel, "channel=" + long, 400}, {channel, "channel=%3Cscript%3E", 400},
-		{"/releases/" + strings.Repeat("c", 64) + "/channel", "channel=stable", 404}, {"/releases/xyz/channel", "channel=stable", 400},
-		{"/releases/xyz/withdraw", "confirmed=yes", 400}, {"/releases/" + strings.Repeat("c", 64) + "/withdraw", "confirmed=yes", 404},
+		{"/releases/" + strings.Repeat("d", 64) + "/channel", "channel=stable", 404}, {"/releases/xyz/channel", "channel=stable", 400},
+		{"/releases/xyz/withdraw", "confirmed=yes", 400}, {"/releases/" + strings.Repeat("d", 64) + "/withdraw", "confirmed=yes", 404},
+		{"/releases/xyz/lift", "", 400}, {"/releases/" + digestA + "/lift", "", 404}, {"/releases/" + digestA + "/lift", "confirmed=yes", 404}, {"/releases/" + digestC + "/lift", "x=1", 400},
+		{"/rollouts/r-none/pause", "", 404}, {"/rollouts/r-running/pause", "x=1", 400}, {"/rollouts/r-halted/pause", "", 409}, {"/rollouts/r-running/resume", "confirmed=yes", 409},
+		{"/rollouts/r-halted/resume", "confirmed=yes", 422}, {"/rollouts/r-none/abort", "confirmed=yes", 404}, {"/rollouts/r-running/abort", "confirmed=yes&confirmed=yes", 400},
+		{"/rollouts", "", 400}, {"/rollouts", "release=xyz&who=all", 400}, {"/rollouts", "release=" + strings.Repeat("d", 64) + "&who=all", 404}, {"/rollouts", "release=" + digestB, 400},
+		{"/rollouts", "release=" + digestC + "&who=all", 422}, {"/rollouts", start + "all&x=1", 400}, {"/rollouts", start + "some", 400}, {"/rollouts", start + "all&ids=d-well", 400},
+		{"/rollouts", start + "some&label=x", 400}, {"/rollouts", start + "some&ids=a/b", 400}, {"/rollouts", start + "some&running=~~", 400}, {"/rollouts", start + "all&waves=x", 400},
+		{"/rollouts", start + "all&max_failed=5.5", 400}, {"/rollouts", start + "all&window=2-4", 400}, {"/rollouts", start + "all&spread=A+b", 400},
+		{"/rollouts", start + "all&min_soc=NaN", 400}, {"/rollouts", start + "all&min_soc=-1", 400}, {"/rollouts", start + "all&min_soc=101", 400}, {"/rollouts", start + "all&not_charging=perhaps", 400},
+		{"/rollouts", start + "all&confirmed=yes", 422}, {"/rollouts", start + "all&confirmed=yes&expect=7", 422}, {"/rollouts", start + "all&confirmed=yes&expect=x", 400},
+		{"/rollouts", start + "all&confirmed=yes&expect=2&key=" + long, 400}, {"/rollouts", start + "some&ids=nobody&confirmed=yes&expect=1", 422},
 		{"/account/password", "", 403}, {"/account/password", "old=wrong+password&new=aaaaaaaaaaaa&again=aaaaaaaaaaaa", 403},
 		{"/account/password", "old=correct+horse+battery&new=aaaaaaaaaaaa&again=bbbbbbbbbbbb", 400}, {"/account/password", "old=correct+horse+battery&new=short&again=short", 400},
 	} {
@@ -86,7 +100,7 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/devices?state=x", "/devices?sort=x", "/devices?order=x", "/devices?after=x", "/devices?before=e30", "/devices?q=" + long, "/devices?nonsense=1",
-		"/devices?q=%00", "/devices/a%20b", "/releases/xyz", "/events?device=a%20b"} {
+		"/devices?q=%00", "/devices/a%20b", "/releases/xyz", "/rollouts/r-none", "/rollouts/a%20b", "/events?device=a%20b"} {
 		r := s.get(path, anna)
 		if r.StatusCode/100 != 4 {
 			t.Errorf("%s: %d", path, r.StatusCode)

@@ -13,15 +13,16 @@ const homeListed = 8
 
 // need is one thing that wants a person, with the very devices behind its link.
 type need struct {
-	Count       int
-	State       fleet.State
-	Name, About string
+	Count             int
+	Link, Name, About string
 }
 
 type homeData struct {
 	*fleet.Census
 	Needs        []need
-	Quiet        bool // nothing needs anybody
+	Quiet        bool         // nothing needs anybody
+	Rollouts     []rolloutRow // running or paused
+	Held         []releaseRow // quarantined
 	Shown        []fleet.VersionCount
 	More         int // versions beyond Shown
 	MoreDevices  int // that run those
@@ -37,7 +38,20 @@ func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) err
 	if err != nil {
 		return err
 	}
+	open, err := u.h.cfg.Fleet.OpenRollouts(r.Context())
+	if err != nil {
+		return err
+	}
+	rows := rolloutRows(open) // halted ones first
+	halted := 0
+	for halted < len(rows) && rows[halted].State == fleet.RolloutHalted {
+		halted++
+	}
 	d := homeData{Census: census, Needs: needsOf(census), Quiet: true, Shown: census.Versions}
+	if halted > 0 {
+		d.Needs = append([]need{haltedNeed(rows[:halted])}, d.Needs...)
+	}
+	d.Rollouts = rows[halted:]
 	for _, n := range d.Needs {
 		d.Quiet = d.Quiet && n.Count == 0
 	}
@@ -56,6 +70,15 @@ func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) err
 		return err
 	}
 	d.ReleaseCount = len(releases)
+	held, err := u.h.quarantines(r.Context())
+	if err != nil {
+		return err
+	}
+	for _, rel := range releases {
+		if q, ok := held[rel.SHA256]; ok && !rel.Withdrawn {
+			d.Held = append(d.Held, releaseRow{Release: rel, Quarantine: &q})
+		}
+	}
 	nameVersions(d.Under, releases)
 	nameVersions(d.Lately, releases)
 	for _, f := range census.Failures {
@@ -72,18 +95,27 @@ func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) err
 
 func needsOf(c *fleet.Census) []need {
 	return []need{
-		{c.Stuck, fleet.StateStuck, "stuck", "updating, and silent for more than " + minutes(fleet.StuckAfter.Minutes())},
-		{c.Failed, fleet.StateFailed, "failed or rolled back", "now, or in the last 7 days with no success since"},
-		{c.Unprotected, fleet.StateUnprotected, "unprotected", "cannot undo a bad image, or take unsigned ones"},
-		{c.Away, fleet.StateAway, "offline over a day", "not connected, and not heard of"},
-		{c.Others, fleet.StateUnreleased, "on no release", "run an image that was not published here"},
+		{c.Stuck, devicesIn(fleet.StateStuck), "stuck", "updating, and silent for more than " + minutes(fleet.StuckAfter.Minutes())},
+		{c.Failed, devicesIn(fleet.StateFailed), "failed or rolled back", "now, or in the last 7 days with no success since"},
+		{c.Unprotected, devicesIn(fleet.StateUnprotected), "unprotected", "cannot undo a bad image, or take unsigned ones"},
+		{c.Away, devicesIn(fleet.StateAway), "offline over a day", "not connected, and not heard of"},
+		{c.Others, devicesIn(fleet.StateUnreleased), "on no release", "run an image that was not published here"},
 	}
 }
 
 func minutes(n float64) string { return fmt.Sprintf("%.0f minutes", n) }
 
-// Link leads to the devices that are counted.
-func (n need) Link() string { return "/devices?state=" + url.QueryEscape(string(n.State)) }
+// devicesIn leads to the devices that are counted.
+func devicesIn(s fleet.State) string { return "/devices?state=" + url.QueryEscape(string(s)) }
+
+// haltedNeed is the card of rollouts that a rule has halted.
+func haltedNeed(halted []rolloutRow) need {
+	n := need{len(halted), "/rollouts", "rollouts halted", "a rule stopped them; nothing starts until somebody decides"}
+	if len(halted) == 1 {
+		n.Link, n.Name, n.About = "/rollouts/"+halted[0].ID, "rollout halted", halted[0].Version+": "+halted[0].Halt.Text
+	}
+	return n
+}
 
 // VersionLink leads to the devices of one bar.
 func (homeData) VersionLink(v fleet.VersionCount) string {

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -230,17 +231,30 @@ func (h *handler) showRelease(_ http.ResponseWriter, r *http.Request, _ fleet.Id
 
 // quarantined says why releases are offered to nobody, by digest.
 func (h *handler) quarantined(r *http.Request) (map[string]string, error) {
-	list, err := h.cfg.Fleet.Quarantines(r.Context())
+	held, err := h.quarantines(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	why := make(map[string]string, len(list))
-	for _, q := range list {
-		if q.Stands() {
-			why[q.SHA256] = fmt.Sprintf("%s (rollout %s)", q.Why, q.RolloutID)
-		}
+	why := make(map[string]string, len(held))
+	for digest, q := range held {
+		why[digest] = fmt.Sprintf("%s (rollout %s)", q.Why, q.RolloutID)
 	}
 	return why, nil
+}
+
+// quarantines are those that stand, by digest.
+func (h *handler) quarantines(ctx context.Context) (map[string]fleet.Quarantine, error) {
+	list, err := h.cfg.Fleet.Quarantines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held := make(map[string]fleet.Quarantine)
+	for _, q := range list {
+		if q.Stands() {
+			held[q.SHA256] = q
+		}
+	}
+	return held, nil
 }
 
 func (h *handler) withdraw(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {

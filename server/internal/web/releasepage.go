@@ -10,8 +10,15 @@ import (
 
 type releaseRow struct {
 	fleet.Release
-	Channels []string
-	Running  int // devices
+	Channels   []string
+	Running    int               // devices
+	Quarantine *fleet.Quarantine // nil when there is none that stands
+}
+
+func (r *releaseRow) hold(held map[string]fleet.Quarantine) {
+	if q, ok := held[r.SHA256]; ok {
+		r.Quarantine = &q
+	}
 }
 
 type releasesData struct {
@@ -31,10 +38,16 @@ func (u *ui) releases(w http.ResponseWriter, r *http.Request, by fleet.Identity)
 	if err != nil {
 		return err
 	}
+	held, err := u.h.quarantines(r.Context())
+	if err != nil {
+		return err
+	}
 	names := channelNames(channels)
 	var d releasesData
 	for _, rel := range list {
-		d.Rows = append(d.Rows, releaseRow{rel, names[rel.SHA256], census.Images[rel.SHA256]})
+		row := releaseRow{Release: rel, Channels: names[rel.SHA256], Running: census.Images[rel.SHA256]}
+		row.hold(held)
+		d.Rows = append(d.Rows, row)
 	}
 	return u.show(w, http.StatusOK, "releases", page{Title: "Releases", Here: "releases", By: by, Live: "/events", Data: d})
 }
@@ -68,6 +81,11 @@ func (u *ui) showRelease(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	if _, d.Running, err = u.h.cfg.Fleet.DevicePage(r.Context(), fleet.DeviceQuery{SHA256: digest, Limit: 1}); err != nil {
 		return err
 	}
+	held, err := u.h.quarantines(r.Context())
+	if err != nil {
+		return err
+	}
+	d.hold(held)
 	if d.Tally, err = u.h.cfg.Fleet.ReleaseTally(r.Context(), digest); err != nil {
 		return err
 	}
@@ -138,4 +156,35 @@ func (u *ui) withdrawRelease(w http.ResponseWriter, r *http.Request, by fleet.Id
 	}
 	u.h.cfg.Log.Info("release withdrawn", "by", by.Name, "version", rel.Version)
 	return done(w, r, "/releases/"+digest, "withdraw")
+}
+
+func (u *ui) liftQuarantine(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
+	digest, err := digestOf(r)
+	if err != nil {
+		return err
+	}
+	f, err := form(r, "confirmed")
+	if err != nil {
+		return err
+	}
+	rel, err := u.h.cfg.Fleet.Release(r.Context(), digest)
+	if err != nil {
+		return err
+	}
+	held, err := u.h.quarantines(r.Context())
+	if err != nil {
+		return err
+	}
+	if q, ok := held[digest]; ok && f["confirmed"] != "yes" {
+		return u.confirm(w, by, "releases", confirmation{
+			Question: "Lift the quarantine of " + rel.Project + " " + rel.Version + " for " + rel.Chip + "?", Button: "Lift",
+			Means: []string{"Rollout " + q.RolloutID + " was halted: " + q.Why + ".",
+				"Channels and rollouts may offer it again. Devices that rolled it back still refuse it.", "The rollout itself stays halted until it is resumed."},
+			CLI: "bmsota releases lift " + digest[:12], Action: "/releases/" + digest + "/lift", Fields: map[string]string{}, Back: "/releases/" + digest,
+		})
+	}
+	if err := u.h.cfg.Fleet.LiftQuarantine(r.Context(), by, digest); err != nil {
+		return err
+	}
+	return done(w, r, "/releases/"+digest, "lift")
 }

@@ -18,6 +18,7 @@ type RolloutFleet interface {
 	CreateRollout(ctx context.Context, by fleet.Identity, req fleet.RolloutRequest) (fleet.Rollout, error)
 	Rehearse(ctx context.Context, by fleet.Identity, req fleet.RehearsalRequest) (fleet.Rehearsal, error)
 	Rollouts(ctx context.Context) ([]fleet.RolloutView, error)
+	OpenRollouts(ctx context.Context) ([]fleet.RolloutView, error)
 	Rollout(ctx context.Context, id string) (fleet.RolloutView, error)
 	RolloutMembers(ctx context.Context, id string, state fleet.MemberState, after, limit int) ([]fleet.MemberView, error)
 	Pause(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
@@ -264,9 +265,14 @@ func eventsOf(events []fleet.Event) []api.RolloutEvent {
 	return out
 }
 
+// waveOf is the wave of the member of a rank, from 1.
+func waveOf(rank int, limits []int) int {
+	wave, _ := slices.BinarySearch(limits, rank+1)
+	return wave + 1
+}
+
 func memberOf(m fleet.MemberView, limits []int) api.Member {
-	wave, _ := slices.BinarySearch(limits, m.Rank+1)
-	out := api.Member{DeviceID: m.DeviceID, Rank: m.Rank, Wave: wave + 1, State: string(m.State), Tries: m.Tries, Phase: m.Phase,
+	out := api.Member{DeviceID: m.DeviceID, Rank: m.Rank, Wave: waveOf(m.Rank, limits), State: string(m.State), Tries: m.Tries, Phase: m.Phase,
 		Reason: m.Reason, Message: m.Message, UpdatedAt: m.UpdatedAt.UTC()}
 	if m.Hold != fleet.HoldNone {
 		out.Hold, out.HoldText = string(m.Hold), m.Hold.Text()

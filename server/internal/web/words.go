@@ -17,7 +17,9 @@ func words() template.FuncMap {
 	return template.FuncMap{
 		"ago": ago, "stamp": stamp, "count": func(n int) string { return grouped(int64(n)) }, "bytes": byteSize, "phase": phaseName, "tone": phaseTone, "why": why,
 		"state": stateName, "attempt": attemptName, "attemptTone": attemptTone, "share": share, "dict": dict, "short": short, "plural": plural,
-		"said": said, "because": because, "steps": steps, "channelName": channelName,
+		"rolloutTone": rolloutTone, "span": span, "memberTone": memberTone,
+		"memberName": func(s fleet.MemberState) string { return strings.ReplaceAll(string(s), "_", " ") },
+		"said":       said, "because": because, "steps": steps, "channelName": channelName,
 	}
 }
 
@@ -38,6 +40,18 @@ func ago(t time.Time) string {
 		return fmt.Sprintf("%d h ago", int(d.Hours()))
 	}
 	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+}
+
+// span is a length of time to the second: 1h30m, 45s.
+func span(d time.Duration) string {
+	s := d.Round(time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // stamp is a time to the second, in UTC.

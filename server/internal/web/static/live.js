@@ -36,8 +36,8 @@
   };
 
   const stream = new EventSource(main.dataset.live);
-  let opened = false;
-  stream.addEventListener("open", () => { say("live", "on"); if (opened) refresh(); opened = true; });
+  // Whatever changed between the making of the page and the opening of the stream was told to nobody.
+  stream.addEventListener("open", () => { say("live", "on"); refresh(); });
   stream.addEventListener("error", () => { say("not live", "off"); if (stream.readyState === EventSource.CLOSED) refresh(); });
   stream.addEventListener("change", refresh);
   stream.addEventListener("beat", () => { if (++beats % 4 === 0) refresh(); });
