@@ -402,8 +402,8 @@ func TestALimitOfTimeWaitsForTheClock(t *testing.T) {
 				})
 				b.hub.order(c.order)
 				b.settle(2 * time.Minute)
-				if last := b.hub.last(); last.Phase != protocol.PhaseIdle || last.Reason != protocol.ReasonNone || last.CommandID == "" {
-					t.Errorf("without the time it answers %s:%s %q", last.Phase, last.Reason, last.CommandID)
+				if last := b.hub.last(); last.Phase != protocol.PhaseIdle || last.Reason != protocol.ReasonNone || last.CommandID != "" {
+					t.Errorf("without the time it says %s:%s %q", last.Phase, last.Reason, last.CommandID)
 				}
 				said := len(b.hub.all())
 				b.settle(45 * time.Second)
