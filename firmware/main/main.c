@@ -6,7 +6,9 @@
 
 #include "bms.h"
 #include "esp_log.h"
+#include "esp_ota_ops.h"
 #include "esp_spiffs.h"
+#include "esp_system.h"
 #include "freertos/FreeRTOS.h"
 #include "freertos/task.h"
 #include "network.h"
@@ -24,6 +26,14 @@ static void report(const char *what, esp_err_t err)
     if (err != ESP_OK) {
         ESP_LOGE(TAG, "%s: %s", what, esp_err_to_name(err));
     }
+}
+
+// Without the component nothing could ever confirm or replace an image on trial: restarting is the way back to the one before. One that
+// was proven goes on without updates: it still watches the battery.
+static bool on_trial(void)
+{
+    esp_ota_img_states_t state;
+    return esp_ota_get_state_partition(esp_ota_get_running_partition(), &state) == ESP_OK && state == ESP_OTA_IMG_PENDING_VERIFY;
 }
 
 static esp_err_t start_nvs(void)
@@ -82,8 +92,11 @@ void app_main(void)
     ota.read_battery = read_battery;
     ota.before_update = before_update;
     ota.after_update = after_update;
-    // Without the component nothing could ever confirm or replace this image: restarting is the way back to the one before.
-    ESP_ERROR_CHECK(ota_manager_init(&ota));
+    esp_err_t err = ota_manager_init(&ota);
+    report("updates do not work", err);
+    if (err != ESP_OK && on_trial()) {
+        esp_restart();
+    }
     ESP_LOGI(TAG, "version %s%s", ota_manager_get_version(), ota_manager_is_rollback_pending() ? ", on trial" : "");
 
     // The monitor itself: here the readings are only logged.

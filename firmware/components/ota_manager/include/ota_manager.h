@@ -34,7 +34,8 @@ typedef struct {
     // Right before the download begins: quiesce what must not be disturbed (CAN, UART), tell the inverter. May be NULL.
     void (*before_update)(void *ctx);
     // Once for each before_update. With installed the board restarts into the new image next; without, the update failed and
-    // what was quiesced is to be restored. Both are called from the worker's task. May be NULL.
+    // what was quiesced is to be restored. Both are called from the worker's task, and longer than five minutes is taken for a
+    // hang. May be NULL.
     void (*after_update)(bool installed, void *ctx);
     // Sees every status as it is said, from the component's task: for logs and displays. JSON, NUL-terminated. May be NULL.
     void (*on_status)(const char *json, size_t len, void *ctx);
