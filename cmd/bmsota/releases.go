@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -61,35 +62,19 @@ func newReleasesShowCmd() *cobra.Command {
 }
 
 func newReleasesLiftCmd() *cobra.Command {
-	var a access
-	cmd := &cobra.Command{
-		Use:   "lift VERSION|SHA256",
-		Short: "lift the quarantine of a release that a halted rollout has brought upon it",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := a.client(cmd)
-			if err != nil {
-				return err
-			}
-			r, err := findRelease(cmd, client, args[0])
-			if err != nil {
-				return err
-			}
-			if err := client.LiftQuarantine(cmd.Context(), r.SHA256); err != nil {
-				return serverFault(err)
-			}
-			return printf(cmd, "offered again: %s %s for %s\n", plain(r.Project), r.Version, r.Chip)
-		},
-	}
-	a.serverFlags(cmd)
-	return cmd
+	return releaseCmd("lift", "lift the quarantine of a release that a halted rollout has brought upon it", "offered again", (*api.Client).LiftQuarantine)
 }
 
 func newReleasesWithdrawCmd() *cobra.Command {
+	return releaseCmd("withdraw", "offer a release to nobody any more; its bytes stay", "withdrawn", (*api.Client).Withdraw)
+}
+
+// releaseCmd is a command that does one thing to one release, and says in a word that it is done.
+func releaseCmd(name, short, done string, do func(c *api.Client, ctx context.Context, sha256 string) error) *cobra.Command {
 	var a access
 	cmd := &cobra.Command{
-		Use:   "withdraw VERSION|SHA256",
-		Short: "offer a release to nobody any more; its bytes stay",
+		Use:   name + " VERSION|SHA256",
+		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := a.client(cmd)
@@ -100,10 +85,10 @@ func newReleasesWithdrawCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := client.Withdraw(cmd.Context(), r.SHA256); err != nil {
+			if err := do(client, cmd.Context(), r.SHA256); err != nil {
 				return serverFault(err)
 			}
-			return printf(cmd, "withdrawn: %s %s for %s\n", plain(r.Project), r.Version, r.Chip)
+			return printf(cmd, "%s: %s %s for %s\n", done, plain(r.Project), r.Version, r.Chip)
 		},
 	}
 	a.serverFlags(cmd)
