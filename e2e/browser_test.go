@@ -140,8 +140,15 @@ func (b *browser) open(path string) { b.do("open "+path, chromedp.Navigate(b.bas
 
 // click clicks what a selector finds, and waits for the page it leads to.
 func (b *browser) click(css string) {
-	if _, err := chromedp.RunResponse(b.ctx, chromedp.Click(chromedp.CSS(css))); err != nil {
-		b.fail("click %s: %v", css, err)
+	for end := time.Now().Add(patience); ; time.Sleep(pollEvery) {
+		_, err := chromedp.RunResponse(b.ctx, chromedp.Click(chromedp.CSS(css)))
+		if err == nil {
+			return
+		}
+		// A live page may put a new node in the place of the one that was found: it was not clicked, and a person would again.
+		if !strings.Contains(err.Error(), "Could not find node") || time.Now().After(end) {
+			b.fail("click %s: %v", css, err)
+		}
 	}
 }
 
