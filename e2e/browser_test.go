@@ -30,6 +30,7 @@ var browsing = map[string]func(b *browser){
 	"update":   updateByButton,
 	"keyboard": updateByKeyboard,
 	"viewer":   viewerOnlyLooks,
+	"access":   adminLetsSomebodyIn,
 	"noscript": withoutJavaScript,
 	"rollouts": haltedAndRunningRollouts,
 }
@@ -350,6 +351,34 @@ func viewerOnlyLooks(b *browser) {
 	}
 	b.open("/releases")
 	b.wants("the session has ended with the password", `location.pathname === "/login"`)
+}
+
+// adminLetsSomebodyIn makes an account and a token with the token of the server's own machine ($OPERATOR), signs in with the
+// account, and takes both away again.
+func adminLetsSomebodyIn(b *browser) {
+	b.signIn("operator", b.ts.Getenv("OPERATOR"))
+	b.click(".who a[href='/access']")
+	form := "form[action='/access/accounts'] "
+	b.do("type", chromedp.SetValue(chromedp.CSS(form+"input[name=name]"), "otto"), chromedp.SetValue(chromedp.CSS(form+"input[name=new]"), password),
+		chromedp.SetValue(chromedp.CSS(form+"input[name=again]"), password))
+	b.click("#account")
+	b.wants("the account is there", `document.querySelector("[role=status]").innerText === "The account is made." && document.body.innerText.includes("otto")`)
+	b.do("type", chromedp.SetValue(chromedp.CSS("form[action='/access/tokens'] input[name=name]"), "wall"))
+	b.click("#newtoken")
+	b.wants("the token, this once", `document.querySelector("#token").innerText.length > 40`)
+	b.click(".who button")
+	b.signIn("otto", password)
+	b.wants("a viewer finds no way to decide who may", `location.pathname === "/" && !document.querySelector("a[href='/access']")`)
+	b.click(".who button")
+	b.signIn("operator", b.ts.Getenv("OPERATOR"))
+	b.open("/access")
+	b.wants("the token no more", `!document.querySelector("#token") && document.body.innerText.includes("wall")`)
+	for _, what := range []string{"accounts/otto", "tokens/wall"} {
+		b.click("form[action='/access/" + what + "/remove'] button")
+		b.wants("a question first", `document.querySelector("h1").innerText.startsWith("Remove the ")`)
+		b.click("#confirm")
+	}
+	b.wants("both are gone", `!document.body.innerText.includes("otto") && !document.body.innerText.includes("wall")`)
 }
 
 // haltedAndRunningRollouts finds a halted rollout ($HALTED, of 1.1.0) on the first page and why, and pauses one that runs

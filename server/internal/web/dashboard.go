@@ -94,6 +94,7 @@ func (h *handler) routeDashboard() {
 	post("/rollouts/{id}/abort", fleet.RightOperate, u.turnRollout(fleet.VerbAbort, h.cfg.Fleet.Abort))
 	get("/account", u.account)
 	post("/account/password", fleet.RightPassword, u.changePassword)
+	u.routeAccess()
 	get("/events", u.events)
 	h.mux.HandleFunc("GET /login", u.loginForm)
 	h.mux.HandleFunc("POST /login", u.login)
@@ -127,7 +128,7 @@ func (u *ui) load() {
 	funcs := words()
 	funcs["static"] = func(name string) string { return names[name] }
 	u.pages = make(map[string]*template.Template)
-	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "account", "login", "confirm", "fault"} {
+	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "account", "access", "login", "confirm", "fault"} {
 		t := template.New(name).Funcs(funcs).Option("missingkey=error")
 		u.pages[name] = template.Must(t.ParseFS(dashboardFiles, "templates/ui/base.html", "templates/ui/"+name+".html"))
 	}
@@ -185,6 +186,7 @@ type page struct {
 	Here    string // the entry of the navigation that this page belongs to
 	By      fleet.Identity
 	Operate bool   // whether the reader may change the fleet
+	Admin   bool   // whether the reader decides who may
 	Version string // of bmsota
 	Live    string // where changes are told; empty = nowhere
 	Done    string // what has just been done
@@ -194,7 +196,7 @@ type page struct {
 
 // show renders a page and then writes it, so that a template that fails is an error and not half a page.
 func (u *ui) show(w http.ResponseWriter, status int, name string, p page) error {
-	p.Operate, p.Version = p.By.Has(fleet.RightOperate), u.h.cfg.Version
+	p.Operate, p.Admin, p.Version = p.By.Has(fleet.RightOperate), p.By.Has(fleet.RightAdminister), u.h.cfg.Version
 	var b strings.Builder
 	if err := u.pages[name].ExecuteTemplate(&b, "base.html", p); err != nil {
 		return fmt.Errorf("page %s: %w", name, err)
@@ -280,5 +282,7 @@ var doneTexts = map[string]string{
 	"update": "The update is ordered. A device that is away learns of it when it comes back.", "rollback": "The rollback is ordered.",
 	"revoke": "The device is revoked and can no longer log in.", "channel": "The channel points at this release now.",
 	"withdraw": "The release is withdrawn: it is offered to nobody.", "lift": "The quarantine is lifted: the release may be offered again.",
+	"account-made": "The account is made.", "account-gone": "The account is removed, and its sessions have ended.",
+	"token-gone": "The token is removed: it works no more.", "password": "The new password is set, and the sessions of the account have ended.",
 	"create": "The rollout has begun.", "pause": "The rollout is paused: nothing more is started.", "resume": "The rollout goes on.", "abort": "The rollout is aborted.",
 }

@@ -26,14 +26,15 @@ func (s *site) fingerprint() string {
 		channels, e3 := tx.Channels()
 		open, e4 := tx.OpenAttempts()
 		accounts, e5 := tx.Accounts()
+		operators, e9 := tx.Operators()
 		rollouts, e6 := tx.Rollouts()
 		quarantines, e7 := tx.Quarantines()
 		for i := range devices {
 			devices[i].Status.Battery = nil
 		}
 		states, e8 := json.Marshal(rollouts) // they hold pointers
-		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%d commands", devices, releases, channels, open, accounts, string(states), quarantines, s.mail.count())
-		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8)
+		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%d commands", devices, releases, channels, open, accounts, operators, string(states), quarantines, s.mail.count())
+		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, e9)
 	})
 	if err != nil {
 		s.t.Fatal(err)
