@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Names in the data folder.
@@ -26,7 +27,11 @@ var errLocked = errors.New("locked")
 // openFolder makes the data folder and takes its lock, which the caller closes last of all. A folder that was there
 // keeps its permissions: it may be one that others need.
 func openFolder(dir string, log *slog.Logger) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.MkdirAll(dir, 0o700)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, fmt.Errorf("%s cannot be the data folder: a part of it is a file", dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
 	info, err := os.Stat(dir)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -80,6 +81,15 @@ func (b *board) layout(cmd *cobra.Command) (device.Layout, error) {
 		}
 	}
 	return l, nil
+}
+
+// id is the one that a board with these files has.
+func (b *board) id(l device.Layout) (string, error) {
+	if len(l.OTAConfig) == 0 {
+		return protocol.DeviceID(l.MAC), nil
+	}
+	c, err := protocol.ParseOTAConfig(l.OTAConfig)
+	return cmp.Or(c.DeviceID, protocol.DeviceID(l.MAC)), err
 }
 
 func (b *board) table(cmd *cobra.Command) (parttable.Table, error) {
@@ -196,7 +206,10 @@ With --enroll the board gets a login at the server and both files are made for i
 			if b.partitions != "" {
 				warnOfTable(cmd, b.partitions, l.Table)
 			}
-			id := protocol.DeviceID(l.MAC)
+			id, err := b.id(l)
+			if err != nil {
+				return err
+			}
 			if b.enroll {
 				e, err := b.enrolment(cmd)
 				if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"bmsota/api"
 	"bmsota/deploy"
@@ -88,6 +89,9 @@ func (s *settings) load(dir string) (err error) {
 		s.path = filepath.Join(dir, deploy.ConfigName)
 	}
 	s.config, err = deploy.LoadConfig(s.path)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return usagef("%s cannot be there: a part of the path is a file", shown(s.path))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return failure("'bmsota config' makes one", "there are no deployment settings %s", shown(s.path))
 	}

@@ -138,6 +138,9 @@ Automatic offsets are filled in. A binary table that can be read but breaks ESP-
 		if err != nil {
 			return err
 		}
+		if len(d.Table) == 0 && !asJSON {
+			return refusal
+		}
 		rows := make([]partitionRow, len(d.Table))
 		for i, p := range d.Table {
 			rows[i] = partitionRow{p.Name, p.TypeName(), p.SubtypeName(), p.Offset, p.Size, p.Encrypted, p.ReadOnly}
