@@ -45,6 +45,9 @@ type RolloutGate struct {
 	MinSOCPct        float64 `json:"min_soc_pct,omitempty"`
 	NotWhileCharging bool    `json:"not_while_charging,omitempty"`
 	MaxCurrentA      float64 `json:"max_current_a,omitempty"`
+	// °C of the coldest and of the warmest cell; left out = any.
+	MinTempC *float64 `json:"min_temp_c,omitempty"`
+	MaxTempC *float64 `json:"max_temp_c,omitempty"`
 }
 
 // Policy is how a release is delivered. What is left out has a default, which the answer shows.
@@ -174,7 +177,7 @@ type Cannot struct {
 // RolloutDraft is what a rollout would be.
 type RolloutDraft struct {
 	Rollout  Rollout  `json:"rollout"`
-	Members  []Member `json:"members"` // by rank
+	Members  []Member `json:"members"` // by rank, with what holds them back now
 	Cannot   []Cannot `json:"cannot"`
 	Through  int      `json:"through"`    // members that install another release first
 	UpToDate int      `json:"up_to_date"` // members that run the release already

@@ -86,6 +86,20 @@ func (b Battery) Clone() Battery {
 	return b
 }
 
+// Temperatures are those of the cells for people, "18.5 to 21.0 °C"; empty where none is measured.
+func (b Battery) Temperatures() string {
+	degrees := func(c *float64) string {
+		if c == nil {
+			return "?"
+		}
+		return fmt.Sprintf("%.1f", *c)
+	}
+	if b.TempMinC == nil && b.TempMaxC == nil {
+		return ""
+	}
+	return degrees(b.TempMinC) + " to " + degrees(b.TempMaxC) + " °C"
+}
+
 // isTemperature says whether c is one; NaN is none.
 func isTemperature(c float64) bool { return c >= LowestTempC && c <= HighestTempC }
 

@@ -12,7 +12,6 @@ import (
 
 	"bmsota/api"
 	"bmsota/durable"
-	"bmsota/protocol"
 
 	"github.com/spf13/cobra"
 )
@@ -80,7 +79,10 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 		row("labels", "%s", labelsText(d.Labels))
 	}
 	if d.Battery != nil {
-		row("battery", "%.1f %%, %+.1f A, charging %s%s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging), temperatures(*d.Battery))
+		row("battery", "%.1f %%, %+.1f A, charging %s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging))
+		if t := d.Battery.Temperatures(); t != "" {
+			row("cells", "%s", t)
+		}
 	}
 	for i, t := range d.Attempts {
 		name := ""
@@ -90,20 +92,6 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 		row(name, "%s %s %s: %s %s (%s)", t.CreatedAt.Format(time.RFC3339), t.Action, t.Version, t.State, string(t.Reason), t.CommandID)
 	}
 	return printf(cmd, "%s", trimLines(b.String()))
-}
-
-// temperatures follow what else is said of a battery.
-func temperatures(b protocol.Battery) string {
-	degrees := func(c *float64) string {
-		if c == nil {
-			return "?"
-		}
-		return fmt.Sprintf("%.1f", *c)
-	}
-	if b.TempMinC == nil && b.TempMaxC == nil {
-		return ""
-	}
-	return ", " + degrees(b.TempMinC) + " to " + degrees(b.TempMaxC) + " °C"
 }
 
 // notFoundHint adds what to do about a name that the server does not know.

@@ -156,7 +156,7 @@ func (s *site) people() {
 	newer := rel
 	newer.SHA256, newer.Version = digestB, "1.1.0"
 	st := protocol.Status{Phase: protocol.PhaseIdle, CurrentVersion: "1.0.0", Project: "bms", Chip: "esp32", Slot: "ota_0", SlotSize: 1536 << 10,
-		RollbackProtected: true, Signed: true, Battery: &protocol.Battery{SOCPct: 81, PackCurrentA: -2.5}}
+		RollbackProtected: true, Signed: true, Battery: &protocol.Battery{SOCPct: 81, PackCurrentA: -2.5, TempMinC: new(-0.5), TempMaxC: new(3.25)}}
 	well := fleet.Device{ID: "d-well", TokenSHA256: "x", EnrolledAt: now, Online: true, LastSeen: now, Version: "1.0.0", SHA256: digestA, PreviousVersion: "0.9.0", Status: st}
 	stuck := well
 	stuck.ID, stuck.Online, stuck.LastSeen, stuck.Status.Phase = "d-stuck", false, now.Add(-time.Hour), protocol.PhaseDownloading

@@ -191,11 +191,15 @@ func (u *ui) held(ctx context.Context, v fleet.RolloutView) (rows []heldRow, unl
 		counts[fleet.HoldWave.Text()] += unlooked
 		unlooked = 0
 	}
+	return heldRows(counts), unlooked, nil
+}
+
+func heldRows(counts map[string]int) (rows []heldRow) {
 	for text, n := range counts {
 		rows = append(rows, heldRow{text, n})
 	}
 	slices.SortFunc(rows, func(a, b heldRow) int { return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Text, b.Text)) })
-	return rows, unlooked, nil
+	return rows
 }
 
 // leftStates are how a member ends without the release, those that speak against it first.
@@ -306,6 +310,12 @@ func (r rolloutRow) Holds() (list []string) {
 	add(p.Gate.MinSOCPct > 0, "below %v %% charge", p.Gate.MinSOCPct)
 	add(p.Gate.NotWhileCharging, "while charging")
 	add(p.Gate.MaxCurrentA > 0, "above %v A", p.Gate.MaxCurrentA)
+	if t := p.Gate.MinTempC; t != nil {
+		add(true, "below %v °C", *t)
+	}
+	if t := p.Gate.MaxTempC; t != nil {
+		add(true, "above %v °C", *t)
+	}
 	add(p.Window != "", "outside %s of its own time", p.Window)
 	add(p.Spread != "", "beside another of its %s", p.Spread)
 	add(true, "while %s update", devices(p.Concurrency))

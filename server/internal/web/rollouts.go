@@ -100,7 +100,7 @@ func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	}
 	out.Rollout.ID = "" // it has none before it is made
 	for _, m := range d.Selection.Members[:min(len(d.Selection.Members), maxDraft)] {
-		out.Members = append(out.Members, memberOf(fleet.MemberView{Member: m}, d.Rollout.Limits))
+		out.Members = append(out.Members, memberOf(fleet.MemberView{Member: m, Hold: d.Holds[m.DeviceID]}, d.Rollout.Limits))
 	}
 	for _, c := range d.Cannot[:min(len(d.Cannot), maxDraft)] {
 		out.Cannot = append(out.Cannot, api.Cannot(c))

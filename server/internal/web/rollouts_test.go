@@ -96,7 +96,7 @@ func TestRolloutsThroughTheClient(t *testing.T) {
 	req := api.RolloutRequest{Version: "1.1.0", Policy: api.Policy{
 		Description: "d", Selector: api.Selector{Versions: "<1.1.0", Labels: map[string]string{"site": "north"}}, Seed: "s",
 		Waves: []api.Wave{{Count: 1, SoakS: 60}, {Percent: 100}}, Stop: api.Stop{FailedPct: &pct, Failed: &n, RolledBack: &n, Brownouts: &n},
-		NeedPct: 80, Gate: api.RolloutGate{MinSOCPct: 30, NotWhileCharging: true, MaxCurrentA: 10}, OverrideGates: true, Window: "02:00-04:00",
+		NeedPct: 80, Gate: api.RolloutGate{MinSOCPct: 30, NotWhileCharging: true, MaxCurrentA: 10, MinTempC: new(0.0), MaxTempC: new(45.5)}, OverrideGates: true, Window: "02:00-04:00",
 		Concurrency: 7, PerMinute: 8, JitterS: 9, Priority: 10, Retries: 3, RetryAfterS: 11, SilenceS: 12, DeadlineS: 13, LastsS: 14,
 		Spread: "bank", Force: true, AllowUnprotected: true}}
 	for i := range 4 {
