@@ -217,6 +217,11 @@ type SetLabelsRequest struct {
 	Remove []string          `json:"remove,omitempty"`
 }
 
+// SetDeviceChannelRequest puts a device into a channel.
+type SetDeviceChannelRequest struct {
+	Channel string `json:"channel"`
+}
+
 // DryRunRollout says what CreateRollout would make, and changes nothing.
 func (c *Client) DryRunRollout(ctx context.Context, in RolloutRequest) (out RolloutDraft, err error) {
 	return out, c.call(ctx, http.MethodPost, "/rollouts/dry-run", in, &out)
@@ -260,6 +265,11 @@ func (c *Client) TurnRollout(ctx context.Context, id, verb string) (out Rollout,
 // SetLabels changes labels of a device and returns all it has then.
 func (c *Client) SetLabels(ctx context.Context, device string, in SetLabelsRequest) (out map[string]string, err error) {
 	return out, c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(device)+"/labels", in, &out)
+}
+
+// SetDeviceChannel puts a device into a channel and returns the device.
+func (c *Client) SetDeviceChannel(ctx context.Context, device, channel string) (out Device, err error) {
+	return out, c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(device)+"/channel", SetDeviceChannelRequest{channel}, &out)
 }
 
 // LiftQuarantine lets a quarantined release be offered again.

@@ -61,6 +61,8 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{command, "action=update&confirmed=no", 400}, {command, "action=" + strings.Repeat("x", 20<<10), 413},
 		{"/devices/nobody/command", "action=check", 404}, {"/devices/d-stuck/command", "action=check", 422}, {"/devices/nobody/revoke", "confirmed=yes", 404},
 		{"/devices/d-well/revoke", "confirmed=yes&x=1", 400},
+		{"/devices/d-well/channel", "", 400}, {"/devices/d-well/channel", "channel=a/b", 400}, {"/devices/d-well/channel", "channel=none", 422}, {"/devices/nobody/channel", "channel=stable", 404},
+		{"/devices/d-well/channel", "channel=stable&x=1", 400},
 		{channel, "", 400}, {channel, "channel=", 400}, {channel, "channel=a/b", 400}, {channel, "channel=" + long, 400}, {channel, "channel=%3Cscript%3E", 400},
 		{"/releases/" + strings.Repeat("d", 64) + "/channel", "channel=stable", 404}, {"/releases/xyz/channel", "channel=stable", 400},
 		{"/releases/xyz/withdraw", "confirmed=yes", 400}, {"/releases/" + strings.Repeat("d", 64) + "/withdraw", "confirmed=yes", 404},
@@ -157,6 +159,7 @@ func TestGoodFormsDoWhatTheySay(t *testing.T) {
 	if c := s.mail.last(); !c.Force {
 		t.Errorf("%+v", c)
 	}
+	to(post("/devices/d-well/channel", "channel=stable"), "/devices/d-well?done=moved")
 	if r := post("/devices/d-well/revoke", ""); r.StatusCode != 200 || !strings.Contains(r.body, "Revoke d-well?") {
 		t.Errorf("%d", r.StatusCode)
 	}

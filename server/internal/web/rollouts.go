@@ -25,6 +25,7 @@ type RolloutFleet interface {
 	Resume(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	Abort(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	SetLabels(ctx context.Context, by fleet.Identity, device string, set fleet.Labels, remove []string) (fleet.Labels, error)
+	SetDeviceChannel(ctx context.Context, by fleet.Identity, device, channel string) (fleet.Device, error)
 	LiftQuarantine(ctx context.Context, by fleet.Identity, sha256 string) error
 }
 
@@ -45,6 +46,7 @@ func (h *handler) rolloutRoutes() map[string]map[string]call {
 		"/rollouts/{id}/resume":  {http.MethodPost: h.turn(h.cfg.Fleet.Resume)},
 		"/rollouts/{id}/abort":   {http.MethodPost: h.turn(h.cfg.Fleet.Abort)},
 		"/devices/{id}/labels":   {http.MethodPost: h.setLabels},
+		"/devices/{id}/channel":  {http.MethodPost: h.setDeviceChannel},
 		"/releases/{sha256}/lift": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 			digest, err := digestOf(r)
 			if err != nil {
@@ -197,6 +199,18 @@ func (h *handler) setLabels(w http.ResponseWriter, r *http.Request, by fleet.Ide
 		return nil, err
 	}
 	return map[string]string(labels), nil
+}
+
+func (h *handler) setDeviceChannel(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.SetDeviceChannelRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	d, err := h.cfg.Fleet.SetDeviceChannel(r.Context(), by, r.PathValue("id"), in.Channel)
+	if err != nil {
+		return nil, err
+	}
+	return deviceOf(d), nil
 }
 
 // seconds is a number of seconds as a time; what is absurd stays absurd instead of passing round.
