@@ -174,11 +174,19 @@ type Cannot struct {
 	Detail   string `json:"detail,omitempty"`
 }
 
+// Held is how many members one thing holds back.
+type Held struct {
+	Hold  string `json:"hold"`
+	Text  string `json:"text"` // for people
+	Count int    `json:"count"`
+}
+
 // RolloutDraft is what a rollout would be.
 type RolloutDraft struct {
 	Rollout  Rollout  `json:"rollout"`
 	Members  []Member `json:"members"` // by rank, with what holds them back now
 	Cannot   []Cannot `json:"cannot"`
+	Held     []Held   `json:"held"`       // what would hold members back now, most first
 	Through  int      `json:"through"`    // members that install another release first
 	UpToDate int      `json:"up_to_date"` // members that run the release already
 }

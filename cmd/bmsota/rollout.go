@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -243,14 +241,8 @@ func showDraft(cmd *cobra.Command, d api.RolloutDraft) error {
 		}
 		fmt.Fprintf(&b, "  first wave: %s%s\n", strings.Join(first, " "), more)
 	}
-	held := make(map[string]int)
-	for _, m := range d.Members {
-		if m.HoldText != "" {
-			held[m.HoldText]++
-		}
-	}
-	for _, why := range slices.Sorted(maps.Keys(held)) {
-		fmt.Fprintf(&b, "  %s now: %d\n", why, held[why])
+	for _, h := range d.Held {
+		fmt.Fprintf(&b, "  %s now: %d\n", h.Text, h.Count)
 	}
 	if len(d.Cannot) > 0 {
 		fmt.Fprintf(&b, "%s cannot:\n", count(len(d.Cannot), "device"))

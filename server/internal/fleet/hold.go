@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -112,8 +114,8 @@ func (r *Rollout) gate(d *Device, z *zones, now time.Time) Hold {
 	return Hold(g.onDevice().Blocked(d.Status.Battery, now))
 }
 
-// holds says what would hold back members now if r began, by device; those that nothing does are not in it. That another
-// command is under way, or another rollout has the device, is not looked at.
+// holds says what would hold back members now if r began, by device; those that nothing does are not in it. Gates are judged by
+// the last reading, however old. That another command is under way, or another rollout has the device, is not looked at.
 func (r *Rollout) holds(release protocol.Release, members []Member, devices []Device, z *zones, now time.Time) map[string]Hold {
 	rank := make(map[string]int, len(members))
 	for i, m := range members {
@@ -126,13 +128,37 @@ func (r *Rollout) holds(release protocol.Release, members []Member, devices []De
 		if !is {
 			continue
 		}
-		switch h := r.hold(Candidate{Member: members[at], Device: d}, release, z, now); h {
+		h := r.hold(Candidate{Member: members[at], Device: d}, release, z, now)
+		if h == HoldReading { // it would be asked; until then the old reading is the best guess
+			h = Hold(r.Policy.Gate.onDevice().Blocked(d.Status.Battery, now))
+		}
+		switch h {
 		case HoldNone, HoldJitter, holdUpToDate, holdUnfit:
 		default:
 			held[d.ID] = h
 		}
 	}
 	return held
+}
+
+// HeldCount is how many members one thing holds back.
+type HeldCount struct {
+	Hold  Hold
+	Count int
+}
+
+// Held counts the members that something holds back, most first.
+func (d Draft) Held() []HeldCount {
+	counts := make(map[Hold]int)
+	for _, h := range d.Holds {
+		counts[h]++
+	}
+	list := make([]HeldCount, 0, len(counts))
+	for h, n := range counts {
+		list = append(list, HeldCount{h, n})
+	}
+	slices.SortFunc(list, func(a, b HeldCount) int { return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Hold, b.Hold)) })
+	return list
 }
 
 // unfit says why a device can no longer take the release it was chosen for; ReasonNone when it can. One that must pass

@@ -436,17 +436,24 @@ func TestGateHoldsByCurrentAndTemperature(t *testing.T) {
 				s.Battery = &protocol.Battery{SOCPct: 80, PackCurrentA: current, TempMinC: &low, TempMaxC: &high}
 			})
 		}
-		say("d00", 1, -0.5, 30)
-		say("d01", 1, 20, 45.5)
-		say("d02", -10.5, 20, 30)
-		y.say("d03", protocol.PhaseIdle, "", func(s *protocol.Status) { s.Battery = &protocol.Battery{SOCPct: 80} })
-		say("d04", -10, 0, 45)
+		sayAll := func() {
+			say("d00", 1, -0.5, 30)
+			say("d01", 1, 20, 45.5)
+			say("d02", -10.5, 20, 30)
+			y.say("d03", protocol.PhaseIdle, "", func(s *protocol.Status) { s.Battery = &protocol.Battery{SOCPct: 80} })
+			say("d04", -10, 0, 45)
+		}
+		sayAll()
 		p := fleet.Policy{Selector: fleet.Selector{All: true}, Waves: []fleet.Wave{{Percent: 100}}, Gate: fleet.Gate{MaxCurrentA: 10, MinTempC: new(0.0), MaxTempC: new(45.0)}}
 		want := map[string]fleet.Hold{"d00": "too_cold", "d01": "too_hot", "d02": "high_current", "d03": "no_reading"}
-		draft, err := y.PlanRollout(t.Context(), anna, fleet.RolloutRequest{Version: "1.1.0", Policy: p})
-		if err != nil || !maps.Equal(draft.Holds, want) {
-			t.Errorf("a dry run says %v (%v), want %v", draft.Holds, err, want)
+		for _, age := range []time.Duration{0, 10 * time.Minute} { // of the readings
+			time.Sleep(age)
+			draft, err := y.PlanRollout(t.Context(), anna, fleet.RolloutRequest{Version: "1.1.0", Policy: p})
+			if err != nil || !maps.Equal(draft.Holds, want) {
+				t.Errorf("after %v a dry run says %v (%v), want %v", age, draft.Holds, err, want)
+			}
 		}
+		sayAll()
 		r := y.create(p)
 		y.pass(r.ID, 3*time.Minute)
 		members := y.members(r.ID)

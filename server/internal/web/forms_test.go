@@ -74,7 +74,7 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{"/rollouts", start + "some&label=x", 400}, {"/rollouts", start + "some&ids=a/b", 400}, {"/rollouts", start + "some&running=~~", 400}, {"/rollouts", start + "all&waves=x", 400},
 		{"/rollouts", start + "all&max_failed=5.5", 400}, {"/rollouts", start + "all&window=2-4", 400}, {"/rollouts", start + "all&spread=A+b", 400},
 		{"/rollouts", start + "all&min_soc=NaN", 400}, {"/rollouts", start + "all&min_soc=-1", 400}, {"/rollouts", start + "all&min_soc=101", 400}, {"/rollouts", start + "all&not_charging=perhaps", 400},
-		{"/rollouts", start + "all&min_temp=NaN", 400},
+		{"/rollouts", start + "all&min_temp=NaN", 400}, {"/rollouts", start + "all&channel=stable", 400}, {"/rollouts", start + "some&channel=a/b", 400},
 		{"/rollouts", start + "all&min_temp=20&max_temp=19", 400}, {"/rollouts", start + "all&max_temp=warm", 400}, {"/rollouts", start + "all&max_current=-1", 400},
 		{"/rollouts", start + "all&confirmed=yes", 422}, {"/rollouts", start + "all&confirmed=yes&expect=7", 422}, {"/rollouts", start + "all&confirmed=yes&expect=x", 400},
 		{"/rollouts", start + "all&confirmed=yes&expect=2&key=" + long, 400}, {"/rollouts", start + "some&ids=nobody&confirmed=yes&expect=1", 422},

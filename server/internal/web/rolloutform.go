@@ -18,7 +18,7 @@ import (
 const draftListed = 20
 
 // rolloutFields are what the form for a rollout asks; the address of the form may say them beforehand.
-var rolloutFields = []string{"release", "who", "label", "ids", "running", "waves", "max_failed", "window", "spread", "min_soc", "not_charging", "max_current", "min_temp", "max_temp"}
+var rolloutFields = []string{"release", "who", "label", "ids", "running", "channel", "waves", "max_failed", "window", "spread", "min_soc", "not_charging", "max_current", "min_temp", "max_temp"}
 
 type rolloutFormData struct {
 	Releases []fleet.Release // that may be rolled out
@@ -191,8 +191,8 @@ func requestOfForm(f map[string]string, rel fleet.Release) (req fleet.RolloutReq
 	default:
 		return fault(fmt.Errorf("the form says %.32q for not_charging", f["not_charging"]))
 	}
-	p.Selector.Versions, p.Window, p.Spread = f["running"], f["window"], f["spread"]
-	for _, flag := range []struct{ name, value string }{{"running", f["running"]}, {"waves", strings.Join(list(f["waves"]), ",")}, {"max-failed", f["max_failed"]},
+	p.Selector.Versions, p.Selector.Channel, p.Window, p.Spread = f["running"], f["channel"], f["window"], f["spread"]
+	for _, flag := range []struct{ name, value string }{{"running", f["running"]}, {"channel", f["channel"]}, {"waves", strings.Join(list(f["waves"]), ",")}, {"max-failed", f["max_failed"]},
 		{"window", f["window"]}, {"spread", f["spread"]}, {"min-soc", f["min_soc"]},
 		{"max-current", f["max_current"]}, {"min-temp", f["min_temp"]}, {"max-temp", f["max_temp"]}} {
 		if flag.value != "" {
@@ -227,7 +227,6 @@ type cause struct {
 
 type draftData struct {
 	fleet.Draft
-	Held       []heldRow
 	Row        rolloutRow
 	First      []fleet.Member // of the first wave
 	FirstMore  int
@@ -269,10 +268,5 @@ func (u *ui) showDraft(w http.ResponseWriter, by fleet.Identity, draft fleet.Dra
 		d.Causes[i].Count++
 	}
 	slices.SortStableFunc(d.Causes, func(a, b cause) int { return cmp.Compare(b.Count, a.Count) })
-	held := make(map[string]int)
-	for _, h := range draft.Holds {
-		held[h.Text()]++
-	}
-	d.Held = heldRows(held)
 	return u.show(w, http.StatusOK, "draft", page{Title: "Dry run of " + draft.Rollout.Version, Here: "rollouts", By: by, Data: d})
 }

@@ -69,8 +69,8 @@ func TestRolloutForSomeAndForNobody(t *testing.T) {
 	s := newSite(t)
 	s.people()
 	cookie := s.signIn(fleet.RoleOperator)
-	r := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"some"}, "ids": {"d-well,\nd-none"}, "running": {"<1.1.0"}})
-	for _, want := range []string{"would go to <strong>1</strong> device ", "--device d-well --device d-none --running &#39;&lt;1.1.0&#39;", "unknown"} {
+	r := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"some"}, "ids": {"d-well,\nd-none"}, "running": {"<1.1.0"}, "channel": {"stable"}})
+	for _, want := range []string{"would go to <strong>1</strong> device ", "--device d-well --device d-none --running &#39;&lt;1.1.0&#39; --channel stable", "unknown"} {
 		if !strings.Contains(r.body, want) {
 			t.Errorf("no %q in\n%s", want, r.body)
 		}

@@ -191,15 +191,11 @@ func (u *ui) held(ctx context.Context, v fleet.RolloutView) (rows []heldRow, unl
 		counts[fleet.HoldWave.Text()] += unlooked
 		unlooked = 0
 	}
-	return heldRows(counts), unlooked, nil
-}
-
-func heldRows(counts map[string]int) (rows []heldRow) {
 	for text, n := range counts {
 		rows = append(rows, heldRow{text, n})
 	}
 	slices.SortFunc(rows, func(a, b heldRow) int { return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Text, b.Text)) })
-	return rows
+	return rows, unlooked, nil
 }
 
 // leftStates are how a member ends without the release, those that speak against it first.

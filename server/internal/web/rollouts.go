@@ -98,7 +98,7 @@ func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	}
 	out := api.RolloutDraft{
 		Rollout: rolloutOf(fleet.RolloutView{Rollout: d.Rollout, Figures: fleet.Figures{Pending: d.Rollout.Members}}),
-		Members: []api.Member{}, Cannot: []api.Cannot{}, Through: d.Through, UpToDate: d.UpToDate,
+		Members: []api.Member{}, Cannot: []api.Cannot{}, Held: []api.Held{}, Through: d.Through, UpToDate: d.UpToDate,
 	}
 	out.Rollout.ID = "" // it has none before it is made
 	for _, m := range d.Selection.Members[:min(len(d.Selection.Members), maxDraft)] {
@@ -106,6 +106,9 @@ func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	}
 	for _, c := range d.Cannot[:min(len(d.Cannot), maxDraft)] {
 		out.Cannot = append(out.Cannot, api.Cannot(c))
+	}
+	for _, h := range d.Held() {
+		out.Held = append(out.Held, api.Held{Hold: string(h.Hold), Text: h.Hold.Text(), Count: h.Count})
 	}
 	return out, nil
 }
