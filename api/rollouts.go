@@ -45,6 +45,9 @@ type RolloutGate struct {
 	MinSOCPct        float64 `json:"min_soc_pct,omitempty"`
 	NotWhileCharging bool    `json:"not_while_charging,omitempty"`
 	MaxCurrentA      float64 `json:"max_current_a,omitempty"`
+	// °C of the coldest and of the warmest cell; left out = any.
+	MinTempC *float64 `json:"min_temp_c,omitempty"`
+	MaxTempC *float64 `json:"max_temp_c,omitempty"`
 }
 
 // Policy is how a release is delivered. What is left out has a default, which the answer shows.
@@ -171,11 +174,19 @@ type Cannot struct {
 	Detail   string `json:"detail,omitempty"`
 }
 
+// Held is how many members one thing holds back.
+type Held struct {
+	Hold  string `json:"hold"`
+	Text  string `json:"text"` // for people
+	Count int    `json:"count"`
+}
+
 // RolloutDraft is what a rollout would be.
 type RolloutDraft struct {
 	Rollout  Rollout  `json:"rollout"`
-	Members  []Member `json:"members"` // by rank
+	Members  []Member `json:"members"` // by rank, with what holds them back now
 	Cannot   []Cannot `json:"cannot"`
+	Held     []Held   `json:"held"`       // what would hold members back now, most first
 	Through  int      `json:"through"`    // members that install another release first
 	UpToDate int      `json:"up_to_date"` // members that run the release already
 }
@@ -212,6 +223,11 @@ type Rehearsal struct {
 type SetLabelsRequest struct {
 	Set    map[string]string `json:"set,omitempty"`
 	Remove []string          `json:"remove,omitempty"`
+}
+
+// SetDeviceChannelRequest puts a device into a channel.
+type SetDeviceChannelRequest struct {
+	Channel string `json:"channel"`
 }
 
 // DryRunRollout says what CreateRollout would make, and changes nothing.
@@ -257,6 +273,11 @@ func (c *Client) TurnRollout(ctx context.Context, id, verb string) (out Rollout,
 // SetLabels changes labels of a device and returns all it has then.
 func (c *Client) SetLabels(ctx context.Context, device string, in SetLabelsRequest) (out map[string]string, err error) {
 	return out, c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(device)+"/labels", in, &out)
+}
+
+// SetDeviceChannel puts a device into a channel and returns the device.
+func (c *Client) SetDeviceChannel(ctx context.Context, device, channel string) (out Device, err error) {
+	return out, c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(device)+"/channel", SetDeviceChannelRequest{channel}, &out)
 }
 
 // LiftQuarantine lets a quarantined release be offered again.

@@ -223,6 +223,7 @@ func (a *application) args(cutIn int) []string {
 		}
 		return "0"
 	}
+	decimal := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 	battery, answers := b.cfg.Sensors.Read()
 	args := []string{
 		"--flash", b.cfg.Path, "--running", a.running.SubtypeName(), "--reset", string(a.reset),
@@ -231,9 +232,12 @@ func (a *application) args(cutIn int) []string {
 		"--rollback", number(!b.cfg.NoRollback || b.cfg.AntiRollback), "--anti-rollback", number(b.cfg.AntiRollback),
 		"--efuse", strconv.FormatUint(uint64(b.fuses.secure), 10), "--seed", strconv.FormatUint(b.cfg.Seed, 10),
 		"--frame-ms", strconv.FormatInt(b.cfg.Timing.Frame.Milliseconds(), 10),
-		"--soc", strconv.FormatFloat(battery.SOCPct, 'f', -1, 64), "--current", strconv.FormatFloat(battery.PackCurrentA, 'f', -1, 64),
+		"--soc", decimal(battery.SOCPct), "--current", decimal(battery.PackCurrentA),
 		"--charging", number(battery.Charging),
 		"--report", filepath.Join(a.folder, "report"),
+	}
+	if battery.TempMinC != nil && battery.TempMaxC != nil {
+		args = append(args, "--temp-min", decimal(*battery.TempMinC), "--temp-max", decimal(*battery.TempMaxC))
 	}
 	if a.silent || !answers {
 		args = append(args, "--unhealthy")

@@ -37,7 +37,7 @@ func beApplication(what string) int {
 	path, reset, storage := f.String("flash", "", ""), f.String("reset", "", ""), f.String("storage", "", "")
 	efuse, cutAt, cut, cutSeed := f.Uint("efuse", 0, ""), f.Int("cut-at", 0, ""), f.String("cut", "", ""), f.Uint64("cut-seed", 0, "")
 	report, unhealthy := f.String("report", "", ""), f.Bool("unhealthy", false, "")
-	for _, name := range []string{"running", "mac", "chip", "revision", "rollback", "anti-rollback", "seed", "frame-ms", "soc", "current", "charging"} {
+	for _, name := range []string{"running", "mac", "chip", "revision", "rollback", "anti-rollback", "seed", "frame-ms", "soc", "current", "charging", "temp-min", "temp-max"} {
 		f.String(name, "", "")
 	}
 	if err := f.Parse(os.Args[1:]); err != nil || f.NArg() > 0 {

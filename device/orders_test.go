@@ -331,13 +331,25 @@ func TestGatesHoldTheUpdateBackAndSayWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newKey(t)
 		next, later := image(t, "1.1.0"), image(t, "1.2.0")
-		b := stand(t, next, trusting(t, key)+`,"gate":{"min_soc_pct":50,"not_while_charging":true}`, release(t, next, key))
-		b.board.Sensors().Set(protocol.Battery{SOCPct: 30, Charging: true})
+		b := stand(t, next, trusting(t, key)+`,"gate":{"min_soc_pct":50,"not_while_charging":true,"max_current_a":10,"min_temp_c":0,"max_temp_c":45}`, release(t, next, key))
+		cells := func(low, high float64) protocol.Battery {
+			return protocol.Battery{SOCPct: 90, PackCurrentA: -10, TempMinC: &low, TempMaxC: &high}
+		}
+		b.board.Sensors().Set(protocol.Battery{SOCPct: 30, Charging: true, TempMinC: new(-5.0), TempMaxC: new(50.0)})
 		b.hub.order(`{"action":"update"}`)
 		b.settle(time.Minute)
-		b.board.Sensors().Set(protocol.Battery{SOCPct: 30})
+		b.board.Sensors().Set(protocol.Battery{SOCPct: 30, TempMinC: new(-5.0), TempMaxC: new(50.0)})
 		b.settle(time.Minute)
 		b.board.Sensors().SetSilent(true)
+		b.settle(time.Minute)
+		b.board.Sensors().SetSilent(false)
+		b.board.Sensors().Set(protocol.Battery{SOCPct: 90, PackCurrentA: -10.5, TempMinC: new(-5.0), TempMaxC: new(50.0)})
+		b.settle(time.Minute)
+		b.board.Sensors().Set(cells(-0.5, 50))
+		b.settle(time.Minute)
+		b.board.Sensors().Set(cells(10, 50))
+		b.settle(time.Minute)
+		b.board.Sensors().Set(protocol.Battery{SOCPct: 90})
 		b.settle(time.Minute)
 		if n := b.server.log(".bin"); n != 0 {
 			t.Errorf("%d downloads behind closed gates", n)
@@ -348,10 +360,9 @@ func TestGatesHoldTheUpdateBackAndSayWhy(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.server.set(func(s *server) { s.version, s.files[sha(later)+".bin"] = body, later })
-		b.board.Sensors().SetSilent(false)
-		b.board.Sensors().Set(protocol.Battery{SOCPct: 90})
+		b.board.Sensors().Set(cells(10, 40))
 		b.settle(time.Minute)
-		b.wantPhases("idle checking waiting:charging waiting:low_soc waiting:no_reading " + goodUpdate[len("idle "):])
+		b.wantPhases("idle checking waiting:charging waiting:low_soc waiting:no_reading waiting:high_current waiting:too_cold waiting:too_hot waiting:no_reading " + goodUpdate[len("idle "):])
 		b.wantRunning(later)
 		b.off()
 	})

@@ -13,16 +13,16 @@ type Sensors struct {
 	silent  bool
 }
 
-// NewSensors is a healthy pack: 80 % charged, giving 1.5 A.
+// NewSensors is a healthy pack: 80 % charged, giving 1.5 A, at 21 to 23 °C.
 func NewSensors() *Sensors {
-	return &Sensors{battery: protocol.Battery{SOCPct: 80, PackCurrentA: -1.5}}
+	return &Sensors{battery: protocol.Battery{SOCPct: 80, PackCurrentA: -1.5, TempMinC: new(21.0), TempMaxC: new(23.0)}}
 }
 
 // Set changes what the pack measures.
 func (s *Sensors) Set(b protocol.Battery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.battery = b
+	s.battery = b.Clone()
 }
 
 // SetSilent makes the pack answer no more, or again.
@@ -36,5 +36,5 @@ func (s *Sensors) SetSilent(silent bool) {
 func (s *Sensors) Read() (b protocol.Battery, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.battery, !s.silent
+	return s.battery.Clone(), !s.silent
 }

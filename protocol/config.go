@@ -105,6 +105,9 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	r.Sub("gate", func(sub *strictjson.Object) {
 		sub.Take("min_soc_pct", &c.Gate.MinSOCPct)
 		sub.Take("not_while_charging", &c.Gate.NotWhileCharging)
+		sub.Take("max_current_a", &c.Gate.MaxCurrentA)
+		sub.Take("min_temp_c", &c.Gate.MinTempC)
+		sub.Take("max_temp_c", &c.Gate.MaxTempC)
 		sub.Text("window", 11, &c.Gate.Window)
 	})
 	if r.Err() != nil {

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -60,20 +61,35 @@ func Refuse(d Device, r Release, force bool) *Refusal {
 type Gate struct {
 	MinSOCPct        float64 `json:"min_soc_pct,omitempty"`
 	NotWhileCharging bool    `json:"not_while_charging,omitempty"`
-	Window           string  `json:"window,omitempty"` // "HH:MM-HH:MM" in device-local time; may pass midnight
+	MaxCurrentA      float64 `json:"max_current_a,omitempty"` // through the pack in either direction; 0 = any
+	// Of the coldest and of the warmest cell; nil = any, because 0 °C is a limit.
+	MinTempC *float64 `json:"min_temp_c,omitempty"`
+	MaxTempC *float64 `json:"max_temp_c,omitempty"`
+	Window   string   `json:"window,omitempty"` // "HH:MM-HH:MM" in device-local time; may pass midnight
 }
 
-// Blocked says which condition holds the update back at now (device-local), ReasonNone when none does.
+// MaxGateCurrentA is the largest limit of current in ampere that makes sense.
+const MaxGateCurrentA = 10_000
+
+// Blocked says which condition holds the update back at now (device-local), ReasonNone when none does. A condition on
+// something that b does not say holds it back.
 func (g Gate) Blocked(b *Battery, now time.Time) Reason {
-	needs := g.MinSOCPct > 0 || g.NotWhileCharging
+	needs := g.MinSOCPct > 0 || g.NotWhileCharging || g.MaxCurrentA > 0 || g.MinTempC != nil || g.MaxTempC != nil
+	measured := func(c *float64) bool { return c != nil && isTemperature(*c) }
 	switch {
-	case needs && b == nil:
+	case needs && b == nil, g.MinTempC != nil && !measured(b.TempMinC), g.MaxTempC != nil && !measured(b.TempMaxC):
 		return ReasonNoReading
 	case g.NotWhileCharging && b.Charging:
 		return ReasonCharging
 	// Written so that a reading of NaN blocks.
 	case g.MinSOCPct > 0 && !(b.SOCPct >= g.MinSOCPct):
 		return ReasonLowSOC
+	case g.MaxCurrentA > 0 && !(math.Abs(b.PackCurrentA) <= g.MaxCurrentA):
+		return ReasonHighCurrent
+	case g.MinTempC != nil && *b.TempMinC < *g.MinTempC:
+		return ReasonTooCold
+	case g.MaxTempC != nil && *b.TempMaxC > *g.MaxTempC:
+		return ReasonTooHot
 	}
 	if g.Window == "" {
 		return ReasonNone
@@ -97,6 +113,19 @@ func (g Gate) Blocked(b *Battery, now time.Time) Reason {
 func (g Gate) Check() error {
 	if !(g.MinSOCPct >= 0 && g.MinSOCPct <= 100) {
 		return fmt.Errorf("gate: min_soc_pct of %v is not within 0 to 100", g.MinSOCPct)
+	}
+	if !(g.MaxCurrentA >= 0 && g.MaxCurrentA <= MaxGateCurrentA) {
+		return fmt.Errorf("gate: max_current_a of %v is not within 0 to %d", g.MaxCurrentA, MaxGateCurrentA)
+	}
+	low, high := LowestTempC, HighestTempC
+	if g.MinTempC != nil {
+		low = *g.MinTempC
+	}
+	if g.MaxTempC != nil {
+		high = *g.MaxTempC
+	}
+	if !(isTemperature(low) && isTemperature(high) && low <= high) {
+		return fmt.Errorf("gate: no battery is within %v to %v °C (min_temp_c, max_temp_c)", low, high)
 	}
 	if g.Window != "" {
 		if _, _, err := parseWindow(g.Window); err != nil {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"bmsota/protocol"
 )
@@ -190,6 +191,35 @@ func TestVersionOrderOfTheDocument(t *testing.T) {
 		if got := protocol.Newer(available, running); got != want {
 			t.Errorf("Newer(%q, %q) = %v", available, running, got)
 		}
+	}
+}
+
+func TestGatesOfTheDocumentAreThoseOfTheType(t *testing.T) {
+	said := make(map[string]protocol.Reason)
+	for _, row := range rows(t, document(t), "| `gate` | holds back while | reason |") {
+		if words := quoted(row[0]); len(words) > 0 {
+			said[words[0]] = protocol.Reason(unquote(row[2]))
+		}
+	}
+	battery := protocol.Battery{SOCPct: 50, PackCurrentA: -9, Charging: true, TempMinC: new(-5.0), TempMaxC: new(60.0)}
+	typ := reflect.TypeFor[protocol.Gate]()
+	for i := range typ.NumField() {
+		name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+		value := map[string]string{"min_soc_pct": "60", "not_while_charging": "true", "max_current_a": "8", "min_temp_c": "0", "max_temp_c": "45", "window": `"02:00-03:00"`}[name]
+		c, err := protocol.ParseOTAConfig([]byte(`{"server_url":"https://h/x","gate":{"` + name + `":` + value + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Gate.Blocked(&battery, time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)); got != said[name] || got == "" {
+			t.Errorf("%s holds back with %q, the document says %q", name, got, said[name])
+		}
+		if got := c.Gate.Blocked(nil, time.Date(2026, 1, 2, 2, 0, 0, 0, time.UTC)); name != "window" && got != protocol.ReasonNoReading {
+			t.Errorf("%s with no reading: %q", name, got)
+		}
+		delete(said, name)
+	}
+	if len(said) > 0 {
+		t.Errorf("the document has conditions that do not exist: %v", said)
 	}
 }
 

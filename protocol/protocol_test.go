@@ -53,6 +53,10 @@ func TestHostileStatusesAreRefused(t *testing.T) {
 		"message of 513":      `{"status":0,"message":"` + strings.Repeat("a", 513) + `"}`,
 		"larger than any":     `{"status":0,"message":"` + strings.Repeat("a", protocol.MaxStatus) + `"}`,
 		"battery not object":  `{"status":0,"battery":7}`,
+		"no temperature":      `{"status":0,"battery":{"temp_min_c":-100.1}}`,
+		"molten":              `{"status":0,"battery":{"temp_max_c":200.1}}`,
+		"hotter than numbers": `{"status":0,"battery":{"temp_max_c":1e400}}`,
+		"temperature as text": `{"status":0,"battery":{"temp_max_c":"warm"}}`,
 		"battery soc as text": `{"status":0,"battery":{"soc_pct":"full"}}`,
 	} {
 		if s, err := protocol.ParseStatus([]byte(text)); err == nil {
@@ -220,9 +224,32 @@ func TestRefusalsComeInTheDocumentedOrder(t *testing.T) {
 	}
 }
 
+// A device's status is folded once, however often it comes: that takes readings that compare by what they say.
+func TestReadingsAreTheSameWhenTheySayTheSame(t *testing.T) {
+	read := func(text string) protocol.Battery {
+		s, err := protocol.ParseStatus([]byte(`{"status":0,"battery":` + text + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *s.Battery
+	}
+	texts := []string{`{}`, `{"soc_pct":1}`, `{"pack_current_a":1}`, `{"charging":true}`, `{"temp_min_c":0}`, `{"temp_max_c":0}`, `{"temp_min_c":1}`, `{"temp_max_c":1}`}
+	for i, a := range texts {
+		for j, b := range texts {
+			if got := read(a).Equal(read(b)); got != (i == j) {
+				t.Errorf("%s and %s: %v", a, b, got)
+			}
+		}
+		if clone := read(a).Clone(); !clone.Equal(read(a)) {
+			t.Errorf("the copy of %s is %+v", a, clone)
+		}
+	}
+}
+
 func TestGates(t *testing.T) {
 	at := func(h, m int) time.Time { return time.Date(2026, 1, 2, h, m, 0, 0, time.UTC) }
 	soc := func(v float64) *protocol.Battery { return &protocol.Battery{SOCPct: v} }
+	cells := func(low, high float64) *protocol.Battery { return &protocol.Battery{TempMinC: &low, TempMaxC: &high} }
 	for _, c := range []struct {
 		name    string
 		gate    protocol.Gate
@@ -236,6 +263,21 @@ func TestGates(t *testing.T) {
 		{"exactly enough", protocol.Gate{MinSOCPct: 20}, soc(20), at(12, 0), ""},
 		{"not a number", protocol.Gate{MinSOCPct: 20}, soc(math.NaN()), at(12, 0), protocol.ReasonLowSOC},
 		{"charging", protocol.Gate{NotWhileCharging: true}, &protocol.Battery{Charging: true}, at(12, 0), protocol.ReasonCharging},
+		{"current in", protocol.Gate{MaxCurrentA: 5}, &protocol.Battery{PackCurrentA: 5.1}, at(12, 0), protocol.ReasonHighCurrent},
+		{"current out", protocol.Gate{MaxCurrentA: 5}, &protocol.Battery{PackCurrentA: -5.1}, at(12, 0), protocol.ReasonHighCurrent},
+		{"current no number", protocol.Gate{MaxCurrentA: 5}, &protocol.Battery{PackCurrentA: math.NaN()}, at(12, 0), protocol.ReasonHighCurrent},
+		{"current as much as may be", protocol.Gate{MaxCurrentA: 5}, &protocol.Battery{PackCurrentA: -5}, at(12, 0), ""},
+		{"current not read", protocol.Gate{MaxCurrentA: 5}, nil, at(12, 0), protocol.ReasonNoReading},
+		{"frost", protocol.Gate{MinTempC: new(0.0)}, cells(-0.1, 20), at(12, 0), protocol.ReasonTooCold},
+		{"no frost", protocol.Gate{MinTempC: new(0.0)}, cells(0, 80), at(12, 0), ""},
+		{"hot", protocol.Gate{MinTempC: new(0.0), MaxTempC: new(45.0)}, cells(20, 45.1), at(12, 0), protocol.ReasonTooHot},
+		{"warm", protocol.Gate{MinTempC: new(0.0), MaxTempC: new(45.0)}, cells(0, 45), at(12, 0), ""},
+		{"cold is said before hot", protocol.Gate{MinTempC: new(0.0), MaxTempC: new(45.0)}, cells(-1, 46), at(12, 0), protocol.ReasonTooCold},
+		{"temperature not read", protocol.Gate{MaxTempC: new(45.0)}, nil, at(12, 0), protocol.ReasonNoReading},
+		{"temperature not measured", protocol.Gate{MaxTempC: new(45.0)}, soc(80), at(12, 0), protocol.ReasonNoReading},
+		{"temperature not measured, nor asked for", protocol.Gate{MinSOCPct: 20}, soc(80), at(12, 0), ""},
+		{"temperature no number", protocol.Gate{MinTempC: new(0.0)}, cells(math.NaN(), 20), at(12, 0), protocol.ReasonNoReading},
+		{"sensor not there", protocol.Gate{MaxTempC: new(45.0)}, cells(-273, -273), at(12, 0), protocol.ReasonNoReading},
 		{"window", protocol.Gate{Window: "02:00-04:30"}, nil, at(4, 30), protocol.ReasonOutsideWindow},
 		{"in window", protocol.Gate{Window: "02:00-04:30"}, nil, at(4, 29), ""},
 		{"over midnight, late", protocol.Gate{Window: "22:00-06:00"}, nil, at(23, 0), ""},
@@ -263,6 +305,12 @@ func TestConfigsOutOfRangeAreRefused(t *testing.T) {
 		"health not an object":     `{"server_url":"https://h/x","health":5}`,
 		"window never opens":       `{"server_url":"https://h/x","gate":{"window":"02:00-02:00"}}`,
 		"soc above 100":            `{"server_url":"https://h/x","gate":{"min_soc_pct":101}}`,
+		"current below zero":       `{"server_url":"https://h/x","gate":{"max_current_a":-1}}`,
+		"current beyond any":       `{"server_url":"https://h/x","gate":{"max_current_a":10001}}`,
+		"below absolute zero":      `{"server_url":"https://h/x","gate":{"min_temp_c":-300}}`,
+		"hotter than any cell":     `{"server_url":"https://h/x","gate":{"max_temp_c":1e3}}`,
+		"temperature as text":      `{"server_url":"https://h/x","gate":{"max_temp_c":"45"}}`,
+		"no temperature between":   `{"server_url":"https://h/x","gate":{"min_temp_c":20,"max_temp_c":19.9}}`,
 		"prefix with a wildcard":   `{"server_url":"https://h/x","topic_prefix":"a/#"}`,
 		"device id with a slash":   `{"server_url":"https://h/x","device_id":"a/b"}`,
 		"larger than any":          `{"server_url":"https://h/x","cert_pem":"` + strings.Repeat("a", protocol.MaxConfig) + `"}`,

@@ -40,6 +40,9 @@ const (
 	// Gates (phase waiting).
 	ReasonCharging      Reason = "charging"
 	ReasonLowSOC        Reason = "low_soc"
+	ReasonHighCurrent   Reason = "high_current"
+	ReasonTooCold       Reason = "too_cold"
+	ReasonTooHot        Reason = "too_hot"
 	ReasonOutsideWindow Reason = "outside_window"
 	ReasonNoReading     Reason = "no_reading" // a gate needs a battery reading and there is none
 
@@ -99,6 +102,9 @@ var explain = map[Reason]string{
 	ReasonBadVersionFile:    "version.json is not readable",
 	ReasonCharging:          "blocked: charging",
 	ReasonLowSOC:            "blocked: state of charge too low",
+	ReasonHighCurrent:       "blocked: too much current",
+	ReasonTooCold:           "blocked: too cold",
+	ReasonTooHot:            "blocked: too hot",
 	ReasonOutsideWindow:     "blocked: outside the update window",
 	ReasonNoReading:         "blocked: no battery reading",
 	ReasonUnreachable:       "server cannot be reached",

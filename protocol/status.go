@@ -52,12 +52,56 @@ type Status struct {
 	Battery *Battery `json:"battery,omitempty"`
 }
 
-// Battery is what the monitor reads from the pack.
+// Battery is what the monitor reads from the pack. Compare two with Equal: == would compare pointers.
 type Battery struct {
 	SOCPct       float64 `json:"soc_pct"`        // state of charge, 0 to 100
 	PackCurrentA float64 `json:"pack_current_a"` // positive while charging
 	Charging     bool    `json:"charging"`
+	// Of the coldest and the warmest cell, or of whatever the monitor measures nearest to them; alike where it has one
+	// sensor, nil where it has none. What counts is within LowestTempC and HighestTempC.
+	TempMinC *float64 `json:"temp_min_c,omitempty"`
+	TempMaxC *float64 `json:"temp_max_c,omitempty"`
 }
+
+// What is below or above is no temperature of a cell in a device that still talks: a sensor is broken, or not there.
+const (
+	LowestTempC  = -100.0
+	HighestTempC = 200.0
+)
+
+// Equal says whether two readings are the same.
+func (b Battery) Equal(o Battery) bool {
+	alike := func(x, y *float64) bool { return x == y || x != nil && y != nil && *x == *y }
+	return b.SOCPct == o.SOCPct && b.PackCurrentA == o.PackCurrentA && b.Charging == o.Charging &&
+		alike(b.TempMinC, o.TempMinC) && alike(b.TempMaxC, o.TempMaxC)
+}
+
+// Clone is a copy that shares no memory with b.
+func (b Battery) Clone() Battery {
+	for _, t := range []**float64{&b.TempMinC, &b.TempMaxC} {
+		if *t != nil {
+			*t = new(**t)
+		}
+	}
+	return b
+}
+
+// Temperatures are those of the cells for people, "18.5 to 21.0 °C"; empty where none is measured.
+func (b Battery) Temperatures() string {
+	degrees := func(c *float64) string {
+		if c == nil {
+			return "?"
+		}
+		return fmt.Sprintf("%.1f", *c)
+	}
+	if b.TempMinC == nil && b.TempMaxC == nil {
+		return ""
+	}
+	return degrees(b.TempMinC) + " to " + degrees(b.TempMaxC) + " °C"
+}
+
+// isTemperature says whether c is one; NaN is none.
+func isTemperature(c float64) bool { return c >= LowestTempC && c <= HighestTempC }
 
 // Append writes the status as one JSON object.
 func (s Status) Append(dst []byte) ([]byte, error) {
@@ -118,6 +162,8 @@ func ParseStatus(b []byte) (Status, error) {
 		sub.Take("soc_pct", &s.Battery.SOCPct)
 		sub.Take("pack_current_a", &s.Battery.PackCurrentA)
 		sub.Take("charging", &s.Battery.Charging)
+		sub.Take("temp_min_c", &s.Battery.TempMinC)
+		sub.Take("temp_max_c", &s.Battery.TempMaxC)
 	})
 	if r.Err() != nil {
 		return Status{}, fmt.Errorf("status: %w", r.Err())
@@ -144,6 +190,13 @@ func (s *Status) check() error {
 	}
 	if s.ImageSHA256 != "" && !isDigest(s.ImageSHA256) || s.FailedSHA256 != "" && !isDigest(s.FailedSHA256) {
 		return errors.New("status: a digest is not 64 lower-case hex digits")
+	}
+	if b := s.Battery; b != nil {
+		for _, c := range []*float64{b.TempMinC, b.TempMaxC} {
+			if c != nil && !isTemperature(*c) {
+				return fmt.Errorf("status: %v °C is no temperature of a battery", *c)
+			}
+		}
 	}
 	if s.DeviceID != "" {
 		if err := CheckDeviceID(s.DeviceID); err != nil {

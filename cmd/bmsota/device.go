@@ -283,7 +283,7 @@ func newDeviceRunCmd() *cobra.Command {
 		seed                             uint64
 		noRollback, antiRollback, asJSON bool
 		verbose, charging                bool
-		soc                              float64
+		soc, current, temp               float64
 		cutAt                            int
 		cut                              string
 	)
@@ -318,12 +318,22 @@ what its exit status means.`,
 			if !(soc >= 0 && soc <= 100) {
 				return usageFault(cmd, "--soc of %v is not within 0 to 100", soc)
 			}
-			sensors := device.NewSensors()
-			current := -1.5
-			if charging {
-				current = 6
+			if !(current >= -protocol.MaxGateCurrentA && current <= protocol.MaxGateCurrentA) {
+				return usageFault(cmd, "--current of %v is not within -%d to %[2]d", current, protocol.MaxGateCurrentA)
 			}
-			sensors.Set(protocol.Battery{SOCPct: soc, PackCurrentA: current, Charging: charging})
+			if !(temp >= protocol.LowestTempC && temp <= protocol.HighestTempC) {
+				return usageFault(cmd, "--temp of %v is not within %v to %v", temp, protocol.LowestTempC, protocol.HighestTempC)
+			}
+			sensors := device.NewSensors()
+			battery, _ := sensors.Read()
+			battery.SOCPct, battery.PackCurrentA, battery.Charging = soc, current, charging
+			if charging && !cmd.Flags().Changed("current") {
+				battery.PackCurrentA = 6
+			}
+			if cmd.Flags().Changed("temp") {
+				battery.TempMinC, battery.TempMaxC = &temp, &temp
+			}
+			sensors.Set(battery)
 			say := statusPrinter(cmd, asJSON)
 			cfg := device.Config{Path: flash, Application: application, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
 				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say,
@@ -369,6 +379,8 @@ what its exit status means.`,
 	f.BoolVar(&antiRollback, "anti-rollback", false, "and with anti-rollback")
 	f.Float64Var(&soc, "soc", 80, "state of charge that the battery reports, percent")
 	f.BoolVar(&charging, "charging", false, "the battery reports that it charges")
+	f.Float64Var(&current, "current", -1.5, "current that the battery reports, ampere, positive while it charges (with --charging default 6)")
+	f.Float64Var(&temp, "temp", 22, "temperature that every cell of the battery reports, °C")
 	f.IntVar(&cutAt, "cut-at", 0, "let the power fail at this flash operation after power on")
 	f.StringVar(&cut, "cut", string(device.CutBefore), "when it fails, seen from the operation: before, torn, after")
 	f.BoolVar(&asJSON, "json", false, "print statuses as JSON, one a line")

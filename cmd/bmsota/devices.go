@@ -17,7 +17,7 @@ import (
 )
 
 func newDevicesCmd() *cobra.Command {
-	return group("devices", "list, show, enroll, label and revoke devices", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesLabelCmd(), newDevicesRevokeCmd())
+	return group("devices", "list, show, enroll, label and revoke devices, and put them into channels", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesLabelCmd(), newDevicesChannelCmd(), newDevicesRevokeCmd())
 }
 
 func newDevicesListCmd() *cobra.Command {
@@ -80,6 +80,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 	}
 	if d.Battery != nil {
 		row("battery", "%.1f %%, %+.1f A, charging %s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging))
+		if t := d.Battery.Temperatures(); t != "" {
+			row("cells", "%s", t)
+		}
 	}
 	for i, t := range d.Attempts {
 		name := ""
@@ -231,6 +234,39 @@ time, for windows.`,
 				return printJSON(cmd, labels)
 			}
 			return printf(cmd, "%s: %s\n", args[0], orDash(labelsText(labels)))
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newDevicesChannelCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "channel DEVICE CHANNEL",
+		Short: "put a device into a channel",
+		Long: `The device is offered what the channel points at when it next asks: at its own check, or at an update that names no
+version. A device whose server_url names a channel (…/firmware/PROJECT/CHANNEL/…) is offered that one, whatever is said here.
+Rollouts select by it: rollout create --channel.`,
+		Example: `  bmsota publish app.bin --key release.pem --channel beta
+  bmsota devices channel bms-a1b2c3 beta
+  bmsota devices channel bms-a1b2c3 stable                # back`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			d, err := client.SetDeviceChannel(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota devices list'"))
+			}
+			if asJSON {
+				return printJSON(cmd, d)
+			}
+			return printf(cmd, "%s: %s\n", d.DeviceID, plain(d.Channel))
 		},
 	}
 	a.serverFlags(cmd)

@@ -27,6 +27,8 @@ type rolloutFlags struct {
 	labels        []string
 	waves         []string
 	maxFailed     string
+	minTemp       float64
+	maxTemp       float64
 	rolledBack    int
 	brownouts     int
 	policy        api.Policy
@@ -52,6 +54,8 @@ func (r *rolloutFlags) register(cmd *cobra.Command) {
 	f.Float64Var(&p.Gate.MinSOCPct, "min-soc", 0, "start no device whose battery reports less, percent")
 	f.BoolVar(&p.Gate.NotWhileCharging, "not-while-charging", false, "start no device whose battery reports that it charges")
 	f.Float64Var(&p.Gate.MaxCurrentA, "max-current", 0, "start no device whose pack gives or takes more, ampere (default any)")
+	f.Float64Var(&r.minTemp, "min-temp", 0, "start no device whose coldest cell is below, °C (default any)")
+	f.Float64Var(&r.maxTemp, "max-temp", 0, "start no device whose warmest cell is above, °C (default any)")
 	f.StringVar(&p.Window, "window", "", "start within this time of day, HH:MM-HH:MM of the device (label timezone, else UTC)")
 	f.BoolVar(&p.OverrideGates, "override-gates", false, "start whatever gate and window say; it is recorded")
 	f.IntVar(&p.Concurrency, "concurrency", 0, "devices that update at once (default 50)")
@@ -102,6 +106,12 @@ func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutR
 			count := int(n)
 			p.Stop.Failed = &count
 		}
+	}
+	if cmd.Flags().Changed("min-temp") {
+		p.Gate.MinTempC = &r.minTemp
+	}
+	if cmd.Flags().Changed("max-temp") {
+		p.Gate.MaxTempC = &r.maxTemp
 	}
 	if cmd.Flags().Changed("max-rolled-back") {
 		p.Stop.RolledBack = &r.rolledBack
@@ -230,6 +240,9 @@ func showDraft(cmd *cobra.Command, d api.RolloutDraft) error {
 			more = fmt.Sprintf(" and %d more", r.Waves[0].Limit-len(first))
 		}
 		fmt.Fprintf(&b, "  first wave: %s%s\n", strings.Join(first, " "), more)
+	}
+	for _, h := range d.Held {
+		fmt.Fprintf(&b, "  %s now: %d\n", h.Text, h.Count)
 	}
 	if len(d.Cannot) > 0 {
 		fmt.Fprintf(&b, "%s cannot:\n", count(len(d.Cannot), "device"))

@@ -102,7 +102,7 @@ static void run_manifest(void)
 
 static void run_status(void)
 {
-    ota_status_doc_t s = {.message = input, .battery = {.valid = true, .soc_pct = 71.5}};
+    ota_status_doc_t s = {.message = input, .battery = {.valid = true, .soc_pct = 71.5, .has_temp = true, .temp_min_c = -12.345, .temp_max_c = -1.234}};
     char out[OTA_MAX_STATUS];
     accepted = ota_status_write(&s, out, sizeof out) > 0;
 }

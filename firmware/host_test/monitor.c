@@ -22,7 +22,10 @@ static bool read_battery(ota_battery_t *out, void *ctx)
     while (getenv("OTA_HOST_BATTERY_HANGS") != NULL && ota_manager_is_rollback_pending()) {
         pause();
     }
-    *out = (ota_battery_t){.soc_pct = host_board.soc_pct, .pack_current_a = host_board.pack_current_a, .charging = host_board.charging};
+    *out = (ota_battery_t){
+        .soc_pct = host_board.soc_pct, .pack_current_a = host_board.pack_current_a, .charging = host_board.charging,
+        .has_temp = host_board.has_temp, .temp_min_c = host_board.temp_min_c, .temp_max_c = host_board.temp_max_c,
+    };
     return !host_board.silent;
 }
 
@@ -119,6 +122,11 @@ static void take(const char *name, const char *value)
         host_board.pack_current_a = strtod(value, NULL);
     } else if (strcmp(name, "--charging") == 0) {
         host_board.charging = number(value) != 0;
+    } else if (strcmp(name, "--temp-min") == 0) {
+        host_board.temp_min_c = strtod(value, NULL);
+        host_board.has_temp = true;
+    } else if (strcmp(name, "--temp-max") == 0) {
+        host_board.temp_max_c = strtod(value, NULL);
     } else if (strcmp(name, "--cut-at") == 0) {
         host_board.cut_at = number(value);
     } else if (strcmp(name, "--cut") == 0) {

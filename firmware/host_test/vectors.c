@@ -147,10 +147,13 @@ static void ask_ota_config(const arg_t *a)
         say("refused");
         return;
     }
-    say("skip=%d timeout=%" PRId64 " auto=%d own=%d deadline=%" PRId64 " frames=%d heap=%" PRId64 " not_charging=%d",
+    say("skip=%d timeout=%" PRId64 " auto=%d own=%d deadline=%" PRId64 " frames=%d heap=%" PRId64 " not_charging=%d temps=%d,%d",
         c.skip_cert_verification, c.timeout_ms, c.auto_rollback_enabled, c.own_topic_only, c.deadline_s, c.bms_frames, c.min_heap,
-        c.gate.not_while_charging);
+        c.gate.not_while_charging, c.gate.has_min_temp, c.gate.has_max_temp);
     say_double("soc", c.gate.min_soc_pct);
+    say_double("current", c.gate.max_current_a);
+    say_double("cold", c.gate.min_temp_c);
+    say_double("hot", c.gate.max_temp_c);
     say_text("window", c.gate.window);
     say_text("server_url", c.server_url);
     say_text("cert_pem", c.cert_pem);
@@ -233,7 +236,8 @@ static void ask_status(const arg_t *a)
         .bytes_done = number(a + 24), .bytes_total = number(a + 25), .retries = (int)number(a + 26),
         .min_free_heap = number(a + 27), .largest_free_block = number(a + 28),
         .battery = {.valid = number(a + 29) != 0, .soc_pct = strtod(a[30].s, NULL),
-                    .pack_current_a = strtod(a[31].s, NULL), .charging = number(a + 32) != 0},
+                    .pack_current_a = strtod(a[31].s, NULL), .charging = number(a + 32) != 0, .has_temp = number(a + 33) != 0,
+                    .temp_min_c = strtod(a[34].s, NULL), .temp_max_c = strtod(a[35].s, NULL)},
     };
     char *out = malloc(OTA_MAX_STATUS);
     if (!out) {
@@ -269,10 +273,16 @@ static void ask_refuse(const arg_t *a)
 
 static void ask_gate(const arg_t *a)
 {
-    ota_gate_t g = {.min_soc_pct = strtod(a[0].s, NULL), .not_while_charging = number(a + 1) != 0};
+    ota_gate_t g = {
+        .min_soc_pct = strtod(a[0].s, NULL), .not_while_charging = number(a + 1) != 0, .max_current_a = strtod(a[7].s, NULL),
+        .has_min_temp = a[8].len > 0, .has_max_temp = a[9].len > 0,   // an empty text is none
+        .min_temp_c = strtod(a[8].s, NULL), .max_temp_c = strtod(a[9].s, NULL),
+    };
     snprintf(g.window, sizeof g.window, "%s", a[2].s);
     ota_battery_reading_t b = {
         .valid = number(a + 3) != 0, .soc_pct = strtod(a[4].s, NULL), .charging = number(a + 5) != 0,
+        .pack_current_a = strtod(a[10].s, NULL), .has_temp = a[11].len > 0,
+        .temp_min_c = strtod(a[11].s, NULL), .temp_max_c = strtod(a[12].s, NULL),
     };
     say("%s", ota_reason_name(ota_gate_blocked(&g, &b, (int)number(a + 6))));
 }
@@ -345,8 +355,8 @@ static const struct {
 } questions[] = {
     {"version", 2, ask_version}, {"command", 1, ask_command}, {"expired", 2, ask_expired}, {"same", 2, ask_same},
     {"version_file", 1, ask_version_file}, {"ota_config", 1, ask_ota_config}, {"mqtt_config", 1, ask_mqtt_config},
-    {"keys", 1, ask_keys}, {"manifest", 3, ask_manifest}, {"status", 33, ask_status}, {"refuse", 15, ask_refuse},
-    {"gate", 7, ask_gate}, {"on_the_way", 3, ask_on_the_way}, {"name", 1, ask_name}, {"mac", 1, ask_mac},
+    {"keys", 1, ask_keys}, {"manifest", 3, ask_manifest}, {"status", 36, ask_status}, {"refuse", 15, ask_refuse},
+    {"gate", 13, ask_gate}, {"on_the_way", 3, ask_on_the_way}, {"name", 1, ask_name}, {"mac", 1, ask_mac},
     {"phases", 0, ask_phases}, {"reasons", 0, ask_reasons}, {"digest", 1, ask_digest},
     {"beside", 2, ask_beside}, {"resolve", 3, ask_resolve},
 };

@@ -1,7 +1,8 @@
 // STAND-IN: the place for the driver of your own BMS.
 //
-// It speaks no real one's language. It sends "?\n" over the UART and takes a line such as "71.5 -4.20\n" for an answer: state of
-// charge in %, current of the pack in A, positive while charging. That is enough to try an update with a serial terminal as battery.
+// It speaks no real one's language. It sends "?\n" over the UART and takes a line such as "71.5 -4.20 18.5 21\n" for an answer: state
+// of charge in %, current of the pack in A, positive while charging, and, where it measures them, °C of the coldest and of the
+// warmest cell. That is enough to try an update with a serial terminal as battery.
 #include "bms.h"
 
 #include "esp_log.h"
@@ -66,17 +67,23 @@ static bool ask(char *line, size_t size)
 
 bool bms_read(ota_battery_t *out)
 {
-    char line[32];
+    char line[48];
     if (bus == NULL || xSemaphoreTake(bus, pdMS_TO_TICKS(ANSWER_MS)) != pdTRUE) {
         return false;
     }
     const bool heard = ask(line, sizeof line);
     xSemaphoreGive(bus);
-    double soc, current;
-    if (!heard || sscanf(line, "%lf %lf", &soc, &current) != 2 || !(soc >= 0 && soc <= 100) || !isfinite(current)) {
+    double soc, current, coldest, warmest;
+    const int read = heard ? sscanf(line, "%lf %lf %lf %lf", &soc, &current, &coldest, &warmest) : 0;
+    if ((read != 2 && read != 4) || !(soc >= 0 && soc <= 100) || !isfinite(current)) {
         return false;
     }
     *out = (ota_battery_t){.soc_pct = soc, .pack_current_a = current, .charging = current > 0};
+    if (read == 4) {
+        out->has_temp = true;
+        out->temp_min_c = coldest;
+        out->temp_max_c = warmest;
+    }
     return true;
 }
 

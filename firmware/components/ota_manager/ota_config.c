@@ -1,4 +1,5 @@
 // The two files of the storage partition, each in either of its forms: JSON, or key=value lines.
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -187,7 +188,7 @@ static bool check_ota(const ota_config_t *c, int64_t frames, char *why, size_t w
         return say(why, why_size, "topic_prefix has an empty level or a character that is not allowed");
     }
     if (!ota_gate_ok(&c->gate)) {
-        return say(why, why_size, "gate: min_soc_pct is not within 0 to 100, or window is not HH:MM-HH:MM");
+        return say(why, why_size, "gate: a value is out of range, or window is not HH:MM-HH:MM");
     }
     return true;
 }
@@ -203,6 +204,15 @@ static void read_health(ota_object_t *o, ota_config_t *out, int64_t *frames)
     }
 }
 
+// A number that may be missing: zero is a value like any other.
+static void read_optional(ota_object_t *o, const char *key, bool *has, double *v)
+{
+    double got = NAN;   // which JSON cannot say
+    ota_object_double(o, key, &got);
+    *has = !isnan(got);
+    *v = *has ? got : 0;
+}
+
 static void read_gate(ota_object_t *o, ota_gate_t *gate)
 {
     ota_object_t sub;
@@ -210,6 +220,9 @@ static void read_gate(ota_object_t *o, ota_gate_t *gate)
     if (ota_object_sub(o, "gate", &sub)) {
         ota_object_double(&sub, "min_soc_pct", &gate->min_soc_pct);
         ota_object_bool(&sub, "not_while_charging", &gate->not_while_charging);
+        ota_object_double(&sub, "max_current_a", &gate->max_current_a);
+        read_optional(&sub, "min_temp_c", &gate->has_min_temp, &gate->min_temp_c);
+        read_optional(&sub, "max_temp_c", &gate->has_max_temp, &gate->max_temp_c);
         ota_object_text(&sub, "window", sizeof gate->window - 1, &window);
         ota_object_close(o, &sub);
     }

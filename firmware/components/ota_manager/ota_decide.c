@@ -1,10 +1,15 @@
 // What both halves must decide alike (Go: protocol/decide.go, protocol/versions.go).
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "ota_gate.h"
 #include "ota_protocol.h"
 #include "ota_version.h"
+
+#define LOWEST_TEMP_C (-100.0)
+#define HIGHEST_TEMP_C 200.0
+#define MAX_GATE_CURRENT_A 10000
 
 static bool known_and_other(const char *a, const char *b) { return *a && *b && strcmp(a, b) != 0; }
 
@@ -70,16 +75,27 @@ static bool parse_window(const char *s, int *from, int *to)
     return s && *s == 0 && *from != *to;
 }
 
+bool ota_temp_ok(double c) { return c >= LOWEST_TEMP_C && c <= HIGHEST_TEMP_C; }   // so that NaN is none
+
 bool ota_gate_ok(const ota_gate_t *g)
 {
     int from, to;
-    return g->min_soc_pct >= 0 && g->min_soc_pct <= 100 && (*g->window == 0 || parse_window(g->window, &from, &to));
+    double low = g->has_min_temp ? g->min_temp_c : LOWEST_TEMP_C, high = g->has_max_temp ? g->max_temp_c : HIGHEST_TEMP_C;
+    return g->min_soc_pct >= 0 && g->min_soc_pct <= 100 && g->max_current_a >= 0 && g->max_current_a <= MAX_GATE_CURRENT_A &&
+           ota_temp_ok(low) && ota_temp_ok(high) && low <= high && (*g->window == 0 || parse_window(g->window, &from, &to));
+}
+
+static bool has_what_it_needs(const ota_gate_t *g, const ota_battery_reading_t *b)
+{
+    bool reading = b && b->valid, temp = reading && b->has_temp;
+    bool needs = g->min_soc_pct > 0 || g->not_while_charging || g->max_current_a > 0;
+    return (!needs || reading) && (!g->has_min_temp || (temp && ota_temp_ok(b->temp_min_c))) &&
+           (!g->has_max_temp || (temp && ota_temp_ok(b->temp_max_c)));
 }
 
 ota_reason_t ota_gate_blocked(const ota_gate_t *g, const ota_battery_reading_t *battery, int minute_of_day)
 {
-    bool reading = battery && battery->valid;
-    if ((g->min_soc_pct > 0 || g->not_while_charging) && !reading) {
+    if (!has_what_it_needs(g, battery)) {
         return OTA_REASON_NO_READING;
     }
     if (g->not_while_charging && battery->charging) {
@@ -87,6 +103,15 @@ ota_reason_t ota_gate_blocked(const ota_gate_t *g, const ota_battery_reading_t *
     }
     if (g->min_soc_pct > 0 && !(battery->soc_pct >= g->min_soc_pct)) {   // so that a reading of NaN blocks
         return OTA_REASON_LOW_SOC;
+    }
+    if (g->max_current_a > 0 && !(fabs(battery->pack_current_a) <= g->max_current_a)) {
+        return OTA_REASON_HIGH_CURRENT;
+    }
+    if (g->has_min_temp && battery->temp_min_c < g->min_temp_c) {
+        return OTA_REASON_TOO_COLD;
+    }
+    if (g->has_max_temp && battery->temp_max_c > g->max_temp_c) {
+        return OTA_REASON_TOO_HOT;
     }
     if (*g->window == 0) {
         return OTA_REASON_NONE;

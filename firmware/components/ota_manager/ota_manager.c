@@ -47,7 +47,10 @@ bool ota_battery(ota_agent_t *a, ota_battery_reading_t *out)
     }
     bool valid = a->app.read_battery(&b, a->app.ctx);
     xSemaphoreGive(a->battery_lock);
-    *out = (ota_battery_reading_t){.valid = valid, .soc_pct = b.soc_pct, .pack_current_a = b.pack_current_a, .charging = b.charging};
+    *out = (ota_battery_reading_t){
+        .valid = valid, .soc_pct = b.soc_pct, .pack_current_a = b.pack_current_a, .charging = b.charging,
+        .has_temp = b.has_temp, .temp_min_c = b.temp_min_c, .temp_max_c = b.temp_max_c,
+    };
     return valid;
 }
 

@@ -142,6 +142,12 @@ static void put_battery(writer_t *w, const ota_battery_reading_t *b)
     put_measured(&inner, "soc_pct", b->soc_pct);
     put_measured(&inner, "pack_current_a", b->pack_current_a);
     put_bool(&inner, "charging", b->charging);
+    if (b->has_temp && ota_temp_ok(b->temp_min_c)) {
+        put_measured(&inner, "temp_min_c", b->temp_min_c);
+    }
+    if (b->has_temp && ota_temp_ok(b->temp_max_c)) {
+        put_measured(&inner, "temp_max_c", b->temp_max_c);
+    }
     put(&inner, "}");
     w->len += inner.len;
     w->full = inner.full;

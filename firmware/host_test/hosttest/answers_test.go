@@ -127,14 +127,22 @@ func answerVersionFile(t testing.TB, a []string) string {
 		text("url", f.URL) + text("manifest", f.Manifest)
 }
 
+func orZero(v *float64) float64 {
+	if v == nil {
+		return 0
+	}
+	return *v
+}
+
 func answerOTAConfig(_ testing.TB, a []string) string {
 	c, err := protocol.ParseOTAConfig([]byte(a[0]))
 	if err != nil {
 		return "refused"
 	}
-	return fmt.Sprintf("skip=%d timeout=%d auto=%d own=%d deadline=%d frames=%d heap=%d not_charging=%d soc=%016x",
+	return fmt.Sprintf("skip=%d timeout=%d auto=%d own=%d deadline=%d frames=%d heap=%d not_charging=%d temps=%d,%d soc=%016x current=%016x cold=%016x hot=%016x",
 		bit(c.SkipCertVerification), c.TimeoutMS, bit(c.AutoRollbackEnabled), bit(c.OwnTopicOnly), c.Health.DeadlineS,
-		c.Health.BMSFrames, c.Health.MinHeap, bit(c.Gate.NotWhileCharging), math.Float64bits(c.Gate.MinSOCPct)) +
+		c.Health.BMSFrames, c.Health.MinHeap, bit(c.Gate.NotWhileCharging), bit(c.Gate.MinTempC != nil), bit(c.Gate.MaxTempC != nil),
+		math.Float64bits(c.Gate.MinSOCPct), math.Float64bits(c.Gate.MaxCurrentA), math.Float64bits(orZero(c.Gate.MinTempC)), math.Float64bits(orZero(c.Gate.MaxTempC))) +
 		text("window", c.Gate.Window) + text("server_url", c.ServerURL) + text("cert_pem", c.CertPEM) +
 		text("current_version", c.CurrentVersion) + text("device_id", c.DeviceID) + text("trusted_key_pem", c.TrustedKeyPEM) +
 		text("topic_prefix", c.TopicPrefix)
@@ -225,6 +233,9 @@ func statusOf(t testing.TB, a []string) protocol.Status {
 	}
 	if n(29) != 0 {
 		s.Battery = &protocol.Battery{SOCPct: float(t, a[30]), PackCurrentA: float(t, a[31]), Charging: n(32) != 0}
+		if n(33) != 0 {
+			s.Battery.TempMinC, s.Battery.TempMaxC = new(float(t, a[34])), new(float(t, a[35]))
+		}
 	}
 	return s
 }
@@ -251,10 +262,18 @@ func answerRefuse(t testing.TB, a []string) string {
 }
 
 func answerGate(t testing.TB, a []string) string {
-	g := protocol.Gate{MinSOCPct: float(t, a[0]), NotWhileCharging: number(t, a[1]) != 0, Window: a[2]}
+	optional := func(s string) *float64 {
+		if s == "" {
+			return nil
+		}
+		return new(float(t, s))
+	}
+	g := protocol.Gate{MinSOCPct: float(t, a[0]), NotWhileCharging: number(t, a[1]) != 0, Window: a[2],
+		MaxCurrentA: float(t, a[7]), MinTempC: optional(a[8]), MaxTempC: optional(a[9])}
 	var battery *protocol.Battery
 	if number(t, a[3]) != 0 {
-		battery = &protocol.Battery{SOCPct: float(t, a[4]), Charging: number(t, a[5]) != 0}
+		battery = &protocol.Battery{SOCPct: float(t, a[4]), Charging: number(t, a[5]) != 0, PackCurrentA: float(t, a[10]),
+			TempMinC: optional(a[11]), TempMaxC: optional(a[12])}
 	}
 	minute := number(t, a[6])
 	return string(g.Blocked(battery, time.Date(2026, 1, 1, int(minute/60), int(minute%60), 59, 0, time.UTC)))

@@ -60,7 +60,7 @@ func tables(t *testing.T, p *c) {
 // hostileStatuses fills a status with what no server takes as it is. What comes out has to be read, with its numbers and
 // with as much of its texts as there may be.
 func hostileStatuses(t *testing.T, p *c) {
-	base := []string{"1", "2", "0", "50", "m", "1.0.0", "", "0", "3", "d", "b", "1", "", "c", "s", "4", "chip", "project", "5", "", "", "1", "0", "software", "6", "7", "8", "9", "10", "1", "5", "6", "1"}
+	base := []string{"1", "2", "0", "50", "m", "1.0.0", "", "0", "3", "d", "b", "1", "", "c", "s", "4", "chip", "project", "5", "", "", "1", "0", "software", "6", "7", "8", "9", "10", "1", "5", "6", "1", "1", "-7", "8.25"}
 	limit := map[int]int{4: 512, 5: 64, 6: 64, 10: 64, 13: 64, 14: 16, 16: 32, 17: 32, 23: 32}
 	for at, most := range limit {
 		for _, text := range []string{strings.Repeat("x", most+1), strings.Repeat("é", most), strings.Repeat("😀", most), strings.Repeat("\xff", 10), "a\x01\r\x7fb", "\xed\xa0\x80", "é\xc3", "\"\\/<>&\u2028\u2029", strings.Repeat("\xff", most)} {
@@ -68,7 +68,7 @@ func hostileStatuses(t *testing.T, p *c) {
 			a[at] = text
 			answer := p.ask("status", a...)
 			s, err := protocol.ParseStatus([]byte(answer))
-			if err != nil || s.FreeHeap != 3 || s.Battery == nil || s.Battery.PackCurrentA != 6 {
+			if err != nil || s.FreeHeap != 3 || s.Battery == nil || s.Battery.PackCurrentA != 6 || *s.Battery.TempMinC != -7 || *s.Battery.TempMaxC != 8.25 {
 				t.Errorf("field %d of %q: %v in %s", at, text, err, answer)
 				continue
 			}
@@ -84,7 +84,7 @@ func hostileStatuses(t *testing.T, p *c) {
 			}
 		}
 	}
-	for at, text := range map[int]string{1: "-1", 3: "101", 9: "a/b", 15: "-1", 19: "no digest", 20: strings.Repeat("A", 64), 24: "-1", 25: "-5", 26: "-2", 27: "-9", 30: "NaN", 31: "-1e300"} {
+	for at, text := range map[int]string{1: "-1", 3: "101", 9: "a/b", 15: "-1", 19: "no digest", 20: strings.Repeat("A", 64), 24: "-1", 25: "-5", 26: "-2", 27: "-9", 30: "NaN", 31: "-1e300", 34: "NaN", 35: "200.1"} {
 		a := append([]string(nil), base...)
 		a[at] = text
 		if answer := p.ask("status", a...); answer == "" {
@@ -92,6 +92,14 @@ func hostileStatuses(t *testing.T, p *c) {
 		} else if _, err := protocol.ParseStatus([]byte(answer)); err != nil {
 			t.Errorf("field %d of %s: %v in %s", at, text, err, answer)
 		}
+	}
+	// The longest that a device has to say has room: a message of 199 bytes, every number at its end.
+	w, big := func(n int) string { return strings.Repeat("w", n) }, "4294967295"
+	longest := []string{"1795000000000000", big, "3", "100", w(199), w(64), w(64), "0", big, w(64), w(32), "18446744073709551615", "needs_intermediate", w(64),
+		"ota_15", "16777216", "esp32c61", w(32), big, strings.Repeat("f", 64), strings.Repeat("f", 64), "0", "0", "watchdog", "16777216", "16777216", "2147483647", big, big,
+		"1", "99.999", "-9999.999", "0", "1", "-99.999", "-99.999"}
+	if _, err := protocol.ParseStatus([]byte(p.ask("status", longest...))); err != nil {
+		t.Errorf("the longest status: %v", err)
 	}
 	full := append([]string(nil), base...)
 	for at, most := range limit {

@@ -68,7 +68,10 @@ var (
 			{"gate", []string{`{}`, `{"min_soc_pct":30}`, `{"min_soc_pct":100.0000001}`, `{"min_soc_pct":1e2}`, `{"min_soc_pct":-0}`, `{"min_soc_pct":-0.1}`, `{"min_soc_pct":1e400}`,
 				`{"min_soc_pct":1e-400}`, `{"min_soc_pct":33.333333333333336}`, `{"min_soc_pct":0.1000000000000000055511151231257827}`, `{"min_soc_pct":4.9e-324}`,
 				`{"window":"22:00-06:00"}`, `{"window":"9:30-10:00"}`, `{"window":"24:00-01:00"}`, `{"window":"02:00-02:00"}`, `{"window":"02:60-03:00"}`, `{"window":"02:00 03:00"}`,
-				`{"window":"1:1-2:2"}`, `{"window":"23:59-00:00"}`, `{"not_while_charging":true,"min_soc_pct":"5"}`, `{"not_while_charging":true}`}},
+				`{"window":"1:1-2:2"}`, `{"window":"23:59-00:00"}`, `{"not_while_charging":true,"min_soc_pct":"5"}`, `{"not_while_charging":true}`,
+				`{"max_current_a":20,"min_temp_c":0,"max_temp_c":45}`, `{"max_current_a":10000}`, `{"max_current_a":10000.001}`, `{"max_current_a":-1}`, `{"min_temp_c":-100}`, `{"min_temp_c":-100.5}`,
+				`{"max_temp_c":200}`, `{"max_temp_c":200.5}`, `{"min_temp_c":10,"max_temp_c":10}`, `{"min_temp_c":10,"max_temp_c":9.99}`, `{"min_temp_c":-0}`, `{"min_temp_c":null,"max_temp_c":-5.5}`,
+				`{"max_temp_c":1e400}`, `{"max_temp_c":"45"}`}},
 		},
 	}
 	mqttDocument = document{

@@ -60,7 +60,7 @@ func TestMemoryStaysWithinItsBudget(t *testing.T) {
 	}{
 		{"command", []string{`{"action":"update","x":` + strings.Repeat("[", 32) + strings.Repeat("]", 32) + `}`}, 0},
 		{"version_file", []string{`{"version":"1.0.0","description":"` + strings.Repeat("d", 2000) + `","manifest":"` + strings.Repeat("m", protocol.MaxVersionFile-3000) + `"}`}, 0},
-		{"ota_config", []string{`{"server_url":"https://h/x","health":{"min_heap":1},"gate":{"min_soc_pct":30,"window":"22:00-06:00"}}`}, 0},
+		{"ota_config", []string{`{"server_url":"https://h/x","health":{"min_heap":1},"gate":{"min_soc_pct":30,"max_current_a":5,"min_temp_c":0,"max_temp_c":45,"window":"22:00-06:00"}}`}, 0},
 		{"mqtt_config", []string{"broker=mqtt://h\n" + strings.Repeat("#\n", 5000)}, 0},
 		{"status", []string{strings.Repeat("m", 512)}, 0},
 		{"keys", []string{pemOf(one)}, heapBudget},

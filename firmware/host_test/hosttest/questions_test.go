@@ -116,7 +116,9 @@ func fixedConfigs() []string {
 		fixed = append(fixed, `{"server_url":`+f+`}`)
 	}
 	for _, v := range hostile {
-		fixed = append(fixed, `{"server_url":"https://h/x","gate":{"min_soc_pct":`+v+`}}`)
+		for _, key := range []string{"min_soc_pct", "max_current_a", "min_temp_c", "max_temp_c"} {
+			fixed = append(fixed, `{"server_url":"https://h/x","gate":{"`+key+`":`+v+`}}`)
+		}
 	}
 	return fixed
 }
@@ -152,6 +154,7 @@ func statusQuestions(r *rand.Rand) []question {
 	measured := func() string {
 		return pick(r, []string{"0", "71.5", "-4.2", "100", "0.001", "-0.001", "-12.34", "33.333", "1e3", "99.99", "1000000", "0.01", "0.1", "-0.5"})
 	}
+	degrees := func() string { return pick(r, []string{"0", "-0.001", "-100", "200", "21.5", "-12.34", "45"}) }
 	var reasons []string
 	for _, reason := range protocol.Reasons() {
 		reasons = append(reasons, string(reason))
@@ -161,7 +164,7 @@ func statusQuestions(r *rand.Rand) []question {
 	for i := range 70 {
 		out = append(out, question{"status", []string{pick(r, []string{"0", "1795000000000000", "-1", "9223372036854775807"}), count(), strconv.Itoa(i % len(protocol.Phases())), strconv.Itoa(r.IntN(101)), pick(r, texts), word(64), word(64), flag(), count(),
 			pick(r, []string{"", "bms-a1b2c3", strings.Repeat("d", 64)}), word(64), pick(r, []string{"0", "1", "18446744073709551615"}), reasons[i%len(reasons)], word(64), pick(r, []string{"", "ota_0", strings.Repeat("s", 16)}), count(), word(32), word(32),
-			pick(r, []string{"0", "7", "4294967295"}), digest(), digest(), flag(), flag(), word(32), count(), count(), pick(r, []string{"0", "3"}), count(), count(), flag(), measured(), measured(), flag()}})
+			pick(r, []string{"0", "7", "4294967295"}), digest(), digest(), flag(), flag(), word(32), count(), count(), pick(r, []string{"0", "3"}), count(), count(), flag(), measured(), measured(), flag(), flag(), degrees(), degrees()}})
 	}
 	return out
 }
@@ -225,11 +228,20 @@ func decisionQuestions(r *rand.Rand) []question {
 	windows := []string{"", "02:00-04:30", "22:00-06:00", "9:30-10:00", "night", "00:00-23:59", "23:59-00:00", "24:00-1:00", "2:5-3:0", "02:00-02:00", "2:00-4:30x", "1:00-2:00-3", "12:60-13:0"}
 	for _, window := range windows {
 		for _, minute := range []string{"0", "120", "270", "359", "1439"} {
-			out = append(out, question{"gate", []string{"0", "0", window, "0", "0", "0", minute}})
+			out = append(out, question{"gate", []string{"0", "0", window, "0", "0", "0", minute, "0", "", "", "0", "", ""}})
 		}
 	}
 	for _, a := range [][]string{{"30", "0", "1", "30", "0"}, {"30", "0", "1", "29.999", "0"}, {"30", "0", "1", "NaN", "0"}, {"30", "0", "0", "99", "0"}, {"0", "1", "0", "0", "0"}, {"0", "1", "1", "0", "1"}, {"0", "1", "1", "0", "0"}, {"30", "1", "1", "10", "1"}, {"NaN", "0", "1", "10", "0"}} {
-		out = append(out, question{"gate", []string{a[0], a[1], "", a[2], a[3], a[4], "0"}}, question{"gate", []string{a[0], a[1], "01:00-02:00", a[2], a[3], a[4], "0"}})
+		out = append(out, question{"gate", []string{a[0], a[1], "", a[2], a[3], a[4], "0", "0", "", "", "0", "", ""}}, question{"gate", []string{a[0], a[1], "01:00-02:00", a[2], a[3], a[4], "0", "0", "", "", "0", "", ""}})
+	}
+	// Limits of current and temperature, and the readings they meet: current, coldest and warmest cell.
+	for _, limits := range [][]string{{"0", "", ""}, {"5", "", ""}, {"0", "0", ""}, {"0", "", "45"}, {"5", "0", "45"}, {"0", "-100", "200"}} {
+		for _, read := range [][]string{{"5", "0", "45"}, {"-5.001", "20", "20"}, {"5.001", "-1", "50"}, {"NaN", "20", "20"}, {"0", "-0.001", "20"}, {"0", "-5", "50"}, {"0", "20", "45.001"}, {"0", "", ""}, {"0", "NaN", "20"}, {"0", "20", "NaN"}, {"0", "-100.001", "20"}, {"0", "20", "200.001"}} {
+			for _, valid := range []string{"1", "0"} {
+				out = append(out, question{"gate", []string{"30", "1", "", valid, "30", "0", "0", limits[0], limits[1], limits[2], read[0], read[1], read[2]}},
+					question{"gate", []string{"0", "0", "01:00-02:00", valid, "0", "0", "0", limits[0], limits[1], limits[2], read[0], read[1], read[2]}})
+			}
+		}
 	}
 	for range 30 {
 		out = append(out, question{"on_the_way", []string{pick(r, versionTexts[:30]), pick(r, versionTexts[:30]), pick(r, versionTexts[:30])}})

@@ -27,8 +27,8 @@ typedef struct {
     uint32_t efuse;           // secure version; raised by esp_efuse_update_secure_version
     uint64_t seed;
     uint32_t frame_ms;        // between two readings of the battery
-    double soc_pct, pack_current_a;
-    bool charging, silent;
+    double soc_pct, pack_current_a, temp_min_c, temp_max_c;
+    bool charging, has_temp, silent;
     const char *report;       // where the end of this life is told; NULL: nowhere
 
     uint64_t cut_at;          // operation that the power fails in, the first being 1; 0: none

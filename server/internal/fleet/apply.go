@@ -248,7 +248,7 @@ var phaseOrder = protocol.Phases()
 
 // sameStatus compares two statuses field by field.
 func sameStatus(a, b protocol.Status) bool {
-	if (a.Battery == nil) != (b.Battery == nil) || a.Battery != nil && *a.Battery != *b.Battery {
+	if (a.Battery == nil) != (b.Battery == nil) || a.Battery != nil && !a.Battery.Equal(*b.Battery) {
 		return false
 	}
 	a.Battery, b.Battery = nil, nil

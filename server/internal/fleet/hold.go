@@ -1,7 +1,8 @@
 package fleet
 
 import (
-	"math"
+	"cmp"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -20,7 +21,6 @@ const (
 	HoldJitter   Hold = "jitter"   // its moment within the wave has not come
 	HoldSpread   Hold = "spread"   // a device of its group is being updated
 	HoldReading  Hold = "reading"  // its last status is too old for the gate; it is asked
-	HoldCurrent  Hold = "current"  // the pack gives or takes too much
 	HoldWave     Hold = "wave"     // its wave has not begun
 	HoldTurn     Hold = "turn"     // nothing but the caps
 
@@ -56,8 +56,6 @@ func (h Hold) Text() string {
 		return "blocked: a device of its group is being updated"
 	case HoldReading:
 		return "blocked: no fresh reading"
-	case HoldCurrent:
-		return "blocked: too much current"
 	case HoldWave:
 		return "waits for its wave"
 	}
@@ -113,18 +111,54 @@ func (r *Rollout) gate(d *Device, z *zones, now time.Time) Hold {
 	if now.Sub(d.LastSeen) > staleReading {
 		return HoldReading
 	}
-	b := d.Status.Battery
-	if reason := (protocol.Gate{MinSOCPct: g.MinSOCPct, NotWhileCharging: g.NotWhileCharging}).Blocked(b, now); reason != protocol.ReasonNone {
-		return Hold(reason)
+	return Hold(g.onDevice().Blocked(d.Status.Battery, now))
+}
+
+// holds says what would hold back members now if r began, by device; those that nothing does are not in it. Gates are judged by
+// the last reading, however old. That another command is under way, or another rollout has the device, is not looked at.
+func (r *Rollout) holds(release protocol.Release, members []Member, devices []Device, z *zones, now time.Time) map[string]Hold {
+	rank := make(map[string]int, len(members))
+	for i, m := range members {
+		rank[m.DeviceID] = i
 	}
-	switch {
-	case g.MaxCurrentA == 0:
-	case b == nil:
-		return Hold(protocol.ReasonNoReading)
-	case !(math.Abs(b.PackCurrentA) <= g.MaxCurrentA): // a reading of NaN blocks
-		return HoldCurrent
+	held := make(map[string]Hold)
+	for i := range devices {
+		d := &devices[i]
+		at, is := rank[d.ID]
+		if !is {
+			continue
+		}
+		h := r.hold(Candidate{Member: members[at], Device: d}, release, z, now)
+		if h == HoldReading { // it would be asked; until then the old reading is the best guess
+			h = Hold(r.Policy.Gate.onDevice().Blocked(d.Status.Battery, now))
+		}
+		switch h {
+		case HoldNone, HoldJitter, holdUpToDate, holdUnfit:
+		default:
+			held[d.ID] = h
+		}
 	}
-	return HoldNone
+	return held
+}
+
+// HeldCount is how many members one thing holds back.
+type HeldCount struct {
+	Hold  Hold
+	Count int
+}
+
+// Held counts the members that something holds back, most first.
+func (d Draft) Held() []HeldCount {
+	counts := make(map[Hold]int)
+	for _, h := range d.Holds {
+		counts[h]++
+	}
+	list := make([]HeldCount, 0, len(counts))
+	for h, n := range counts {
+		list = append(list, HeldCount{h, n})
+	}
+	slices.SortFunc(list, func(a, b HeldCount) int { return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Hold, b.Hold)) })
+	return list
 }
 
 // unfit says why a device can no longer take the release it was chosen for; ReasonNone when it can. One that must pass

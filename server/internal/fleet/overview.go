@@ -76,6 +76,7 @@ type DeviceQuery struct {
 	SHA256  string // of the image that runs
 	Project string
 	Chip    string
+	Channel string
 	Text    string // part of the id, in upper or lower case
 
 	Sort  Sort // empty = SortID
@@ -93,7 +94,7 @@ const MaxPage = 500
 
 // Plain says whether q selects every device.
 func (q DeviceQuery) Plain() bool {
-	return q.State == "" && q.Phase == "" && q.Reason == "" && q.Version == "" && q.SHA256 == "" && q.Project == "" && q.Chip == "" && q.Text == ""
+	return q.State == "" && q.Phase == "" && q.Reason == "" && q.Version == "" && q.SHA256 == "" && q.Project == "" && q.Chip == "" && q.Channel == "" && q.Text == ""
 }
 
 func (q DeviceQuery) check() error {
@@ -103,7 +104,7 @@ func (q DeviceQuery) check() error {
 	if q.Sort != SortID && q.Sort != SortSeen && q.Sort != SortVersion {
 		return fmt.Errorf("%w: devices cannot be sorted by %.32q", ErrInvalid, q.Sort)
 	}
-	for _, text := range []string{string(q.Phase), string(q.Reason), q.Version, q.SHA256, q.Project, q.Chip, q.Text} {
+	for _, text := range []string{string(q.Phase), string(q.Reason), q.Version, q.SHA256, q.Project, q.Chip, q.Channel, q.Text} {
 		if len(text) > 64 || !printable(text) {
 			return fmt.Errorf("%w: what is looked for is too long, or no text", ErrInvalid)
 		}
@@ -122,7 +123,7 @@ func (q DeviceQuery) Matches(d Device, facts Facts) bool {
 	s := d.Status
 	for _, c := range []struct{ want, got string }{
 		{string(q.Phase), string(s.Phase)}, {string(q.Reason), string(s.Reason)}, {q.Version, d.Version}, {q.SHA256, d.SHA256},
-		{q.Project, s.Project}, {q.Chip, s.Chip},
+		{q.Project, s.Project}, {q.Chip, s.Chip}, {q.Channel, first(d.Channel, DefaultChannel)},
 	} {
 		if c.want != "" && c.want != c.got {
 			return false

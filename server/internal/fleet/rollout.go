@@ -48,6 +48,13 @@ type Gate struct {
 	MinSOCPct        float64 // percent
 	NotWhileCharging bool
 	MaxCurrentA      float64 // ampere through the pack in either direction; 0 = any
+	// °C of the coldest and of the warmest cell; nil = any.
+	MinTempC, MaxTempC *float64
+}
+
+// onDevice is the gate as a device would hold it against its readings.
+func (g Gate) onDevice() protocol.Gate {
+	return protocol.Gate{MinSOCPct: g.MinSOCPct, NotWhileCharging: g.NotWhileCharging, MaxCurrentA: g.MaxCurrentA, MinTempC: g.MinTempC, MaxTempC: g.MaxTempC}
 }
 
 // zero says that the gate holds nothing back.
@@ -150,12 +157,12 @@ func (p Policy) Check() error {
 	if p.Stop.FailedPct == nil && p.Stop.Failed == nil {
 		return invalid("a rollout needs a limit on failures, as a count or as percent, or nothing stops it")
 	}
-	if err := (protocol.Gate{MinSOCPct: p.Gate.MinSOCPct, Window: p.Window}).Check(); err != nil {
+	gate := p.Gate.onDevice()
+	gate.Window = p.Window
+	if err := gate.Check(); err != nil {
 		return invalid("%w", err)
 	}
 	switch {
-	case !(p.Gate.MaxCurrentA >= 0 && p.Gate.MaxCurrentA <= 10_000):
-		return invalid("gate: a current of %v A is not within 0 to 10000", p.Gate.MaxCurrentA)
 	case !(p.NeedPct > 0 && p.NeedPct <= 100):
 		return invalid("need of %v %% is not within 0 to 100", p.NeedPct)
 	case p.Concurrency < 1 || p.Concurrency > maxConcurrency:

@@ -28,6 +28,7 @@ type RolloutRequest struct {
 type Draft struct {
 	Selection
 	Rollout Rollout
+	Holds   map[string]Hold // what holds members back as they are now, by device; gates, the window and being away
 }
 
 // PlanRollout says what CreateRollout would make of a request, and changes nothing.
@@ -200,7 +201,7 @@ func (f *Fleet) draft(ctx context.Context, tx Tx, by Identity, req RolloutReques
 	r := Rollout{ID: newRolloutID(), State: RolloutRunning, SHA256: release.SHA256, Project: release.Project, Chip: release.Chip, Version: release.Version,
 		Policy: p, Members: len(s.Members), WaveSince: now, CreatedAt: now, CreatedBy: by.Name, ExpiresAt: now.Add(p.Lasts)}
 	r.plotWaves()
-	return Draft{Selection: s, Rollout: r}, nil
+	return Draft{Selection: s, Rollout: r, Holds: r.holds(releaseFacts(release), s.Members, devices, &f.zones, now)}, nil
 }
 
 // plotWaves turns the policy's waves into limits and soaks for its members.

@@ -3,6 +3,7 @@ package fleet_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -421,6 +422,53 @@ func TestGateHoldsUntilTheReadingIsGood(t *testing.T) {
 		if y.starts["d01"] != 2 || !strings.Contains(fmt.Sprint(r.Events), "overridden") {
 			t.Errorf("started %d times; events %+v", y.starts["d01"], r.Events)
 		}
+	})
+}
+
+// Whoever is too cold, too hot or too busy is not started, a dry run says so beforehand, and a board that measures no
+// temperature counts for none.
+func TestGateHoldsByCurrentAndTemperature(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t, 5, everyone(fleet.FateGood))
+		defer y.stop()
+		say := func(id string, current, low, high float64) {
+			y.say(id, protocol.PhaseIdle, "", func(s *protocol.Status) {
+				s.Battery = &protocol.Battery{SOCPct: 80, PackCurrentA: current, TempMinC: &low, TempMaxC: &high}
+			})
+		}
+		sayAll := func() {
+			say("d00", 1, -0.5, 30)
+			say("d01", 1, 20, 45.5)
+			say("d02", -10.5, 20, 30)
+			y.say("d03", protocol.PhaseIdle, "", func(s *protocol.Status) { s.Battery = &protocol.Battery{SOCPct: 80} })
+			say("d04", -10, 0, 45)
+		}
+		sayAll()
+		p := fleet.Policy{Selector: fleet.Selector{All: true}, Waves: []fleet.Wave{{Percent: 100}}, Gate: fleet.Gate{MaxCurrentA: 10, MinTempC: new(0.0), MaxTempC: new(45.0)}}
+		want := map[string]fleet.Hold{"d00": "too_cold", "d01": "too_hot", "d02": "high_current", "d03": "no_reading"}
+		for _, age := range []time.Duration{0, 10 * time.Minute} { // of the readings
+			time.Sleep(age)
+			draft, err := y.PlanRollout(t.Context(), anna, fleet.RolloutRequest{Version: "1.1.0", Policy: p})
+			if err != nil || !maps.Equal(draft.Holds, want) {
+				t.Errorf("after %v a dry run says %v (%v), want %v", age, draft.Holds, err, want)
+			}
+		}
+		sayAll()
+		r := y.create(p)
+		y.pass(r.ID, 3*time.Minute)
+		members := y.members(r.ID)
+		for id, hold := range want {
+			if m := members[id]; m.Hold != hold || y.starts[id] != 0 {
+				t.Errorf("%s is held by %q and was started %d times, want %q", id, m.Hold, y.starts[id], hold)
+			}
+		}
+		if y.starts["d04"] != 1 || want["d00"].Text() != "blocked: too cold" {
+			t.Errorf("d04 was started %d times; too cold is %q", y.starts["d04"], want["d00"].Text())
+		}
+		for i := range 4 {
+			say(fmt.Sprintf("d%02d", i), 0, 10, 20)
+		}
+		y.pass(r.ID, time.Hour, fleet.RolloutDone)
 	})
 }
 

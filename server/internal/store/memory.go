@@ -226,7 +226,7 @@ func cloneDevice(d fleet.Device) fleet.Device {
 		d.Labels = nil
 	}
 	if d.Status.Battery != nil {
-		battery := *d.Status.Battery
+		battery := d.Status.Battery.Clone()
 		d.Status.Battery = &battery
 	}
 	return d

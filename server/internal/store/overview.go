@@ -99,6 +99,13 @@ func selecting(q fleet.DeviceQuery) *where {
 			w.and(c.column+" = ?", c.want)
 		}
 	}
+	switch q.Channel {
+	case "":
+	case fleet.DefaultChannel:
+		w.and("channel IN ('', ?)", q.Channel) // of a device that was put into none
+	default:
+		w.and("channel = ?", q.Channel)
+	}
 	if q.Text != "" {
 		escaped := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(strings.ToLower(q.Text))
 		w.and(`lower(id) LIKE ? ESCAPE '\'`, "%"+escaped+"%")

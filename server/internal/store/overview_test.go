@@ -109,7 +109,8 @@ func randomFleet(r *rand.Rand, n int, now time.Time) func(fleet.Tx) error {
 			errs = append(errs, tx.PutRelease(rel))
 		}
 		for i := range n {
-			d := fleet.Device{ID: fmt.Sprintf("%s-%06d", pick("bms", "BMS", "a_b", "a:b"), i), Online: r.IntN(2) == 0, Revoked: r.IntN(6) == 0, LastSeen: ago(), EnrolledAt: ago()}
+			d := fleet.Device{ID: fmt.Sprintf("%s-%06d", pick("bms", "BMS", "a_b", "a:b"), i), Online: r.IntN(2) == 0, Revoked: r.IntN(6) == 0, LastSeen: ago(), EnrolledAt: ago(),
+				Channel: pick("", "", "stable", "beta")}
 			if r.IntN(8) == 0 {
 				d.LastSeen, d.EnrolledAt = time.Time{}, time.Time{}
 			}
@@ -138,6 +139,7 @@ func queries(r *rand.Rand, now time.Time) (list []fleet.DeviceQuery) {
 			list = append(list, q)
 			q.Phase, q.Reason = protocol.Phase(pick("", "trial", "idle")), protocol.Reason(pick("", "crash"))
 			q.Version, q.SHA256, q.Project, q.Chip = pick("", "1.0.1"), pick("", release(1).SHA256), pick("", "bms"), pick("", "esp32")
+			q.Channel = pick("", "", "stable", "beta")
 			q.Text = pick("", "bms", "A_B", "00001", "%", "_", `\`, "x'")
 			list = append(list, q)
 		}

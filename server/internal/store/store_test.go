@@ -62,7 +62,7 @@ func device(id string) fleet.Device {
 		Seq: math.MaxUint64, OldBoots: []string{"b0\n", "b1"}, Labels: fleet.Labels{"site": "north", "bank": "1"},
 		Status: protocol.Status{
 			Phase: protocol.PhaseDownloading, Status: protocol.CodeDownloading, Message: "42 %", Seq: math.MaxUint64, BootID: "b2",
-			CurrentVersion: "1.0.0", RollbackProtected: true, Battery: &protocol.Battery{SOCPct: 81.5, Charging: true},
+			CurrentVersion: "1.0.0", RollbackProtected: true, Battery: &protocol.Battery{SOCPct: 81.5, Charging: true, TempMinC: new(-3.5)},
 		},
 	}
 }
@@ -492,11 +492,11 @@ func updatesAreSerialised(t *testing.T, s fleet.Store) {
 func copiesAreCopies(t *testing.T, s fleet.Store) {
 	d := device("d1")
 	update(t, s, func(tx fleet.Tx) error { return tx.PutDevice(d) })
-	d.OldBoots[0], d.Status.Battery.SOCPct = "changed", 1
+	d.OldBoots[0], d.Status.Battery.SOCPct, *d.Status.Battery.TempMinC = "changed", 1, 2
 	view(t, s, func(tx fleet.Tx) error {
 		got, err := tx.Device("d1")
 		same(t, device("d1"))(got, err)
-		got.OldBoots[0], got.Status.Battery.SOCPct = "changed", 1
+		got.OldBoots[0], got.Status.Battery.SOCPct, *got.Status.Battery.TempMinC = "changed", 1, 2
 		list, err := tx.Devices()
 		list[0].OldBoots[0] = "changed"
 		same(t, device("d1"))(tx.Device("d1"))

@@ -79,6 +79,7 @@ func (h *handler) routeDashboard() {
 	get("/devices", u.devices)
 	get("/devices/{id}", u.device)
 	post("/devices/{id}/command", fleet.RightOperate, u.command)
+	post("/devices/{id}/channel", fleet.RightOperate, u.deviceChannel)
 	post("/devices/{id}/revoke", fleet.RightOperate, u.revokeDevice)
 	get("/releases", u.releases)
 	get("/releases/{sha256}", u.release)
@@ -281,6 +282,7 @@ var doneTexts = map[string]string{
 	"check": "The device was asked what it is offered.", "status": "The device was asked for its status.",
 	"update": "The update is ordered. A device that is away learns of it when it comes back.", "rollback": "The rollback is ordered.",
 	"revoke": "The device is revoked and can no longer log in.", "channel": "The channel points at this release now.",
+	"moved":    "The device is in this channel now. It is offered what that points at when it next asks.",
 	"withdraw": "The release is withdrawn: it is offered to nobody.", "lift": "The quarantine is lifted: the release may be offered again.",
 	"account-made": "The account is made.", "account-gone": "The account is removed, and its sessions have ended.",
 	"token-gone": "The token is removed: it works no more.", "password": "The new password is set, and the sessions of the account have ended.",

@@ -156,7 +156,7 @@ func (s *site) people() {
 	newer := rel
 	newer.SHA256, newer.Version = digestB, "1.1.0"
 	st := protocol.Status{Phase: protocol.PhaseIdle, CurrentVersion: "1.0.0", Project: "bms", Chip: "esp32", Slot: "ota_0", SlotSize: 1536 << 10,
-		RollbackProtected: true, Signed: true, Battery: &protocol.Battery{SOCPct: 81, PackCurrentA: -2.5}}
+		RollbackProtected: true, Signed: true, Battery: &protocol.Battery{SOCPct: 81, PackCurrentA: -2.5, TempMinC: new(-0.5), TempMaxC: new(3.25)}}
 	well := fleet.Device{ID: "d-well", TokenSHA256: "x", EnrolledAt: now, Online: true, LastSeen: now, Version: "1.0.0", SHA256: digestA, PreviousVersion: "0.9.0", Status: st}
 	stuck := well
 	stuck.ID, stuck.Online, stuck.LastSeen, stuck.Status.Phase = "d-stuck", false, now.Add(-time.Hour), protocol.PhaseDownloading
@@ -336,7 +336,7 @@ func faultOf(t *testing.T, body string) string {
 func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 	s := newSite(t)
 	s.people()
-	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate,
+	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate, "/devices/d-well/channel": fleet.RightOperate,
 		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword,
 		"/releases/" + digestC + "/lift": fleet.RightOperate, "/rollouts/r-running/pause": fleet.RightOperate, "/rollouts/r-running/resume": fleet.RightOperate,
 		"/rollouts/r-running/abort": fleet.RightOperate, "/rollouts": fleet.RightOperate,
@@ -351,7 +351,7 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		{"POST", "/rollouts", fleet.RightOperate}, {"POST", "/rollouts/dry-run", fleet.RightOperate}, {"POST", "/rollouts/rehearse", fleet.RightOperate},
 		{"POST", "/rollouts/r-none/pause", fleet.RightOperate}, {"POST", "/rollouts/r-none/resume", fleet.RightOperate}, {"POST", "/rollouts/r-none/abort", fleet.RightOperate},
 		{"POST", "/devices/nobody/labels", fleet.RightOperate}, {"POST", "/releases/" + digestA + "/lift", fleet.RightOperate},
-		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
+		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/devices/nobody/channel", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
 		{"PUT", "/blobs/" + digestA, fleet.RightOperate}, {"PUT", "/channels", fleet.RightOperate}, {"POST", "/releases/" + strings.Repeat("d", 64) + "/withdraw", fleet.RightOperate},
 		{"GET", "/accounts", fleet.RightAdminister}, {"POST", "/accounts", fleet.RightAdminister}, {"DELETE", "/accounts/x", fleet.RightAdminister},
 		{"PUT", "/accounts/x/password", fleet.RightAdminister}, {"GET", "/tokens", fleet.RightAdminister}, {"POST", "/tokens", fleet.RightAdminister}, {"DELETE", "/tokens/x", fleet.RightAdminister},

@@ -28,11 +28,12 @@ type devicesData struct {
 	Phases          []protocol.Phase
 	Projects, Chips []string
 	Versions        []string
+	Channels        []string
 	CLI             string
 }
 
 // deviceFields are what the address of a listing may say.
-var deviceFields = []string{"state", "phase", "reason", "version", "project", "chip", "q", "image", "sort", "order", "after", "before"}
+var deviceFields = []string{"state", "phase", "reason", "version", "project", "chip", "channel", "q", "image", "sort", "order", "after", "before"}
 
 func (u *ui) devices(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
 	values := r.URL.Query()
@@ -87,16 +88,24 @@ func (u *ui) choices(r *http.Request, d *devicesData) error {
 		add(&d.Chips, v.Chip)
 		add(&d.Versions, v.Version)
 	}
+	channels, err := u.h.cfg.Fleet.Channels(r.Context())
+	if err != nil {
+		return err
+	}
+	for _, c := range channels {
+		add(&d.Channels, c.Name)
+	}
 	// What is asked for can be chosen even where no device has it.
 	add(&d.Projects, d.Query.Project)
 	add(&d.Chips, d.Query.Chip)
+	add(&d.Channels, d.Query.Channel)
 	return nil
 }
 
 func deviceQuery(values url.Values) (fleet.DeviceQuery, error) {
 	q := fleet.DeviceQuery{
 		State: fleet.State(values.Get("state")), Phase: protocol.Phase(values.Get("phase")), Reason: protocol.Reason(values.Get("reason")),
-		Version: values.Get("version"), SHA256: values.Get("image"), Project: values.Get("project"), Chip: values.Get("chip"), Text: values.Get("q"),
+		Version: values.Get("version"), SHA256: values.Get("image"), Project: values.Get("project"), Chip: values.Get("chip"), Channel: values.Get("channel"), Text: values.Get("q"),
 		Sort: fleet.Sort(values.Get("sort")), Limit: devicesShown + 1,
 	}
 	switch values.Get("order") {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"bmsota/protocol"
@@ -17,6 +18,7 @@ type deviceData struct {
 	Offered  string          // what its channel offers it
 	Release  *fleet.Release  // of the image that runs; nil when there is none here
 	Other    string          // the slot that does not run
+	Channels []string        // it could be in
 	Chosen   string          // version of the form that was refused
 }
 
@@ -41,6 +43,11 @@ func (u *ui) showDevice(w http.ResponseWriter, r *http.Request, by fleet.Identit
 	if err != nil {
 		return err
 	}
+	channels, err := u.h.cfg.Fleet.Channels(r.Context())
+	if err != nil {
+		return err
+	}
+	d.Channels = channelsFor(channels, d.Device)
 	nameVersions(d.Attempts, releases)
 	if d.SHA256 != "" {
 		if rel, err := u.h.cfg.Fleet.Release(r.Context(), d.SHA256); err == nil {
@@ -157,6 +164,36 @@ func commandLine(id string, cmd protocol.Command) string {
 		b.WriteString(" --force")
 	}
 	return b.String()
+}
+
+// channelsFor are the names that a device's channel may have: its own, the default one, and those of its project and chip.
+func channelsFor(channels []fleet.Channel, d fleet.Device) []string {
+	names := []string{fleet.DefaultChannel}
+	if d.Channel != "" {
+		names = append(names, d.Channel)
+	}
+	for _, c := range channels {
+		if (d.Status.Project == "" || c.Project == d.Status.Project) && (d.Status.Chip == "" || c.Chip == "" || c.Chip == d.Status.Chip) {
+			names = append(names, c.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (u *ui) deviceChannel(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
+	f, err := form(r, "channel")
+	if err != nil {
+		return err
+	}
+	id := r.PathValue("id")
+	if _, err := u.h.cfg.Fleet.SetDeviceChannel(r.Context(), by, id, f["channel"]); err != nil {
+		if p := problemOf(err); p.Status < 500 && p.Status != http.StatusNotFound {
+			return u.showDevice(w, r, by, p.Status, "", err)
+		}
+		return err
+	}
+	return done(w, r, "/devices/"+id, "moved")
 }
 
 func (u *ui) revokeDevice(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {

@@ -62,6 +62,8 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{command, "action=update&confirmed=no", 400}, {command, "action=" + strings.Repeat("x", 20<<10), 413},
 		{"/devices/nobody/command", "action=check", 404}, {"/devices/d-stuck/command", "action=check", 422}, {"/devices/nobody/revoke", "confirmed=yes", 404},
 		{"/devices/d-well/revoke", "confirmed=yes&x=1", 400},
+		{"/devices/d-well/channel", "", 400}, {"/devices/d-well/channel", "channel=a/b", 400}, {"/devices/d-well/channel", "channel=none", 422}, {"/devices/nobody/channel", "channel=stable", 404},
+		{"/devices/d-well/channel", "channel=stable&x=1", 400},
 		{channel, "", 400}, {channel, "channel=", 400}, {channel, "channel=a/b", 400}, {channel, "channel=" + long, 400}, {channel, "channel=%3Cscript%3E", 400},
 		{"/releases/" + strings.Repeat("d", 64) + "/channel", "channel=stable", 404}, {"/releases/xyz/channel", "channel=stable", 400},
 		{"/releases/xyz/withdraw", "confirmed=yes", 400}, {"/releases/" + strings.Repeat("d", 64) + "/withdraw", "confirmed=yes", 404},
@@ -73,6 +75,8 @@ func TestBadFormsSaySoAndChangeNothing(t *testing.T) {
 		{"/rollouts", start + "some&label=x", 400}, {"/rollouts", start + "some&ids=a/b", 400}, {"/rollouts", start + "some&running=~~", 400}, {"/rollouts", start + "all&waves=x", 400},
 		{"/rollouts", start + "all&max_failed=5.5", 400}, {"/rollouts", start + "all&window=2-4", 400}, {"/rollouts", start + "all&spread=A+b", 400},
 		{"/rollouts", start + "all&min_soc=NaN", 400}, {"/rollouts", start + "all&min_soc=-1", 400}, {"/rollouts", start + "all&min_soc=101", 400}, {"/rollouts", start + "all&not_charging=perhaps", 400},
+		{"/rollouts", start + "all&min_temp=NaN", 400}, {"/rollouts", start + "all&channel=stable", 400}, {"/rollouts", start + "some&channel=a/b", 400},
+		{"/rollouts", start + "all&min_temp=20&max_temp=19", 400}, {"/rollouts", start + "all&max_temp=warm", 400}, {"/rollouts", start + "all&max_current=-1", 400},
 		{"/rollouts", start + "all&confirmed=yes", 422}, {"/rollouts", start + "all&confirmed=yes&expect=7", 422}, {"/rollouts", start + "all&confirmed=yes&expect=x", 400},
 		{"/rollouts", start + "all&confirmed=yes&expect=2&key=" + long, 400}, {"/rollouts", start + "some&ids=nobody&confirmed=yes&expect=1", 422},
 		{"/account/password", "", 403}, {"/account/password", "old=wrong+password&new=aaaaaaaaaaaa&again=aaaaaaaaaaaa", 403},
@@ -156,6 +160,7 @@ func TestGoodFormsDoWhatTheySay(t *testing.T) {
 	if c := s.mail.last(); !c.Force {
 		t.Errorf("%+v", c)
 	}
+	to(post("/devices/d-well/channel", "channel=stable"), "/devices/d-well?done=moved")
 	if r := post("/devices/d-well/revoke", ""); r.StatusCode != 200 || !strings.Contains(r.body, "Revoke d-well?") {
 		t.Errorf("%d", r.StatusCode)
 	}

@@ -18,7 +18,7 @@ import (
 const draftListed = 20
 
 // rolloutFields are what the form for a rollout asks; the address of the form may say them beforehand.
-var rolloutFields = []string{"release", "who", "label", "ids", "running", "waves", "max_failed", "window", "spread", "min_soc", "not_charging"}
+var rolloutFields = []string{"release", "who", "label", "ids", "running", "channel", "waves", "max_failed", "window", "spread", "min_soc", "not_charging", "max_current", "min_temp", "max_temp"}
 
 type rolloutFormData struct {
 	Releases []fleet.Release // that may be rolled out
@@ -166,6 +166,24 @@ func requestOfForm(f map[string]string, rel fleet.Release) (req fleet.RolloutReq
 			return fault(fmt.Errorf("a state of charge of %.32q is no percentage", f["min_soc"]))
 		}
 	}
+	if f["max_current"] != "" {
+		if p.Gate.MaxCurrentA, err = strconv.ParseFloat(f["max_current"], 64); err != nil {
+			return fault(fmt.Errorf("a current of %.32q is no number of ampere", f["max_current"]))
+		}
+	}
+	for _, limit := range []struct {
+		name string
+		to   **float64
+	}{{"min_temp", &p.Gate.MinTempC}, {"max_temp", &p.Gate.MaxTempC}} {
+		if f[limit.name] == "" {
+			continue
+		}
+		degrees, err := strconv.ParseFloat(f[limit.name], 64)
+		if err != nil {
+			return fault(fmt.Errorf("a temperature of %.32q is no number of degrees", f[limit.name]))
+		}
+		*limit.to = &degrees
+	}
 	switch f["not_charging"] {
 	case "yes":
 		p.Gate.NotWhileCharging = true
@@ -173,9 +191,10 @@ func requestOfForm(f map[string]string, rel fleet.Release) (req fleet.RolloutReq
 	default:
 		return fault(fmt.Errorf("the form says %.32q for not_charging", f["not_charging"]))
 	}
-	p.Selector.Versions, p.Window, p.Spread = f["running"], f["window"], f["spread"]
-	for _, flag := range []struct{ name, value string }{{"running", f["running"]}, {"waves", strings.Join(list(f["waves"]), ",")}, {"max-failed", f["max_failed"]},
-		{"window", f["window"]}, {"spread", f["spread"]}, {"min-soc", f["min_soc"]}} {
+	p.Selector.Versions, p.Selector.Channel, p.Window, p.Spread = f["running"], f["channel"], f["window"], f["spread"]
+	for _, flag := range []struct{ name, value string }{{"running", f["running"]}, {"channel", f["channel"]}, {"waves", strings.Join(list(f["waves"]), ",")}, {"max-failed", f["max_failed"]},
+		{"window", f["window"]}, {"spread", f["spread"]}, {"min-soc", f["min_soc"]},
+		{"max-current", f["max_current"]}, {"min-temp", f["min_temp"]}, {"max-temp", f["max_temp"]}} {
 		if flag.value != "" {
 			args = append(args, "--"+flag.name, flag.value)
 		}

@@ -3,6 +3,7 @@ package web
 import (
 	"net/http"
 	"net/url"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -26,10 +27,10 @@ func TestRolloutIsShownBeforeItIsMade(t *testing.T) {
 		t.Errorf("the form does not choose the release, or offers the quarantined one:\n%s", r.body)
 	}
 	draft := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"all"}, "waves": {"1:1h30m, 100%"}, "max_failed": {"3"}, "window": {"02:00-04:30"},
-		"spread": {"bank"}, "min_soc": {"40"}, "not_charging": {"yes"}})
+		"spread": {"bank"}, "min_soc": {"40"}, "not_charging": {"yes"}, "max_current": {"20"}, "min_temp": {"-5"}, "max_temp": {"45.5"}})
 	for _, want := range []string{"would go to <strong>2</strong> devices", "soaks 1h30m", "up to 1<", "never_seen", `href="/devices/d-spare"`, "Begin with 1 device", "more than 3 devices fail",
-		"below 40 % charge", "while charging", "outside 02:00-04:30", "beside another of its bank",
-		"bmsota rollout create 1.1.0 --project bms --chip esp32 --all --waves 1:1h30m,100% --max-failed 3 --window 02:00-04:30 --spread bank --min-soc 40 --not-while-charging --expect 2<"} {
+		"below 40 % charge", "while charging", "above 20 A", "below -5 °C", "above 45.5 °C", "now blocked: not connected: 1<", "outside 02:00-04:30", "beside another of its bank",
+		"bmsota rollout create 1.1.0 --project bms --chip esp32 --all --waves 1:1h30m,100% --max-failed 3 --window 02:00-04:30 --spread bank --min-soc 40 --max-current 20 --min-temp -5 --max-temp 45.5 --not-while-charging --expect 2<"} {
 		if !strings.Contains(draft.body, want) {
 			t.Errorf("no %q in\n%s", want, draft.body)
 		}
@@ -56,7 +57,7 @@ func TestRolloutIsShownBeforeItIsMade(t *testing.T) {
 	}
 	r := list[0]
 	if r.Members != 2 || r.CreatedBy != "operator" || r.Version != "1.1.0" || r.Limits[0] != 1 || r.Soaks[0] != 90*time.Minute || *r.Policy.Stop.Failed != 3 ||
-		r.Policy.Window != "02:00-04:30" || r.Policy.Spread != "bank" || r.Policy.Gate != (fleet.Gate{MinSOCPct: 40, NotWhileCharging: true}) {
+		r.Policy.Window != "02:00-04:30" || r.Policy.Spread != "bank" || !reflect.DeepEqual(r.Policy.Gate, fleet.Gate{MinSOCPct: 40, NotWhileCharging: true, MaxCurrentA: 20, MinTempC: new(-5.0), MaxTempC: new(45.5)}) {
 		t.Errorf("made %+v", r)
 	}
 	if r := s.get(made, cookie); !strings.Contains(r.body, doneTexts["create"]) {
@@ -68,8 +69,8 @@ func TestRolloutForSomeAndForNobody(t *testing.T) {
 	s := newSite(t)
 	s.people()
 	cookie := s.signIn(fleet.RoleOperator)
-	r := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"some"}, "ids": {"d-well,\nd-none"}, "running": {"<1.1.0"}})
-	for _, want := range []string{"would go to <strong>1</strong> device ", "--device d-well --device d-none --running &#39;&lt;1.1.0&#39;", "unknown"} {
+	r := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"some"}, "ids": {"d-well,\nd-none"}, "running": {"<1.1.0"}, "channel": {"stable"}})
+	for _, want := range []string{"would go to <strong>1</strong> device ", "--device d-well --device d-none --running &#39;&lt;1.1.0&#39; --channel stable", "unknown"} {
 		if !strings.Contains(r.body, want) {
 			t.Errorf("no %q in\n%s", want, r.body)
 		}

@@ -306,6 +306,12 @@ func (r rolloutRow) Holds() (list []string) {
 	add(p.Gate.MinSOCPct > 0, "below %v %% charge", p.Gate.MinSOCPct)
 	add(p.Gate.NotWhileCharging, "while charging")
 	add(p.Gate.MaxCurrentA > 0, "above %v A", p.Gate.MaxCurrentA)
+	if t := p.Gate.MinTempC; t != nil {
+		add(true, "below %v °C", *t)
+	}
+	if t := p.Gate.MaxTempC; t != nil {
+		add(true, "above %v °C", *t)
+	}
 	add(p.Window != "", "outside %s of its own time", p.Window)
 	add(p.Spread != "", "beside another of its %s", p.Spread)
 	add(true, "while %s update", devices(p.Concurrency))

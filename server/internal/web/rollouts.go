@@ -25,6 +25,7 @@ type RolloutFleet interface {
 	Resume(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	Abort(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	SetLabels(ctx context.Context, by fleet.Identity, device string, set fleet.Labels, remove []string) (fleet.Labels, error)
+	SetDeviceChannel(ctx context.Context, by fleet.Identity, device, channel string) (fleet.Device, error)
 	LiftQuarantine(ctx context.Context, by fleet.Identity, sha256 string) error
 }
 
@@ -45,6 +46,7 @@ func (h *handler) rolloutRoutes() map[string]map[string]call {
 		"/rollouts/{id}/resume":  {http.MethodPost: h.turn(h.cfg.Fleet.Resume)},
 		"/rollouts/{id}/abort":   {http.MethodPost: h.turn(h.cfg.Fleet.Abort)},
 		"/devices/{id}/labels":   {http.MethodPost: h.setLabels},
+		"/devices/{id}/channel":  {http.MethodPost: h.setDeviceChannel},
 		"/releases/{sha256}/lift": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 			digest, err := digestOf(r)
 			if err != nil {
@@ -96,14 +98,17 @@ func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	}
 	out := api.RolloutDraft{
 		Rollout: rolloutOf(fleet.RolloutView{Rollout: d.Rollout, Figures: fleet.Figures{Pending: d.Rollout.Members}}),
-		Members: []api.Member{}, Cannot: []api.Cannot{}, Through: d.Through, UpToDate: d.UpToDate,
+		Members: []api.Member{}, Cannot: []api.Cannot{}, Held: []api.Held{}, Through: d.Through, UpToDate: d.UpToDate,
 	}
 	out.Rollout.ID = "" // it has none before it is made
 	for _, m := range d.Selection.Members[:min(len(d.Selection.Members), maxDraft)] {
-		out.Members = append(out.Members, memberOf(fleet.MemberView{Member: m}, d.Rollout.Limits))
+		out.Members = append(out.Members, memberOf(fleet.MemberView{Member: m, Hold: d.Holds[m.DeviceID]}, d.Rollout.Limits))
 	}
 	for _, c := range d.Cannot[:min(len(d.Cannot), maxDraft)] {
 		out.Cannot = append(out.Cannot, api.Cannot(c))
+	}
+	for _, h := range d.Held() {
+		out.Held = append(out.Held, api.Held{Hold: string(h.Hold), Text: h.Hold.Text(), Count: h.Count})
 	}
 	return out, nil
 }
@@ -197,6 +202,18 @@ func (h *handler) setLabels(w http.ResponseWriter, r *http.Request, by fleet.Ide
 		return nil, err
 	}
 	return map[string]string(labels), nil
+}
+
+func (h *handler) setDeviceChannel(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	var in api.SetDeviceChannelRequest
+	if err := decode(w, r, &in); err != nil {
+		return nil, err
+	}
+	d, err := h.cfg.Fleet.SetDeviceChannel(r.Context(), by, r.PathValue("id"), in.Channel)
+	if err != nil {
+		return nil, err
+	}
+	return deviceOf(d), nil
 }
 
 // seconds is a number of seconds as a time; what is absurd stays absurd instead of passing round.

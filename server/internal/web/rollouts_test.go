@@ -96,7 +96,7 @@ func TestRolloutsThroughTheClient(t *testing.T) {
 	req := api.RolloutRequest{Version: "1.1.0", Policy: api.Policy{
 		Description: "d", Selector: api.Selector{Versions: "<1.1.0", Labels: map[string]string{"site": "north"}}, Seed: "s",
 		Waves: []api.Wave{{Count: 1, SoakS: 60}, {Percent: 100}}, Stop: api.Stop{FailedPct: &pct, Failed: &n, RolledBack: &n, Brownouts: &n},
-		NeedPct: 80, Gate: api.RolloutGate{MinSOCPct: 30, NotWhileCharging: true, MaxCurrentA: 10}, OverrideGates: true, Window: "02:00-04:00",
+		NeedPct: 80, Gate: api.RolloutGate{MinSOCPct: 30, NotWhileCharging: true, MaxCurrentA: 10, MinTempC: new(0.0), MaxTempC: new(45.5)}, OverrideGates: true, Window: "02:00-04:00",
 		Concurrency: 7, PerMinute: 8, JitterS: 9, Priority: 10, Retries: 3, RetryAfterS: 11, SilenceS: 12, DeadlineS: 13, LastsS: 14,
 		Spread: "bank", Force: true, AllowUnprotected: true}}
 	for i := range 4 {
@@ -196,6 +196,9 @@ func TestBadRolloutRequestsAreProblems(t *testing.T) {
 		{"POST", "/rollouts/" + made.ID + "/explode", ``, 404, ""},
 		{"DELETE", "/rollouts/" + made.ID, ``, 405, ""},
 		{"POST", "/devices/nobody/labels", `{"set":{"a":"b"}}`, 404, "nobody"},
+		{"POST", "/devices/nobody/channel", `{"channel":"stable"}`, 404, "nobody"},
+		{"POST", "/devices/bms-00/channel", `{"channel":"a/b"}`, 400, "channel"},
+		{"POST", "/devices/bms-00/channel", `{"channel":"nowhere"}`, 422, "publish one"},
 		{"POST", "/devices/bms-00/labels", `{"set":{"a":"b c"}}`, 400, "space"},
 		{"POST", "/devices/bms-00/labels", `{"set":{"timezone":"../etc/passwd"}}`, 400, "timezone"},
 		{"POST", "/devices/bms-00/labels", `{"set":{"a":"b"},"remove":["a"]}`, 400, "both"},

@@ -25,6 +25,9 @@ typedef struct {
     double soc_pct;           // 0 to 100
     double pack_current_a;    // positive while charging
     bool charging;
+    bool has_temp;            // the BMS measures temperatures; without, a gate on one stays closed
+    double temp_min_c;        // of the coldest cell and of the warmest; alike where there is one sensor. What is not within
+    double temp_max_c;        // -100 to 200 is taken for not measured
 } ota_battery_t;
 
 typedef struct {

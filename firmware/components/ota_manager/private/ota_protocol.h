@@ -51,7 +51,8 @@ typedef enum {
     OTA_REASON_SECURITY_FLOOR, OTA_REASON_NEEDS_INTERMEDIATE, OTA_REASON_UNSIGNED, OTA_REASON_BAD_SIGNATURE,
     OTA_REASON_QUARANTINED, OTA_REASON_BAD_VERSION_FILE,
     // waiting
-    OTA_REASON_CHARGING, OTA_REASON_LOW_SOC, OTA_REASON_OUTSIDE_WINDOW, OTA_REASON_NO_READING,
+    OTA_REASON_CHARGING, OTA_REASON_LOW_SOC, OTA_REASON_HIGH_CURRENT, OTA_REASON_TOO_COLD, OTA_REASON_TOO_HOT,
+    OTA_REASON_OUTSIDE_WINDOW, OTA_REASON_NO_READING,
     // failed
     OTA_REASON_SERVER_UNREACHABLE, OTA_REASON_TLS_FAILED, OTA_REASON_HTTP_STATUS, OTA_REASON_STALLED, OTA_REASON_DEADLINE,
     OTA_REASON_SIZE_MISMATCH, OTA_REASON_DIGEST_MISMATCH, OTA_REASON_IMAGE_INVALID, OTA_REASON_FLASH_ERROR,
@@ -109,6 +110,9 @@ bool ota_version_file_parse(char *b, size_t len, ota_version_file_t *out, ota_re
 typedef struct {
     double min_soc_pct;        // 0: no condition
     bool not_while_charging;
+    double max_current_a;      // in either direction; 0: no condition
+    bool has_min_temp, has_max_temp;
+    double min_temp_c, max_temp_c;   // of the coldest, of the warmest cell
     char window[12];           // "HH:MM-HH:MM", device-local; empty: any time
 } ota_gate_t;
 
@@ -145,9 +149,12 @@ typedef struct {
     double soc_pct;
     double pack_current_a;     // positive while charging
     bool charging;
+    bool has_temp;             // false: the monitor measures none
+    double temp_min_c, temp_max_c;   // of the coldest, of the warmest cell
 } ota_battery_reading_t;
 
-// Which condition holds an update back; minute_of_day is device-local, 0 to 1439.
+bool ota_temp_ok(double c);    // -100 to 200: what is outside is no temperature of a cell
+// Which condition holds an update back; minute_of_day is device-local, 0 to 1439. One on what was not read does.
 ota_reason_t ota_gate_blocked(const ota_gate_t *g, const ota_battery_reading_t *battery, int minute_of_day);
 
 // What decides whether a release fits a device. Empty texts and zero sizes are unknown and hold nothing back.
