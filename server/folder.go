@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"bmsota/durable"
 )
 
 // Names in the data folder.
@@ -26,7 +28,7 @@ var errLocked = errors.New("locked")
 // openFolder makes the data folder and takes its lock, which the caller closes last of all. A folder that was there
 // keeps its permissions: it may be one that others need.
 func openFolder(dir string, log *slog.Logger) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
 	info, err := os.Stat(dir)
