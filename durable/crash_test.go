@@ -102,13 +102,13 @@ func TestFaultAtAnyOperationLeavesOldOrNewAndNothingBeside(t *testing.T) {
 				t.Fatal(err)
 			}
 			var failed crashdisk.Op
-			log.Before = func(n int, op crashdisk.Op) error {
+			log.SetBefore(func(n int, op crashdisk.Op) error {
 				if n == at {
 					failed = op
 					return fault
 				}
 				return nil
-			}
+			})
 			err := durable.WriteFileOn(files, "a", contents[1], 0o600)
 			done = failed.Kind == ""
 			if done != (err == nil) || !done && !errors.Is(err, fault) {

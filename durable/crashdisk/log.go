@@ -39,13 +39,18 @@ type Op struct {
 
 // Log is the operations of one disk, in their order. It is safe for concurrent use.
 type Log struct {
-	// Before is asked before every operation, of which it is the nth, from 0: an error is the operation's, which is then
-	// not done; it may also never return. nil lets everything happen. Set it while nothing is going on.
-	Before func(n int, op Op) error
+	mu     sync.Mutex
+	ops    []Op                     // guarded by mu
+	before func(n int, op Op) error // guarded by mu
+	asked  int                      // guarded by mu
+}
 
-	mu    sync.Mutex
-	ops   []Op // guarded by mu
-	asked int  // guarded by mu
+// SetBefore has fn asked before every operation from now on, of which it is the nth, from 0: an error is the operation's,
+// which is then not done; it may also never return. With nil everything happens again.
+func (l *Log) SetBefore(fn func(n int, op Op) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.before, l.asked = fn, 0
 }
 
 // Do has do happen and writes op down when it has. A log that is nil writes nothing down.
@@ -55,10 +60,10 @@ func (l *Log) Do(op Op, do func() error) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock() // the order written down is the order in which it happened
-	if l.Before != nil {
+	if l.before != nil {
 		n := l.asked
 		l.asked++
-		if err := l.Before(n, op); err != nil {
+		if err := l.before(n, op); err != nil {
 			return err
 		}
 	}

@@ -96,7 +96,7 @@ func victim(dir, step string) error {
 	if step == "folds" {
 		return foldForEver(ctx, db, folder)
 	}
-	record(folder).Before = func(_ int, op crashdisk.Op) error {
+	record(folder).SetBefore(func(_ int, op crashdisk.Op) error {
 		name := string(op.Kind)
 		if op.Kind == crashdisk.SyncFolder && op.Name == "." {
 			name += " above"
@@ -105,7 +105,7 @@ func victim(dir, step string) error {
 			die()
 		}
 		return nil
-	}
+	})
 	return publish(ctx, dir, dyingStore{db, step}, folder, "2.0.0")
 }
 

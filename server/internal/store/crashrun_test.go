@@ -204,19 +204,24 @@ func (b *boards) Clear(_ context.Context, device string) error {
 
 func (b *boards) Drop(context.Context, string) error { return nil }
 
-// say folds a status of a board.
+// say is tell that must go well.
 func (b *boards) say(device string, phase protocol.Phase, version, command string, reason protocol.Reason) {
 	b.t.Helper()
+	if err := b.tell(device, phase, version, command, reason); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// tell folds a status of a board.
+func (b *boards) tell(device string, phase protocol.Phase, version, command string, reason protocol.Reason) error {
 	b.heard[device]++
 	s := protocol.Status{BootID: "b", Seq: b.heard[device], Phase: phase, Reason: reason, CurrentVersion: version, CommandID: command,
 		Project: "bms", Chip: "esp32c3", RollbackProtected: true, SlotSize: 1536 << 10, Battery: &protocol.Battery{SOCPct: 80}}
 	text, err := s.Append(nil)
 	if err != nil {
-		b.t.Fatal(err)
+		return err
 	}
-	if err := b.fleet.Fold(b.t.Context(), device, false, text); err != nil {
-		b.t.Fatal(err)
-	}
+	return b.fleet.Fold(b.t.Context(), device, false, text)
 }
 
 // work has every board take up what is retained for it, to its end.

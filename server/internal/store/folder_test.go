@@ -161,13 +161,13 @@ func TestFaultAtAnyOperationLeavesTheFolderAsItWas(t *testing.T) {
 			put := func() error { return f.Put(t.Context(), digest(b), int64(len(b)), bytes.NewReader(b)) }
 			var failed []crashdisk.Op
 			log := record(f)
-			log.Before = func(n int, op crashdisk.Op) error {
+			log.SetBefore(func(n int, op crashdisk.Op) error {
 				if n == at || n > at && op.Kind == crashdisk.Write && len(failed) > 0 { // a full disk stays full
 					failed = append(failed, op)
 					return fault
 				}
 				return nil
-			}
+			})
 			err := put()
 			if done = len(failed) == 0; done != (err == nil) {
 				t.Fatalf("%v at operation %d of %v: the answer is %v", fault, at, failed, err)
@@ -179,7 +179,7 @@ func TestFaultAtAnyOperationLeavesTheFolderAsItWas(t *testing.T) {
 			if got := files(t, dir); len(got) != 0 && !done && !last {
 				t.Errorf("%v at operation %d (%s): left %v", fault, at, failed[0].Kind, got)
 			}
-			log.Before = nil
+			log.SetBefore(nil)
 			if err := put(); err != nil {
 				t.Fatalf("%v at operation %d, and again when it is over: %v", fault, at, err)
 			}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"bmsota/server/internal/fleet"
 
@@ -146,6 +147,15 @@ func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
 	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, readOnly: true})
 }
 
+// Probe says whether the database can be written and synced now: it writes what stands there already. An Update that
+// puts nothing asks the disk nothing.
+func (db *DB) Probe(ctx context.Context) error {
+	if _, err := db.write.ExecContext(ctx, "PRAGMA application_id = 0"); err != nil {
+		return faultIn(ctx)(err)
+	}
+	return nil
+}
+
 // Close ends every connection; the last one folds the log into the file.
 func (db *DB) Close() error {
 	var errs []error
@@ -171,7 +181,7 @@ func faultIn(ctx context.Context) func(error) error {
 }
 
 // fault wraps an error of the driver: a broken rule of the tables is ErrConflict, the end of a context stays what it
-// is, everything else is ErrStorage.
+// is, everything else is ErrStorage; with ENOSPC, as for files, where the disk is full.
 func fault(err error) error {
 	var e *sqlite.Error
 	switch {
@@ -179,6 +189,8 @@ func fault(err error) error {
 		return err
 	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT:
 		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
+	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL:
+		return fmt.Errorf("%w: %w: %w", fleet.ErrStorage, syscall.ENOSPC, err)
 	}
 	return fmt.Errorf("%w: %w", fleet.ErrStorage, err)
 }
