@@ -32,7 +32,7 @@ type DB struct {
 }
 
 // OpenSQLite opens the database file at path, makes it when it is not there (readable by its owner only), and brings
-// its tables up to date. A file that a newer version has migrated is refused.
+// its tables up to date. A file that a newer version has migrated is refused, and one that another program is writing to.
 //
 // journal_mode=WAL lets views run beside an update; synchronous=FULL syncs the log at every commit, without which a
 // power loss takes back commits that were acknowledged.
@@ -68,6 +68,14 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 		return nil, err
 	}
 	db.write.SetMaxOpenConns(1)
+	// Who cannot write now would find out at the first status.
+	tx, err := db.write.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fault(err)
+	}
+	if err := tx.Rollback(); err != nil {
+		return nil, fault(err)
+	}
 	if err := migrate(ctx, db.write); err != nil {
 		return nil, fmt.Errorf("migrate: %w", fault(err))
 	}
@@ -191,6 +199,8 @@ func fault(err error) error {
 		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
 	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL:
 		return fmt.Errorf("%w: %w: %w", fleet.ErrStorage, syscall.ENOSPC, err)
+	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_BUSY:
+		return fmt.Errorf("%w: another program is writing to the database (a shell that was left open, a backup): end it: %w", fleet.ErrStorage, err)
 	}
 	return fmt.Errorf("%w: %w", fleet.ErrStorage, err)
 }
