@@ -52,6 +52,10 @@ variations: ## N variations (default a million) of what the C component reads, a
 powercut: ## the long power-cut sweep: every operation, several tears
 	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...
 
+.PHONY: crash
+crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run
+	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill' -v ./server/internal/store
+
 .PHONY: rollout-sim
 rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet

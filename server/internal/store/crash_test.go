@@ -32,7 +32,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(crashDir); dir != "" {
+	if dir := os.Getenv(crashDir); dir != "" && !strings.HasPrefix(os.Getenv(crashStep), lifeStep) {
 		if err := victim(dir, os.Getenv(crashStep)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)

@@ -42,6 +42,9 @@ type site struct {
 	deaf   func(crashdisk.Op) bool           // what does not reach the disk
 	late   bool                              // firmware files are written after the next row
 
+	will func(dump string) // told what a commit is about to keep; may be nil
+	did  func(dump string) // told what is acknowledged; may be nil
+
 	mu     sync.Mutex   // an update and its note are one
 	after  func() error // the write that late has put off; guarded by mu, as the next
 	putOff map[string][]byte
@@ -92,6 +95,9 @@ func (s *site) note() {
 		s.t.Error(err)
 	}
 	s.acks = append(s.acks, acknowledged{ops: s.log.Len(), dump: dump, step: s.step})
+	if s.did != nil {
+		s.did(dump)
+	}
 }
 
 // noting is the store of a site.
@@ -103,7 +109,15 @@ type noting struct {
 func (n noting) Update(ctx context.Context, fn func(fleet.Tx) error) error {
 	n.s.mu.Lock()
 	defer n.s.mu.Unlock()
-	if err := n.Store.Update(ctx, fn); err != nil {
+	err := n.Store.Update(ctx, func(tx fleet.Tx) error {
+		if err := fn(tx); err != nil || n.s.will == nil {
+			return err
+		}
+		dump, err := store.DumpTx(ctx, tx)
+		n.s.will(dump)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	n.s.note()

@@ -40,6 +40,13 @@ func (db *DB) Dump(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer tx.Rollback()
+	return dumpRows(ctx, tx)
+}
+
+// DumpTx is the Dump that there will be when tx is committed.
+func DumpTx(ctx context.Context, tx fleet.Tx) (string, error) { return dumpRows(ctx, tx.(*sqlTx).tx) }
+
+func dumpRows(ctx context.Context, tx *sql.Tx) (string, error) {
 	tables, err := lines(tx.QueryContext(ctx, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"))
 	var dump strings.Builder
 	for _, table := range tables {

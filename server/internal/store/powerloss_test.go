@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -185,22 +186,23 @@ func revive(t *testing.T, image crashdisk.Image, o owed) (err error) {
 	if !slices.Contains(o.dumps, dump) {
 		return fmt.Errorf("the database holds neither what was acknowledged nor what came next: %s", difference(o.dumps[0], dump))
 	}
-	blobs := slices.Clone(o.blobs)
-	if err := db.View(ctx, func(tx fleet.Tx) error {
-		releases, err := tx.Releases()
-		for _, r := range releases {
-			blobs = append(blobs, r.SHA256)
-		}
-		return err
-	}); err != nil {
-		return err
-	}
-	for _, sha := range blobs {
+	for _, sha := range o.blobs {
 		if err := whole(folder, sha); err != nil {
 			return err
 		}
 	}
-	return nil
+	return releasesAreWhole(ctx, db, folder)
+}
+
+// releasesAreWhole says whether the bytes of every release are there.
+func releasesAreWhole(ctx context.Context, db *store.DB, folder *store.Folder) error {
+	return db.View(ctx, func(tx fleet.Tx) error {
+		releases, err := tx.Releases()
+		for _, r := range releases {
+			err = errors.Join(err, whole(folder, r.SHA256))
+		}
+		return err
+	})
 }
 
 // whole says whether a firmware file is there with its bytes.
