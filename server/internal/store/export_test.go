@@ -62,16 +62,6 @@ func dumpRows(ctx context.Context, tx *sql.Tx) (string, error) {
 	return dump.String(), err
 }
 
-// Check is what SQLite finds wrong with the file; nothing when it is whole.
-func (db *DB) Check(ctx context.Context) ([]string, error) {
-	wrong, err := lines(db.read.QueryContext(ctx, "PRAGMA integrity_check"))
-	foreign, foreignErr := lines(db.read.QueryContext(ctx, "PRAGMA foreign_key_check"))
-	if len(wrong) == 1 && wrong[0] == "ok" {
-		wrong = nil
-	}
-	return append(wrong, foreign...), errors.Join(err, foreignErr)
-}
-
 // lines are rows as text.
 func lines(rows *sql.Rows, err error) ([]string, error) {
 	if err != nil {
