@@ -82,7 +82,9 @@ func TestBackupOfARunningServerIsRestoredOrRefusedWhole(t *testing.T) {
 			}
 			return b
 		}},
-		{"a later version", func(h *tar.Header, b []byte) []byte { return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":9`), 1) }},
+		{"a later version", func(h *tar.Header, b []byte) []byte {
+			return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":9`), 1)
+		}},
 		{"other firmware", func(h *tar.Header, b []byte) []byte {
 			if strings.HasSuffix(h.Name, ".bin") {
 				b[len(b)/2] ^= 1
@@ -90,7 +92,10 @@ func TestBackupOfARunningServerIsRestoredOrRefusedWhole(t *testing.T) {
 			return b
 		}},
 		{"no firmware", func(h *tar.Header, b []byte) []byte { h.Name = strings.Replace(h.Name, ".bin", ".not", 1); return b }},
-		{"no database", func(h *tar.Header, b []byte) []byte { h.Name = strings.Replace(h.Name, databaseName, "other.db", 1); return b }},
+		{"no database", func(h *tar.Header, b []byte) []byte {
+			h.Name = strings.Replace(h.Name, databaseName, "other.db", 1)
+			return b
+		}},
 		{"a damaged database", func(h *tar.Header, b []byte) []byte {
 			if h.Name == databaseName {
 				for i := 4096; i < len(b); i += 4096 {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -30,8 +32,9 @@ var faults = []fault{
 }
 
 // strike lets the nth operation from now fail, and all after it where the fault stays. failed says what has.
-func (s *site) strike(f fault, n int) (failed *[]crashdisk.Op, repair func()) {
-	failed = new([]crashdisk.Op)
+func (s *site) strike(f fault, n int) (failed func() []crashdisk.Op, repair func()) {
+	var mu sync.Mutex
+	var list []crashdisk.Op
 	begin := -1
 	s.log.SetBefore(func(at int, op crashdisk.Op) error {
 		if begin < 0 {
@@ -42,11 +45,18 @@ func (s *site) strike(f fault, n int) (failed *[]crashdisk.Op, repair func()) {
 			return nil
 		}
 		if at-begin == n || f.stays && at-begin > n {
-			*failed = append(*failed, op)
+			mu.Lock()
+			defer mu.Unlock()
+			list = append(list, op)
 			return f.err
 		}
 		return nil
 	})
+	failed = func() []crashdisk.Op {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(list)
+	}
 	return failed, func() { s.log.SetBefore(nil) }
 }
 
@@ -132,14 +142,14 @@ func (s *site) failEverywhere(kind fault) {
 			failed, repair := s.strike(kind, tried)
 			answer := c.do()
 			what := fmt.Sprintf("%s, %s from operation %d", c.name, kind.name, tried)
-			if len(*failed) == 0 && answer == nil {
+			if len(failed()) == 0 && answer == nil {
 				repair()
 				break
 			}
-			if len(*failed) == 0 {
+			if len(failed()) == 0 {
 				t.Fatalf("%s: nothing failed, and the answer is %v", what, answer)
 			}
-			first := (*failed)[0]
+			first := failed()[0]
 			what += fmt.Sprintf(" (%s %s)", first.Kind, first.Name)
 			after, err := s.db.Dump(ctx)
 			must(err)
@@ -186,14 +196,14 @@ func TestProbeAsksTheDisk(t *testing.T) {
 			failed, repair := s.strike(kind, n)
 			err := db.Probe(t.Context())
 			repair()
-			if len(*failed) == 0 {
+			if len(failed()) == 0 {
 				if err != nil || n == 0 {
 					t.Errorf("a disk that is well: %v after %d operations", err, n)
 				}
 				break
 			}
 			if !errors.Is(err, fleet.ErrStorage) {
-				t.Errorf("%s at %s: %v, want ErrStorage", kind.name, (*failed)[0].Kind, err)
+				t.Errorf("%s at %s: %v, want ErrStorage", kind.name, failed()[0].Kind, err)
 			}
 		}
 	}
@@ -233,8 +243,8 @@ func openThrough(t *testing.T, kind fault, n int, old bool) (struck bool) {
 	if err == nil {
 		err = db.Close()
 	}
-	struck = len(*failed) > 0
-	what := fmt.Sprintf("tables of an old version: %v, %s from operation %d %v", old, kind.name, n, *failed)
+	struck = len(failed()) > 0
+	what := fmt.Sprintf("tables of an old version: %v, %s from operation %d %v", old, kind.name, n, failed())
 	if err != nil && (!struck || !errors.Is(err, fleet.ErrStorage)) {
 		t.Errorf("%s: %v, want ErrStorage", what, err)
 	}
@@ -287,7 +297,7 @@ func TestRolloutGoesOnWhenTheDiskIsWellAgain(t *testing.T) {
 				for n := 0; n < 300; n++ {
 					failed, repair := s.strike(kind, n%7)
 					time.Sleep(1500 * time.Millisecond)
-					struck += min(1, len(*failed))
+					struck += min(1, len(failed()))
 					repair()
 					if n%3 == 2 { // twice nothing is well for long enough
 						time.Sleep(2 * time.Second)
