@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 	"time"
 
@@ -235,7 +236,9 @@ func (b *boards) tell(device string, phase protocol.Phase, version, command stri
 	if err != nil {
 		return err
 	}
-	return b.fleet.Fold(b.t.Context(), device, false, text)
+	err = b.fleet.Fold(b.t.Context(), device, false, text)
+	synctest.Wait()
+	return err
 }
 
 // work has every board take up what is retained for it, to its end.
@@ -269,10 +272,14 @@ func (s *site) life() {
 			t.Fatalf("%s: %v", s.step, err)
 		}
 	}
-	begin := func(step string) { s.step = step }
+	begin := func(step string) {
+		synctest.Wait() // what the server does by itself about the step before is done: one order in every life
+		s.step = step
+	}
 
 	begin("first start")
 	f, b, stop := s.serve()
+	time.Sleep(300 * time.Millisecond) // never at the moment at which the server looks at its rollouts
 	for _, v := range []string{"1.0.0", "2.0.0"} {
 		begin("publish " + v)
 		must(publishBy(ctx, f, s.dir, v, 40<<10))
@@ -294,6 +301,7 @@ func (s *site) life() {
 	stop()
 	heard := b.heard
 	f, b, stop = s.serve()
+	time.Sleep(300 * time.Millisecond)
 	b.heard = heard
 	for _, id := range []string{"d1", "d2", "d3", "d4"} {
 		must(f.Connected(ctx, id))
@@ -337,9 +345,10 @@ func (s *site) life() {
 	s.step = ""
 }
 
-// live is the life of a site on a new disk, that of a mutant where change says so.
-func live(t *testing.T, mutate func(*site)) *site {
+// live is the life of a site on a new disk, that of a mutant where mutate says so. With the same seed it is the same life.
+func live(t *testing.T, seed uint64, mutate func(*site)) *site {
 	t.Helper()
+	cryptotest.SetGlobalRandom(t, seed)
 	s := &site{t: t, dir: newDir(t), log: &crashdisk.Log{}, putOff: map[string][]byte{}}
 	watch(t, s.dir, s.log)
 	if mutate != nil {

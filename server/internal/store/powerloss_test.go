@@ -247,7 +247,7 @@ func TestPowerLossAtEverySyncLosesNothingAcknowledged(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newSweep(t)
-			s := live(t, c.change)
+			s := live(t, w.seed, c.change)
 			y := w.losePower(t, s, t.Errorf)
 			t.Logf("seed %d: %d operations, %d acknowledgements, %s", w.seed, s.log.Len(), len(s.acks), y)
 		})
@@ -287,11 +287,33 @@ func TestEveryGuardOfTheStorageIsNeeded(t *testing.T) {
 			w := newSweep(t)
 			w.first, w.every = true, false
 			first := ""
-			y := w.losePower(t, live(t, c.mutate), func(format string, args ...any) { first = fmt.Sprintf(format, args...) })
+			y := w.losePower(t, live(t, w.seed, c.mutate), func(format string, args ...any) { first = fmt.Sprintf(format, args...) })
 			t.Logf("%s; the first: %s", y, first)
 			if y.wrong == 0 {
 				t.Error("nobody notices that it is missing")
 			}
 		})
+	}
+}
+
+// TestTheSameSeedIsTheSameLife: what a failure prints makes it again. (The salts of SQLite's log are its own.)
+func TestTheSameSeedIsTheSameLife(t *testing.T) {
+	life := func(t *testing.T, seed uint64) (list []string) {
+		for _, op := range live(t, seed, nil).log.Ops() {
+			list = append(list, fmt.Sprintf("%s %s %s %d %d", op.Kind, op.Name, op.To, op.Offset, len(op.Data)))
+		}
+		return list
+	}
+	var lives [3][]string
+	for i, seed := range []uint64{1, 1, 2} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) { lives[i] = life(t, seed) })
+	}
+	for i := range min(len(lives[0]), len(lives[1])) {
+		if lives[0][i] != lives[1][i] {
+			t.Fatalf("operation %d is %q and %q", i, lives[0][i], lives[1][i])
+		}
+	}
+	if len(lives[0]) != len(lives[1]) || slices.Equal(lives[0], lives[2]) {
+		t.Errorf("%d and %d operations; another seed gives another life: %v", len(lives[0]), len(lives[1]), !slices.Equal(lives[0], lives[2]))
 	}
 }

@@ -19,7 +19,7 @@ import (
 // sent to any device until an operator says so, whatever ran then; and what is sent after he has never carries a command's
 // id that the first life has given out.
 func TestRestoreAtEveryCommitStartsNothing(t *testing.T) {
-	s := live(t, nil)
+	s := live(t, newSweep(t).seed, nil)
 	given := map[string]bool{}
 	db := openDB(t, filepath.Join(s.dir, "bmsota.db"))
 	view(t, db, func(tx fleet.Tx) error {
