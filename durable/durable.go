@@ -2,8 +2,9 @@
 //
 // The order is the safety: bytes into a temporary file beside the target, fsync, then the name, then fsync of the folder
 // that holds the name. When WriteFile has returned nil the new content survives the loss of power; when it returns an
-// error the old content stands and the temporary file is gone. It follows no symbolic link and keeps no old permissions:
-// a caller that needs either does it before.
+// error the old content stands and the temporary file is gone, but for one case: where the last step of all, the fsync of
+// the folder, fails, the new content stands, whole, and the power may bring the old one back. It follows no symbolic link
+// and keeps no old permissions: a caller that needs either does it before.
 package durable
 
 import (
@@ -70,7 +71,8 @@ func stage(files Files, path string, r io.Reader, perm fs.FileMode) (s *Staged, 
 	return &Staged{files, name, path}, nil
 }
 
-// Commit gives the content its name. When it returns an error the old content stands and the temporary file is gone.
+// Commit gives the content its name. When it returns an error the old content stands and the temporary file is gone, or
+// the folder could not be synced.
 func (s *Staged) Commit() error {
 	if err := s.files.Rename(s.temp, s.path); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", s.path, err), s.Discard())

@@ -53,6 +53,14 @@ type site struct {
 	step   string
 }
 
+// newSite is a site in dir whose disk is written down from now on.
+func newSite(t testing.TB, dir string) *site {
+	t.Helper()
+	s := &site{t: t, dir: dir, log: &crashdisk.Log{}, putOff: make(map[string][]byte)}
+	watch(t, dir, s.log)
+	return s
+}
+
 // open opens the storage as the server does.
 func (s *site) open() {
 	s.t.Helper()
@@ -65,7 +73,7 @@ func (s *site) open() {
 			s.t.Fatal(err)
 		}
 	}
-	if len(s.acks) == 0 {
+	if len(s.acks) == 0 { // what OpenFolder does at a first start, by durable.MkdirAll, which has a test of its own
 		s.log.Do(crashdisk.Op{Kind: crashdisk.Mkdir, Name: "firmware"}, func() error { return nil })
 		s.log.Do(crashdisk.Op{Kind: crashdisk.SyncFolder, Name: "."}, func() error { return nil })
 	}
@@ -191,6 +199,9 @@ func (s *site) serve() (f *fleet.Fleet, b *boards, stop func()) {
 	}
 }
 
+// monitors are the ids of a site's boards.
+var monitors = [...]string{"d1", "d2", "d3", "d4"}
+
 // boards are devices that do what they are told, through the fleet's own door.
 type boards struct {
 	t     testing.TB
@@ -244,7 +255,7 @@ func (b *boards) tell(device string, phase protocol.Phase, version, command stri
 // work has every board take up what is retained for it, to its end.
 func (b *boards) work(version string) {
 	b.t.Helper()
-	for _, id := range []string{"d1", "d2", "d3", "d4"} {
+	for _, id := range monitors {
 		b.mu.Lock()
 		cmd, ok := b.retained[id]
 		b.mu.Unlock()
@@ -285,7 +296,7 @@ func (s *site) life() {
 		must(publishBy(ctx, f, s.dir, v, 40<<10))
 	}
 	begin("fold")
-	for _, id := range []string{"d1", "d2", "d3", "d4"} {
+	for _, id := range monitors {
 		b.say(id, protocol.PhaseIdle, "1.0.0", "", protocol.ReasonNone)
 		must(f.Connected(ctx, id))
 	}
@@ -303,7 +314,7 @@ func (s *site) life() {
 	f, b, stop = s.serve()
 	time.Sleep(300 * time.Millisecond)
 	b.heard = heard
-	for _, id := range []string{"d1", "d2", "d3", "d4"} {
+	for _, id := range monitors {
 		must(f.Connected(ctx, id))
 	}
 	rollout := func(version string, bad string) {
@@ -349,8 +360,7 @@ func (s *site) life() {
 func live(t *testing.T, seed uint64, mutate func(*site)) *site {
 	t.Helper()
 	cryptotest.SetGlobalRandom(t, seed)
-	s := &site{t: t, dir: newDir(t), log: &crashdisk.Log{}, putOff: map[string][]byte{}}
-	watch(t, s.dir, s.log)
+	s := newSite(t, newDir(t))
 	if mutate != nil {
 		mutate(s)
 	}

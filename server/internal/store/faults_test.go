@@ -65,8 +65,7 @@ func (s *site) strike(f fault, n int) (failed func() []crashdisk.Op, repair func
 func TestFaultAtEveryOperationFailsTheRequestWhole(t *testing.T) {
 	for _, kind := range faults {
 		t.Run(kind.name, func(t *testing.T) {
-			s := &site{dir: newDir(t), log: &crashdisk.Log{}, putOff: map[string][]byte{}}
-			watch(t, s.dir, s.log)
+			s := newSite(t, newDir(t))
 			if kind.folds {
 				pragma("wal_autocheckpoint", "4")(s)
 			}
@@ -187,10 +186,8 @@ func (s *site) failEverywhere(kind fault) {
 
 // TestProbeAsksTheDisk: what says that a server is ready must not say so of a database that only reads.
 func TestProbeAsksTheDisk(t *testing.T) {
-	dir, log := t.TempDir(), &crashdisk.Log{}
-	watch(t, dir, log)
-	db := openDB(t, filepath.Join(dir, "bmsota.db"))
-	s := &site{log: log}
+	s := newSite(t, t.TempDir())
+	db := openDB(t, filepath.Join(s.dir, "bmsota.db"))
 	for _, kind := range faults {
 		for n := 0; ; n++ {
 			failed, repair := s.strike(kind, n)
@@ -228,9 +225,8 @@ func TestFaultWhileOpeningLeavesADatabaseThatOpens(t *testing.T) {
 // openThrough opens a database while the nth operation fails, and once more; it says whether there was such an operation.
 func openThrough(t *testing.T, kind fault, n int, old bool) (struck bool) {
 	t.Helper()
-	s := &site{log: &crashdisk.Log{}, dir: t.TempDir()}
+	s := newSite(t, t.TempDir())
 	path := filepath.Join(s.dir, "bmsota.db")
-	watch(t, s.dir, s.log)
 	if old {
 		const operator = `INSERT INTO operators (name, token_sha256, created_at, revoked) VALUES ('operator', 't1', 1, 0)`
 		if err := store.MakeVersion1(t.Context(), path, operator); err != nil {
@@ -271,8 +267,7 @@ func openThrough(t *testing.T, kind fault, n int, old bool) (struck bool) {
 func TestRolloutGoesOnWhenTheDiskIsWellAgain(t *testing.T) {
 	for _, kind := range faults[:3] {
 		t.Run(kind.name, func(t *testing.T) {
-			s := &site{dir: newDir(t), log: &crashdisk.Log{}, putOff: map[string][]byte{}}
-			watch(t, s.dir, s.log)
+			s := newSite(t, newDir(t))
 			synctest.Test(t, func(t *testing.T) {
 				s.t = t
 				f, b, stop := s.serve()

@@ -108,8 +108,7 @@ func sum(dump string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(dum
 
 // liveAndDie is the victim: it says on standard output what it is about to keep and what it has acknowledged.
 func liveAndDie(t *testing.T, dir, step string) {
-	s := &site{dir: dir, log: &crashdisk.Log{}, putOff: map[string][]byte{}}
-	watch(t, dir, s.log)
+	s := newSite(t, dir)
 	name, point, _ := strings.Cut(step, ", ")
 	at := -1
 	_, _ = fmt.Sscanf(step, "operation %d", &at)

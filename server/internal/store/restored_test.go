@@ -23,7 +23,7 @@ func TestRestoreAtEveryCommitStartsNothing(t *testing.T) {
 	given := map[string]bool{}
 	db := openDB(t, filepath.Join(s.dir, "bmsota.db"))
 	view(t, db, func(tx fleet.Tx) error {
-		for _, id := range []string{"d1", "d2", "d3", "d4"} {
+		for _, id := range monitors {
 			list, err := tx.AttemptsOf(id, 100)
 			if err != nil {
 				return err
