@@ -7,9 +7,8 @@ import (
 	"os"
 )
 
-// SyncFolder makes the names in dir durable: what was created, renamed or removed there.
-func SyncFolder(dir string) error {
-	d, err := os.Open(dir)
+func syncFolder(open func(string) (*os.File, error), dir string) error {
+	d, err := open(dir)
 	if err != nil {
 		return err
 	}

@@ -80,13 +80,8 @@ func (r *Run) Check() error {
 // of the others from it; what would fail for all of them too (no server, no operator's token, a folder that cannot be
 // written, ctx) stops the run, is the error, and leaves the rest.
 func (r *Run) All(ctx context.Context, devices []Device, each func(Result)) error {
-	if !exists(r.Dir) {
-		if err := os.MkdirAll(r.Dir, 0o700); err != nil {
-			return err
-		}
-		if err := durable.SyncFolder(filepath.Dir(r.Dir)); err != nil {
-			return err
-		}
+	if err := durable.MkdirAll(r.Dir, 0o700); err != nil {
+		return err
 	}
 	for i, d := range devices {
 		state, err := r.one(ctx, d.ID)

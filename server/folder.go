@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"bmsota/durable"
 )
 
 // Names in the data folder.
@@ -27,7 +29,7 @@ var errLocked = errors.New("locked")
 // openFolder makes the data folder and takes its lock, which the caller closes last of all. A folder that was there
 // keeps its permissions: it may be one that others need.
 func openFolder(dir string, log *slog.Logger) (*os.File, error) {
-	err := os.MkdirAll(dir, 0o700)
+	err := durable.MkdirAll(dir, 0o700)
 	if errors.Is(err, syscall.ENOTDIR) {
 		return nil, fmt.Errorf("%s cannot be the data folder: a part of it is a file", dir)
 	}

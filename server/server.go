@@ -64,7 +64,7 @@ type Server struct {
 	closeErr  error
 
 	certs  *certificates
-	store  fleet.Store
+	store  *store.DB
 	fleet  *fleet.Fleet
 	broker messageBroker
 	up     func() bool // whether the broker can carry commands
@@ -340,7 +340,7 @@ func (s *Server) probe(ctx context.Context) error {
 		s.log.Error("data folder cannot be written", "err", err)
 		return errors.New("data folder cannot be written")
 	}
-	if err := s.store.Update(ctx, func(fleet.Tx) error { return nil }); err != nil {
+	if err := s.store.Probe(ctx); err != nil {
 		s.log.Error("database cannot be written", "err", err)
 		return errors.New("database cannot be written")
 	}

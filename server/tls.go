@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bmsota/durable"
+
 	"golang.org/x/crypto/acme"
 	"golang.org/x/crypto/acme/autocert"
 )
@@ -55,7 +57,7 @@ func openCertificates(cfg TLS, dir string, names []string, now func() time.Time,
 		}
 		return c, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make certificate folder: %w", err)
 	}
 	ca, err := c.readLocal()

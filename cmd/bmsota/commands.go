@@ -25,6 +25,8 @@ func commands() []*cobra.Command {
 		newProvisionCmd(),
 		newLintCmd(),
 		newHealthCmd(),
+		newBackupCmd(),
+		newRestoreCmd(),
 		newImageCmd(),
 		newKeysCmd(),
 		newPartitionCmd(),

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -169,7 +168,7 @@ func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKe
 	if err != nil {
 		return nil, serverFault(err)
 	}
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	if err := durable.MkdirAll(folder, 0o700); err != nil {
 		return nil, unwritable(folder, err)
 	}
 	return func(out api.EnrollResponse) error {

@@ -363,7 +363,7 @@ func (p *planning) begin(c Candidate) {
 	r, m := p.r(), c.Member
 	m.Attempts++
 	m.Tries++
-	command := fmt.Sprintf("%s.%d", r.ID, m.Attempts)
+	command := r.command(m.Attempts)
 	m.State, m.AttemptID = MemberOpen, command+"/"+m.DeviceID
 	m.Reason, m.Message = protocol.ReasonNone, ""
 	p.out.Begin = append(p.out.Begin, Attempt{

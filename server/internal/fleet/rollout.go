@@ -217,7 +217,8 @@ func (p Policy) limits(members int) (limits []int, waves []Wave) {
 // JSON of this type.
 type Rollout struct {
 	ID       string
-	Revision int64 // counts the changes of the row; a Put is refused when the row has another
+	Life     string // part of its commands' ids since it came out of a backup (Restored); empty before
+	Revision int64  // counts the changes of the row; a Put is refused when the row has another
 	State    RolloutState
 	// The release.
 	SHA256, Project, Chip, Version string

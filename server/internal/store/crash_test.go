@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"bmsota/durable/crashdisk"
 	"bmsota/esp/appimage"
 	"bmsota/manifest"
 	"bmsota/protocol"
@@ -31,7 +32,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(crashDir); dir != "" {
+	if dir := os.Getenv(crashDir); dir != "" && !strings.HasPrefix(os.Getenv(crashStep), lifeStep) {
 		if err := victim(dir, os.Getenv(crashStep)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -95,7 +96,11 @@ func victim(dir, step string) error {
 	if step == "folds" {
 		return foldForEver(ctx, db, folder)
 	}
-	folder.SetStep(func(name string) error {
+	record(folder).SetBefore(func(_ int, op crashdisk.Op) error {
+		name := string(op.Kind)
+		if op.Kind == crashdisk.SyncFolder && op.Name == "." {
+			name += " above"
+		}
 		if name == step {
 			die()
 		}
@@ -110,7 +115,11 @@ func publish(ctx context.Context, dir string, s fleet.Store, blobs fleet.Blobs, 
 	if err != nil {
 		return err
 	}
-	b, err := appimage.Build(appimage.BuildOptions{Chip: appimage.ESP32C3, Project: "bms", Version: version, Size: 256 << 10})
+	return publishBy(ctx, f, dir, version, 256<<10)
+}
+
+func publishBy(ctx context.Context, f *fleet.Fleet, dir, version string, size int64) error {
+	b, err := appimage.Build(appimage.BuildOptions{Chip: appimage.ESP32C3, Project: "bms", Version: version, Size: size})
 	if err != nil {
 		return err
 	}
@@ -217,8 +226,8 @@ func offered(t *testing.T, dir string) string {
 
 func TestKillDuringPublishLeavesOldOrNew(t *testing.T) {
 	for _, c := range []struct{ step, want string }{
-		{"create", "1.0.0"}, {"write", "1.0.0"}, {"fsync", "1.0.0"}, {"mkdir", "1.0.0"}, {"rename", "1.0.0"},
-		{"fsync dir", "1.0.0"}, {"done", "1.0.0"}, {"before row", "1.0.0"}, {"before commit", "1.0.0"}, {"after row", "2.0.0"},
+		{"create", "1.0.0"}, {"write", "1.0.0"}, {"fsync", "1.0.0"}, {"close", "1.0.0"}, {"mkdir", "1.0.0"}, {"fsync dir above", "1.0.0"},
+		{"rename", "1.0.0"}, {"fsync dir", "1.0.0"}, {"before row", "1.0.0"}, {"before commit", "1.0.0"}, {"after row", "2.0.0"},
 		{"never", "2.0.0"},
 	} {
 		t.Run(c.step, func(t *testing.T) {

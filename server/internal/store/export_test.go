@@ -4,16 +4,19 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
+	"bmsota/durable"
 	"bmsota/server/internal/fleet"
 
 	"github.com/pressly/goose/v3"
 )
 
-// SetStep has fn called before each step of every Put of f, with the step's name; its error fails the step.
-func (f *Folder) SetStep(fn func(name string) error) { f.step = fn }
+// SetFiles puts other files between f and the disk.
+func (f *Folder) SetFiles(wrap func(durable.Files) durable.Files) { f.files = wrap(f.files) }
 
 // Pragma is the value of a pragma on the connection that writes, and on one that reads.
 func (db *DB) Pragma(name string) (write, read string, err error) {
@@ -22,6 +25,65 @@ func (db *DB) Pragma(name string) (write, read string, err error) {
 	}
 	err = db.read.QueryRow("PRAGMA " + name).Scan(&read)
 	return write, read, err
+}
+
+// Set sets a pragma on the connection that writes.
+func (db *DB) Set(name, value string) error {
+	_, err := db.write.Exec("PRAGMA " + name + " = " + value)
+	return err
+}
+
+// Dump is every row of every table, but for the times of the migrations.
+func (db *DB) Dump(ctx context.Context) (string, error) {
+	tx, err := db.read.BeginTx(ctx, nil) // one state for all tables
+	if err != nil {
+		return "", err
+	}
+	defer tx.Rollback()
+	return dumpRows(ctx, tx)
+}
+
+// DumpTx is the Dump that there will be when tx is committed.
+func DumpTx(ctx context.Context, tx fleet.Tx) (string, error) { return dumpRows(ctx, tx.(*sqlTx).tx) }
+
+func dumpRows(ctx context.Context, tx *sql.Tx) (string, error) {
+	tables, err := lines(tx.QueryContext(ctx, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"))
+	var dump strings.Builder
+	for _, table := range tables {
+		columns := "*"
+		if table == "goose_db_version" {
+			columns = "version_id, is_applied"
+		}
+		rows, rowsErr := lines(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+table))
+		err = errors.Join(err, rowsErr)
+		slices.Sort(rows)
+		dump.WriteString(table + "\n\t" + strings.Join(rows, "\n\t") + "\n")
+	}
+	return dump.String(), err
+}
+
+// lines are rows as text.
+func lines(rows *sql.Rows, err error) ([]string, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return nil, err
+	}
+	values, fields := make([]any, len(columns)), make([]any, len(columns))
+	for i := range values {
+		fields[i] = &values[i]
+	}
+	var list []string
+	for rows.Next() {
+		if err := rows.Scan(fields...); err != nil {
+			return nil, err
+		}
+		list = append(list, strings.TrimSuffix(fmt.Sprintln(values...), "\n"))
+	}
+	return list, rows.Err()
 }
 
 // PretendVersion has the file say that its tables are of a version this program does not know.

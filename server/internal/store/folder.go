@@ -10,9 +10,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"runtime"
 	"strings"
 
+	"bmsota/durable"
 	"bmsota/server/internal/fleet"
 )
 
@@ -22,21 +22,20 @@ const tempPrefix = "upload-"
 // durable; what is not yet is an upload-* file beside the aa folders, in the same file system. It is safe for
 // concurrent use by one process.
 type Folder struct {
-	root *os.Root // every path is resolved below it, so that no link leads out
-	// step is called before each step of Put with its name; tests fail or kill there. nil otherwise.
-	step func(name string) error
+	root  *os.Root      // every path is resolved below it, so that no link leads out
+	files durable.Files // what changes the folder: durable.Below of root
 }
 
 // OpenFolder opens the folder, makes it when it is not there, and removes what interrupted uploads have left.
 func OpenFolder(dir string) (*Folder, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err)
 	}
-	f := &Folder{root: root}
+	f := &Folder{root: root, files: durable.Below{Root: root}}
 	if err := f.sweep(); err != nil {
 		return nil, errors.Join(fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err), root.Close())
 	}
@@ -50,7 +49,7 @@ func (f *Folder) sweep() error {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), tempPrefix) {
-			if err := f.root.Remove(e.Name()); err != nil {
+			if err := f.files.Remove(e.Name()); err != nil {
 				return err
 			}
 		}
@@ -62,8 +61,8 @@ func (f *Folder) sweep() error {
 func (f *Folder) Close() error { return f.root.Close() }
 
 // Put implements fleet.Blobs. A file that is there but no longer has its digest is replaced. Errors: ErrInvalid when r
-// holds other bytes than promised, ErrStorage when they cannot be kept (the folder is then as it was); an error of r
-// itself is wrapped as it is.
+// holds other bytes than promised, ErrStorage when they cannot be kept (the folder is then as it was, or, where the last
+// sync of all failed, holds the file whole and owes it to nobody); an error of r itself is wrapped as it is.
 func (f *Folder) Put(ctx context.Context, digest string, size int64, r io.Reader) (err error) {
 	path, err := blobPath(digest)
 	if err != nil {
@@ -77,7 +76,7 @@ func (f *Folder) Put(ctx context.Context, digest string, size int64, r io.Reader
 			return err
 		}
 		// The name may be there because a Put was cut off right after its rename.
-		if err := errors.Join(f.syncDir("."), f.syncDir(path[:2])); err != nil {
+		if err := errors.Join(f.files.SyncFolder("."), f.files.SyncFolder(path[:2])); err != nil {
 			return fmt.Errorf("store firmware: %w: %w", fleet.ErrStorage, err)
 		}
 		return nil
@@ -102,10 +101,7 @@ func (f *Folder) write(ctx context.Context, temp string, r io.Reader, digest str
 		}
 		return fmt.Errorf("store firmware: %w: %w", fleet.ErrStorage, err)
 	}
-	if err := f.at("create"); err != nil {
-		return storage(err)
-	}
-	file, err := f.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	file, err := f.files.Create(temp)
 	if err != nil {
 		return storage(err)
 	}
@@ -114,7 +110,7 @@ func (f *Folder) write(ctx context.Context, temp string, r io.Reader, digest str
 			err = errors.Join(err, f.remove(temp))
 		}
 	}()
-	writeFailed, err := copyExactly(ctx, stepWriter{f, file}, r, digest, size)
+	writeFailed, err := copyExactly(ctx, file, r, digest, size)
 	switch {
 	case writeFailed:
 		return errors.Join(storage(err), file.Close())
@@ -122,10 +118,7 @@ func (f *Folder) write(ctx context.Context, temp string, r io.Reader, digest str
 		return errors.Join(err, file.Close())
 	}
 	// The bytes before the name: a name that survives a power cut must not stand for bytes that did not.
-	if err = f.at("fsync"); err == nil {
-		err = file.Sync()
-	}
-	if err != nil {
+	if err = file.Sync(); err != nil {
 		return errors.Join(storage(err), file.Close())
 	}
 	return storage(file.Close())
@@ -133,55 +126,24 @@ func (f *Folder) write(ctx context.Context, temp string, r io.Reader, digest str
 
 // publish gives the durable file its name, and makes the name durable.
 func (f *Folder) publish(temp, path string) error {
-	if err := f.at("mkdir"); err != nil {
-		return err
-	}
 	dir := path[:2]
-	if err := f.root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := f.files.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := f.syncDir("."); err != nil { // also for a folder that a Put before has made and not synced
+	if err := f.files.SyncFolder("."); err != nil { // also for a folder that a Put before has made and not synced
 		return err
 	}
-	if err := f.at("rename"); err != nil {
+	if err := f.files.Rename(temp, path); err != nil {
 		return err
 	}
-	if err := f.root.Rename(temp, path); err != nil {
-		return err
-	}
-	if err := f.at("fsync dir"); err != nil {
-		return err
-	}
-	if err := f.syncDir(dir); err != nil {
-		return err
-	}
-	return f.at("done")
-}
-
-func (f *Folder) at(step string) error {
-	if f.step == nil {
-		return nil
-	}
-	return f.step(step)
+	return f.files.SyncFolder(dir)
 }
 
 func (f *Folder) remove(temp string) error {
-	if err := f.root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := f.files.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
-}
-
-// syncDir makes the names in a folder durable. Windows does so by itself and refuses to be asked.
-func (f *Folder) syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := f.root.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // intact says whether the file is there with the bytes it is named after.
@@ -193,19 +155,6 @@ func (f *Folder) intact(path, digest string, size int64) bool {
 	defer file.Close()
 	_, err = copyExactly(context.Background(), io.Discard, file, digest, size)
 	return err == nil
-}
-
-// stepWriter is a file whose writes tests can fail.
-type stepWriter struct {
-	f *Folder
-	w io.Writer
-}
-
-func (s stepWriter) Write(b []byte) (int, error) {
-	if err := s.f.at("write"); err != nil {
-		return 0, err
-	}
-	return s.w.Write(b)
 }
 
 // copyExactly copies size bytes that must have the digest, with nothing after them. writeFailed says that w was at

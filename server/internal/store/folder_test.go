@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"bmsota/durable"
+	"bmsota/durable/crashdisk"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
 )
@@ -34,6 +36,13 @@ func openFolder(t *testing.T, dir string) *store.Folder {
 func digest(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// record has what f does from now on written down.
+func record(f *store.Folder) *crashdisk.Log {
+	log := &crashdisk.Log{}
+	f.SetFiles(func(real durable.Files) durable.Files { return crashdisk.Files{Log: log, Real: real} })
+	return log
 }
 
 // files lists every file below dir.
@@ -70,9 +79,9 @@ func read(t *testing.T, f *store.Folder, sha string) []byte {
 func TestFolderKeepsBytesUnderTheirDigest(t *testing.T) {
 	dir := t.TempDir()
 	f := openFolder(t, dir)
+	log := record(f)
 	for _, b := range [][]byte{{}, []byte("x"), bytes.Repeat([]byte("firmware"), 100_000)} {
-		var steps []string
-		f.SetStep(func(name string) error { steps = append(steps, name); return nil })
+		begin := log.Len()
 		for range 2 {
 			if err := f.Put(t.Context(), digest(b), int64(len(b)), iotest.HalfReader(bytes.NewReader(b))); err != nil {
 				t.Fatal(err)
@@ -81,8 +90,14 @@ func TestFolderKeepsBytesUnderTheirDigest(t *testing.T) {
 		if got := read(t, f, digest(b)); !bytes.Equal(got, b) {
 			t.Errorf("read %d other bytes, want %d", len(got), len(b))
 		}
-		if want := "create write fsync mkdir rename fsync dir done"; strings.Join(slices.Compact(steps), " ") != want {
-			t.Errorf("steps of a first and a second Put: %v, want those of one: %s", slices.Compact(steps), want)
+		var steps []crashdisk.Kind
+		for _, op := range log.Ops()[begin:] {
+			steps = append(steps, op.Kind)
+		}
+		want := []crashdisk.Kind{crashdisk.Create, crashdisk.Write, crashdisk.Sync, crashdisk.Close, crashdisk.Mkdir, crashdisk.SyncFolder,
+			crashdisk.Rename, crashdisk.SyncFolder}
+		if got := slices.Compact(steps); !slices.Equal(got, want) { // the second Put only syncs both folders once more
+			t.Errorf("steps of a first and a second Put: %v, want %v", got, want)
 		}
 	}
 	if _, err := f.Open(digest([]byte("never"))); !errors.Is(err, fleet.ErrNotFound) {
@@ -137,31 +152,41 @@ type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
-func TestFullDiskAtAnyStepLeavesTheFolderAsItWas(t *testing.T) {
-	dir := t.TempDir()
-	f := openFolder(t, dir)
-	b := bytes.Repeat([]byte("firmware"), 20_000)
-	put := func() error { return f.Put(t.Context(), digest(b), int64(len(b)), bytes.NewReader(b)) }
-	for _, step := range []string{"create", "write", "fsync", "mkdir", "rename"} {
-		f.SetStep(func(name string) error {
-			if name == step {
-				return syscall.ENOSPC
+func TestFaultAtAnyOperationLeavesTheFolderAsItWas(t *testing.T) {
+	for _, fault := range []error{syscall.ENOSPC, syscall.EIO, syscall.EROFS} {
+		for at, done := 0, false; !done; at++ {
+			dir := t.TempDir()
+			f := openFolder(t, dir)
+			b := bytes.Repeat([]byte("firmware"), 20_000)
+			put := func() error { return f.Put(t.Context(), digest(b), int64(len(b)), bytes.NewReader(b)) }
+			var failed []crashdisk.Op
+			log := record(f)
+			log.SetBefore(func(n int, op crashdisk.Op) error {
+				if n == at || n > at && op.Kind == crashdisk.Write && len(failed) > 0 { // a full disk stays full
+					failed = append(failed, op)
+					return fault
+				}
+				return nil
+			})
+			err := put()
+			if done = len(failed) == 0; done != (err == nil) {
+				t.Fatalf("%v at operation %d of %v: the answer is %v", fault, at, failed, err)
 			}
-			return nil
-		})
-		if err := put(); !errors.Is(err, fleet.ErrStorage) || !errors.Is(err, syscall.ENOSPC) {
-			t.Errorf("%s: %v, want ErrStorage that wraps ENOSPC", step, err)
+			if !done && (!errors.Is(err, fleet.ErrStorage) || !errors.Is(err, fault)) {
+				t.Errorf("%v at operation %d: %v, want ErrStorage that wraps it", fault, at, err)
+			}
+			last := !done && failed[0].Kind == crashdisk.SyncFolder && failed[0].Name != "."
+			if got := files(t, dir); len(got) != 0 && !done && !last {
+				t.Errorf("%v at operation %d (%s): left %v", fault, at, failed[0].Kind, got)
+			}
+			log.SetBefore(nil)
+			if err := put(); err != nil {
+				t.Fatalf("%v at operation %d, and again when it is over: %v", fault, at, err)
+			}
+			if got := read(t, f, digest(b)); !bytes.Equal(got, b) || len(files(t, dir)) != 1 {
+				t.Errorf("%v at operation %d, and again when it is over: %d bytes, files %v", fault, at, len(got), files(t, dir))
+			}
 		}
-		if got := files(t, dir); len(got) != 0 {
-			t.Errorf("%s: left %v", step, got)
-		}
-	}
-	f.SetStep(nil)
-	if err := put(); err != nil {
-		t.Fatal(err)
-	}
-	if got := read(t, f, digest(b)); !bytes.Equal(got, b) {
-		t.Error("other bytes")
 	}
 }
 

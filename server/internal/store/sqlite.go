@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"bmsota/server/internal/fleet"
 
@@ -31,7 +32,7 @@ type DB struct {
 }
 
 // OpenSQLite opens the database file at path, makes it when it is not there (readable by its owner only), and brings
-// its tables up to date. A file that a newer version has migrated is refused.
+// its tables up to date. A file that a newer version has migrated is refused, and one that another program is writing to.
 //
 // journal_mode=WAL lets views run beside an update; synchronous=FULL syncs the log at every commit, without which a
 // power loss takes back commits that were acknowledged.
@@ -67,6 +68,14 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 		return nil, err
 	}
 	db.write.SetMaxOpenConns(1)
+	// Who cannot write now would find out at the first status.
+	tx, err := db.write.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fault(err)
+	}
+	if err := tx.Rollback(); err != nil {
+		return nil, fault(err)
+	}
 	if err := migrate(ctx, db.write); err != nil {
 		return nil, fmt.Errorf("migrate: %w", fault(err))
 	}
@@ -146,6 +155,15 @@ func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
 	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, readOnly: true})
 }
 
+// Probe says whether the database can be written and synced now: it writes what stands there already. An Update that
+// puts nothing asks the disk nothing.
+func (db *DB) Probe(ctx context.Context) error {
+	if _, err := db.write.ExecContext(ctx, "PRAGMA application_id = 0"); err != nil {
+		return faultIn(ctx)(err)
+	}
+	return nil
+}
+
 // Close ends every connection; the last one folds the log into the file.
 func (db *DB) Close() error {
 	var errs []error
@@ -171,7 +189,7 @@ func faultIn(ctx context.Context) func(error) error {
 }
 
 // fault wraps an error of the driver: a broken rule of the tables is ErrConflict, the end of a context stays what it
-// is, everything else is ErrStorage.
+// is, everything else is ErrStorage; with ENOSPC, as for files, where the disk is full.
 func fault(err error) error {
 	var e *sqlite.Error
 	switch {
@@ -179,6 +197,10 @@ func fault(err error) error {
 		return err
 	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT:
 		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
+	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL:
+		return fmt.Errorf("%w: %w: %w", fleet.ErrStorage, syscall.ENOSPC, err)
+	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_BUSY:
+		return fmt.Errorf("%w: another program is writing to the database (a shell that was left open, a backup): end it: %w", fleet.ErrStorage, err)
 	}
 	return fmt.Errorf("%w: %w", fleet.ErrStorage, err)
 }

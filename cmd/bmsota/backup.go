@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"bmsota/durable"
+	"bmsota/server"
+
+	"github.com/spf13/cobra"
+)
+
+func newBackupCmd() *cobra.Command {
+	var data, output string
+	cmd := &cobra.Command{
+		Use:   "backup -o FILE",
+		Short: "copy everything a server keeps into one file, while it runs",
+		Long: `Run it on the server's machine, as its account. The file holds what the data folder holds, the keys and
+tokens too: only its owner can read it, keep it so. The release key is not in there, because it is not on
+the server. 'bmsota restore' makes a data folder of it.`,
+		Example: `  bmsota backup --data /var/lib/bmsota -o /mnt/backup/bmsota.tar`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output == "" {
+				return usageFault(cmd, "say where to with -o")
+			}
+			if err := dataFolder(data); err != nil {
+				return err
+			}
+			r, w := io.Pipe()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				w.CloseWithError(server.Backup(cmd.Context(), data, time.Now(), w))
+			}()
+			staged, err := durable.Stage(output, r, 0o600)
+			r.Close() // ends the writer where the disk was full
+			<-ended
+			if err == nil {
+				err = staged.Commit()
+			}
+			if err != nil {
+				return failure("", "%w", err)
+			}
+			info, err := os.Stat(output)
+			if err != nil {
+				return unwritable(output, err)
+			}
+			return printf(cmd, "wrote %s: %d bytes\n", shown(output), info.Size())
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", defaultData(), "data folder of the server")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write; one that is there is replaced as a whole")
+	return cmd
+}
+
+// dataFolder says whether there is a server's data folder.
+func dataFolder(dir string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return failure("name the server's data folder with --data", "there is no folder %s", shown(dir))
+	}
+	return nil
+}
+
+func newRestoreCmd() *cobra.Command {
+	var data string
+	cmd := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "make a data folder of a backup",
+		Long: `The folder must not be there, or be empty: move the old one away, with the server stopped. It appears when
+everything in it is checked and on disk.
+
+What happened after the backup was made is not in it, and nobody knows it. So rollouts that were running
+are paused and commands that were open are ended. Look at the rest yourself: releases published since are
+gone, quarantines, revocations and removed tokens since are undone.`,
+		Example: `  bmsota restore /mnt/backup/bmsota.tar --data /var/lib/bmsota`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return inputKind{what: "a backup"}.unreadable(args[0], err)
+			}
+			defer f.Close()
+			done, err := server.Restore(cmd.Context(), f, data, time.Now())
+			switch {
+			case errors.Is(err, server.ErrInUse):
+				return refused(err, "stop the server and move the folder away, or name another with --data")
+			case errors.Is(err, server.ErrNotBackup):
+				return badContent(args[0], err, "give a file that 'bmsota backup' has made")
+			case err != nil:
+				return failure("", "restore into %s: %w", shown(data), err)
+			}
+			return printf(cmd, "restored the backup of %s into %s: %d releases, %d devices\n"+
+				"%d rollouts that were running are paused, %d commands that were open are ended\n",
+				done.Taken.UTC().Format(time.RFC3339), shown(data), done.Releases, done.Devices, done.Paused, done.Ended)
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", defaultData(), "data folder to make")
+	return cmd
+}
