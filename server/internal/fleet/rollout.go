@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -264,6 +265,27 @@ func (r *Rollout) limit() int {
 		return 0
 	}
 	return r.Limits[min(r.Wave, len(r.Limits)-1)]
+}
+
+// waveOf is the wave of the member of a rank, from 0.
+func (r *Rollout) waveOf(rank int) int {
+	wave, _ := slices.BinarySearch(r.Limits, rank+1)
+	return min(wave, len(r.Limits)-1)
+}
+
+// awayBefore is the time since when a member must not have been heard of at now to be away in the present wave, if this
+// server has listened since listening; zero when that cannot be said. It is longer ago than the policy's silence, so that
+// nobody is passed over for a moment's loss of connection.
+func (r *Rollout) awayBefore(listening, now time.Time) time.Time {
+	silence := now.Add(-r.Policy.Silence)
+	if !listening.Before(silence) {
+		return time.Time{}
+	}
+	before := maxTime(r.WaveSince, now.Add(-AwayAfter))
+	if before.After(silence) {
+		return silence
+	}
+	return before
 }
 
 func (r *Rollout) lastWave() bool { return r.Wave >= len(r.Limits)-1 }
