@@ -308,8 +308,9 @@ func (f *Fleet) put(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
 	return f.view(tx, r, now)
 }
 
-// SkipMember leaves a member out that has not been started, or waits for another try: no wave waits for it any more. It is
-// the operator's word that it says nothing of the release; the event keeps whose.
+// SkipMember leaves a member out that has not been started, or waits for another try: no wave waits for it any more. The
+// place of one that was never started goes to the next of a later wave, so that the wave speaks by as many as before. It is
+// the operator's word that the member says nothing of the release; the event keeps whose.
 // Errors: ErrDenied, ErrNotFound, ErrConflict (the rollout has ended, or the member is under way or through), ErrStorage.
 func (f *Fleet) SkipMember(ctx context.Context, by Identity, rollout, device string) (RolloutView, error) {
 	if err := operator(by); err != nil {
@@ -333,6 +334,18 @@ func (f *Fleet) SkipMember(ctx context.Context, by Identity, rollout, device str
 			return fmt.Errorf("%w: %s is %s, only who waits can be left out", ErrConflict, device, m.State)
 		}
 		m.State, m.Reason, m.Message, m.UpdatedAt = MemberSkipped, protocol.ReasonNone, "left out by "+by.Name, now
+		if m.Attempts == 0 && m.Rank < r.limit() {
+			next, err := tx.Members(r.ID, MemberPending, r.limit()-1, 1)
+			if err != nil {
+				return err
+			}
+			for _, n := range next {
+				n.Rank, m.Rank = m.Rank, n.Rank
+				if err := tx.PutMember(n); err != nil {
+					return err
+				}
+			}
+		}
 		if err := tx.PutMember(m); err != nil {
 			return err
 		}
