@@ -42,15 +42,26 @@ const (
 
 // Rollouts are all rollouts, newest first.
 func (f *Fleet) Rollouts(ctx context.Context) ([]RolloutView, error) {
-	return f.rolloutsWhere(ctx, func(Rollout) bool { return true })
+	return f.rolloutsWhere(ctx, func(Rollout) bool { return true }, f.glance)
 }
 
 // OpenRollouts are those that are running, paused or halted, newest first.
 func (f *Fleet) OpenRollouts(ctx context.Context) ([]RolloutView, error) {
-	return f.rolloutsWhere(ctx, func(r Rollout) bool { return !r.State.Ended() })
+	return f.rolloutsWhere(ctx, func(r Rollout) bool { return !r.State.Ended() }, f.glance)
 }
 
-func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool) ([]RolloutView, error) {
+// OpenRolloutsByWave are the same with the figures of the waves of those that run.
+func (f *Fleet) OpenRolloutsByWave(ctx context.Context) ([]RolloutView, error) {
+	return f.rolloutsWhere(ctx, func(r Rollout) bool { return !r.State.Ended() }, func(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
+		v, err := f.glance(tx, r, now)
+		if err == nil && r.State == RolloutRunning {
+			err = v.countWaves(tx)
+		}
+		return v, err
+	})
+}
+
+func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool, view func(Tx, Rollout, time.Time) (RolloutView, error)) ([]RolloutView, error) {
 	var list []RolloutView
 	err := f.cfg.Store.View(ctx, func(tx Tx) error {
 		list = nil
@@ -62,7 +73,7 @@ func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool) ([]R
 			if !want(r) {
 				continue
 			}
-			v, err := f.glance(tx, r, f.cfg.Now())
+			v, err := view(tx, r, f.cfg.Now())
 			if err != nil {
 				return err
 			}
@@ -98,18 +109,13 @@ func (f *Fleet) view(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
 	if err != nil {
 		return v, err
 	}
-	from := 0
-	for i, limit := range r.Limits {
-		counts, err := tx.MemberCountsBetween(r.ID, from, limit)
-		if err != nil {
-			return v, err
+	if err := v.countWaves(tx); err != nil {
+		return v, err
+	}
+	for i := range v.Waves {
+		if n := v.Waves[i].Figures.Pending; i > r.Wave && n > 0 && !r.State.Ended() {
+			v.Waves[i].Held[HoldWave] = n
 		}
-		w := WaveView{Figures: Count(counts), Held: make(map[Hold]int)}
-		if i > r.Wave && w.Figures.Pending > 0 && !r.State.Ended() {
-			w.Held[HoldWave] = w.Figures.Pending
-		}
-		v.Waves = append(v.Waves, w)
-		from = limit
 	}
 	if r.State.Ended() || v.Figures.Pending == 0 {
 		return v, nil
@@ -139,6 +145,34 @@ func (f *Fleet) view(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
 		v.Waits = append(v.Waits, wait)
 	}
 	return v, nil
+}
+
+// countWaves fills in the figures of the waves.
+func (v *RolloutView) countWaves(tx Tx) error {
+	from := 0
+	for _, limit := range v.Limits {
+		counts, err := tx.MemberCountsBetween(v.ID, from, limit)
+		if err != nil {
+			return err
+		}
+		v.Waves = append(v.Waves, WaveView{Figures: Count(counts), Held: make(map[Hold]int)})
+		from = limit
+	}
+	return nil
+}
+
+// Stalled says that the present wave does not stand and nothing of it is under way: it waits for devices, a gate, a window
+// or a cap. The waves must have been counted.
+func (v *RolloutView) Stalled() bool {
+	if v.State != RolloutRunning || v.Figures.Open > 0 || !v.SoakSince.IsZero() {
+		return false
+	}
+	for _, w := range v.Waves[:min(v.Wave+1, len(v.Waves))] {
+		if w.Figures.Pending > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // holding says what holds the pending members of a rollout back.
