@@ -31,7 +31,8 @@ type Draft struct {
 }
 
 // PlanRollout says what CreateRollout would make of a request, and changes nothing.
-// Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined), ErrStorage.
+// Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined, or another number of
+// members than expected), ErrStorage.
 func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest) (Draft, error) {
 	if err := operator(by); err != nil {
 		return Draft{}, err
@@ -41,7 +42,18 @@ func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest
 		d, err = f.draft(ctx, tx, by, req)
 		return err
 	})
+	if err == nil {
+		err = d.expected(req.Expect)
+	}
 	return d, err
+}
+
+// expected refuses a draft with another number of members than an operator expects.
+func (d *Draft) expected(n *int) error {
+	if n != nil && *n != d.Rollout.Members {
+		return fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(d.Rollout.Members, "device"), *n)
+	}
+	return nil
 }
 
 // CreateRollout chooses the members and begins. The same request with the same key again returns the rollout that the
@@ -86,11 +98,11 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 		return d.Rollout, err
 	}
 	r := &d.Rollout
-	switch {
-	case r.Members == 0:
+	if r.Members == 0 {
 		return Rollout{}, fmt.Errorf("%w: no device is meant and can take the release (%d cannot); a dry run says why", ErrRefused, len(d.Cannot))
-	case req.Expect != nil && *req.Expect != r.Members:
-		return Rollout{}, fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(r.Members, "device"), *req.Expect)
+	}
+	if err := d.expected(req.Expect); err != nil {
+		return Rollout{}, err
 	}
 	r.Key, r.KeyBody = key, bodySum
 	r.say(r.CreatedAt, by.Name, "created for %s; %s begins: up to %s", plural(r.Members, "device"), r.waveText(), plural(r.limit(), "device"))
