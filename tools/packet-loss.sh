@@ -2,9 +2,9 @@
 # How a fleet updates while the network loses packets: packet-loss.sh PERCENT BOARDS SIZE, as root, with bmsota on the PATH.
 #
 # A server and that many virtual boards stand in a network namespace of their own, which has nothing but a loopback of
-# MTU 1500. A filter there drops PERCENT of all packets at random where they come in, both ways, acknowledgements too, so
-# the kernel's own TCP has to send again; nothing is delayed beyond that. One wave, no second try: what is counted as
-# succeeded got through by TCP and the device's own resuming.
+# MTU 1500 and one packet for each segment. A filter there drops PERCENT of all packets at random where they come in, both
+# ways, acknowledgements too, so the kernel's own TCP has to send again; nothing is delayed beyond that. One wave, no second
+# try: what is counted as succeeded got through by TCP and the device's own resuming.
 set -eu
 loss=$1 boards=$2 size=$3
 ns=bmsota-loss-$$ dir=$(mktemp -d)
@@ -14,7 +14,7 @@ inside() { ip netns exec "$ns" "$@"; }
 stop() { kill "${fleet:-}" "${server:-}" 2>/dev/null || true; wait; ip netns del "$ns"; rm -rf "$dir"; }
 trap stop EXIT
 ip netns add "$ns"
-ip -n "$ns" link set lo mtu 1500 up
+ip -n "$ns" link set lo mtu 1500 gso_max_segs 1 up
 inside bmsota serve --host 127.0.0.1 --https 127.0.0.1:8443 >server.log 2>&1 & server=$!
 until inside bmsota health >/dev/null 2>&1; do sleep 0.2; done
 bmsota keys new -o release.pem >/dev/null
