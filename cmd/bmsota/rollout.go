@@ -21,15 +21,15 @@ func newRolloutCmd() *cobra.Command {
 
 // rolloutFlags are those of create and rehearse: which release, to whom, how.
 type rolloutFlags struct {
-	access        access
-	project, chip string
-	devices       []string
-	labels        []string
-	waves         []string
-	maxFailed     string
-	rolledBack    int
-	brownouts     int
-	policy        api.Policy
+	access     access
+	line       releaseLine
+	devices    []string
+	labels     []string
+	waves      []string
+	maxFailed  string
+	rolledBack int
+	brownouts  int
+	policy     api.Policy
 	jitter, retryAfter, silence,
 	deadline, lasts time.Duration
 }
@@ -37,8 +37,7 @@ type rolloutFlags struct {
 func (r *rolloutFlags) register(cmd *cobra.Command) {
 	r.access.serverFlags(cmd)
 	f, p := cmd.Flags(), &r.policy
-	f.StringVar(&r.project, "project", "", "where several projects have that version")
-	f.StringVar(&r.chip, "chip", "", "where several chips have that version")
+	r.line.flags(cmd)
 	f.BoolVar(&p.Selector.All, "all", false, "every device that can take it")
 	f.StringArrayVar(&r.devices, "device", nil, "this device; may be repeated")
 	f.StringArrayVar(&r.labels, "label", nil, "devices with this label, key=value; may be repeated")
@@ -124,7 +123,7 @@ func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutR
 		}
 		*d.to = int64(d.from / time.Second)
 	}
-	return api.RolloutRequest{Version: version, Project: r.project, Chip: r.chip, Policy: p}, nil
+	return api.RolloutRequest{Version: version, Project: r.line.project, Chip: r.line.chip, Policy: p}, nil
 }
 
 func newRolloutCreateCmd() *cobra.Command {
