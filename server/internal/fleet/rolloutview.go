@@ -144,6 +144,9 @@ func (f *Fleet) view(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
 		}
 		v.Waits = append(v.Waits, wait)
 	}
+	if len(v.Waits) > 0 {
+		v.More += v.late() - len(late)
+	}
 	return v, nil
 }
 
@@ -167,12 +170,15 @@ func (v *RolloutView) Stalled() bool {
 	if v.State != RolloutRunning || v.Figures.Open > 0 || !v.SoakSince.IsZero() {
 		return false
 	}
+	return v.late() > 0
+}
+
+// late is how many members of the waves so far have not been started, or wait for another try.
+func (v *RolloutView) late() (n int) {
 	for _, w := range v.Waves[:min(v.Wave+1, len(v.Waves))] {
-		if w.Figures.Pending > 0 {
-			return true
-		}
+		n += w.Figures.Pending
 	}
-	return false
+	return n
 }
 
 // holding says what holds the pending members of a rollout back.
