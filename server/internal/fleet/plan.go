@@ -279,9 +279,9 @@ func (p *planning) breach() *Halt {
 		return text + what
 	}
 	stop := r.Policy.Stop
-	if pct := stop.FailedPct; pct != nil && float64(failed)*100 > *pct*float64(r.limit()) {
-		return &Halt{Rule: "failed_pct", Figure: failed, Of: r.limit(), Limit: *pct,
-			Text: of(fmt.Sprintf(" of the %d that %s may touch, more than %v %%", r.limit(), r.waveText(), *pct))}
+	if pct := stop.FailedPct; pct != nil && float64(failed)*100 > *pct*float64(r.touchable()) {
+		return &Halt{Rule: "failed_pct", Figure: failed, Of: r.touchable(), Limit: *pct,
+			Text: of(fmt.Sprintf(" of the %d that %s may touch, more than %v %%", r.touchable(), r.waveText(), *pct))}
 	}
 	if n := stop.Failed; n != nil && failed > *n {
 		return &Halt{Rule: "failed", Figure: failed, Limit: float64(*n), Text: of(fmt.Sprintf(", more than %d", *n))}
@@ -443,12 +443,12 @@ func (p *planning) begin(c Candidate) {
 func (p *planning) advance(quiet bool) {
 	r, f := p.r(), p.figures
 	left := r.limit() - f.begun()
-	enough := float64(f.Succeeded)*100 >= r.Policy.NeedPct*float64(r.limit())
+	enough := float64(f.Succeeded)*100 >= r.Policy.NeedPct*float64(r.touchable())
 	if f.Open > 0 || p.unsure > 0 || left > 0 && !(quiet && enough) {
 		return
 	}
 	if f.Succeeded == 0 && f.begun() > r.Forgiven.begun() {
-		r.Halt = &Halt{Rule: "no_success", Of: r.limit(), At: p.now, Text: "no device of the wave has succeeded, so nothing speaks for the release"}
+		r.Halt = &Halt{Rule: "no_success", Of: r.touchable(), At: p.now, Text: "no device of the wave has succeeded, so nothing speaks for the release"}
 		r.State = RolloutHalted
 		p.change("", "halted in %s: %s", r.waveText(), r.Halt.Text)
 		return

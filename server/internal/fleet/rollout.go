@@ -229,6 +229,7 @@ type Rollout struct {
 	ExpiresAt                      time.Time
 	EndedAt                        time.Time
 	Halt                           *Halt   // why it is halted; kept when it is resumed
+	LeftOut                        int     // members that an operator has left out before they were started
 	Forgiven                       Figures // of before it was resumed after a halt: they count no more
 	Events                         []Event // oldest first
 }
@@ -266,6 +267,19 @@ func (r *Rollout) limit() int {
 	}
 	return r.Limits[min(r.Wave, len(r.Limits)-1)]
 }
+
+// leaveOut makes room for another in the place of a member that was never started: it counts as come to its end from now on,
+// so the waves that do not have it yet, or have it and would be one short, reach one member further.
+func (r *Rollout) leaveOut(rank int) {
+	r.LeftOut++
+	within := rank < r.limit()
+	for i := r.Wave; i < len(r.Limits) && (within || rank >= r.Limits[i]); i++ {
+		r.Limits[i] = min(r.Limits[i]+1, r.Members)
+	}
+}
+
+// touchable is how many devices may have been started by now: what a wave's figures are measured by.
+func (r *Rollout) touchable() int { return r.limit() - r.LeftOut }
 
 // waveOf is the wave of the member of a rank, from 0.
 func (r *Rollout) waveOf(rank int) int {

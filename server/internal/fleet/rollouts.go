@@ -346,17 +346,8 @@ func (f *Fleet) SkipMember(ctx context.Context, by Identity, rollout, device str
 			return fmt.Errorf("%w: %s is %s, only who waits can be left out", ErrConflict, device, m.State)
 		}
 		m.State, m.Reason, m.Message, m.UpdatedAt = MemberSkipped, protocol.ReasonNone, "left out by "+by.Name, now
-		if m.Attempts == 0 && m.Rank < r.limit() {
-			next, err := tx.Members(r.ID, MemberPending, r.limit()-1, 1)
-			if err != nil {
-				return err
-			}
-			for _, n := range next {
-				n.Rank, m.Rank = m.Rank, n.Rank
-				if err := tx.PutMember(n); err != nil {
-					return err
-				}
-			}
+		if m.Attempts == 0 {
+			r.leaveOut(m.Rank)
 		}
 		if err := tx.PutMember(m); err != nil {
 			return err

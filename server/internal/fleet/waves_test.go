@@ -101,8 +101,9 @@ func TestAWaveWaitsForOneThatLeftSinceItBegan(t *testing.T) {
 			}
 		}
 		end := y.pass(r.ID, time.Minute, fleet.RolloutDone)
-		if end.Figures != (fleet.Figures{Succeeded: 3, Skipped: 1}) || end.Waves[0].Figures != (fleet.Figures{Succeeded: 2}) {
-			t.Errorf("figures %+v, waves %+v", end.Figures, end.Waves)
+		if end.Figures != (fleet.Figures{Succeeded: 3, Skipped: 1}) || !slices.Equal(end.Limits, []int{3, 4}) ||
+			!strings.Contains(end.Events[2].Text, "wave 1 of 2 stands: 2 succeeded") {
+			t.Errorf("figures %+v, limits %v, %+v", end.Figures, end.Limits, end.Events)
 		}
 	})
 }
@@ -165,6 +166,34 @@ func TestAnOutageIsNoReasonToTakeOthers(t *testing.T) {
 			t.Errorf("%v were started in place of one that left in an update", y.starts)
 		}
 	})
+}
+
+// TestLeavingOutMovesNoLimit: whoever is left out, of this wave or a later one, a wave touches as many devices as the policy
+// says, and its rules are measured by them.
+func TestLeavingOutMovesNoLimit(t *testing.T) {
+	for out := range 4 {
+		synctest.Test(t, func(t *testing.T) {
+			y := newYard(t, 6, everyone(fleet.FateGood))
+			defer y.stop()
+			p := fleet.Policy{Waves: []fleet.Wave{{Count: 1, Soak: time.Hour}, {Count: 3, Soak: time.Hour}, {Percent: 100}}, Window: "01:00-05:00"}
+			r := y.create(p)
+			skipped := y.ranked(r.ID)[out].DeviceID
+			if _, err := y.SkipMember(t.Context(), anna, r.ID, skipped); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour - time.Since(r.CreatedAt)%time.Hour)
+			for i, want := range []int{1, 3 - map[bool]int{true: 1}[out == 1 || out == 2], 5} {
+				y.pass(r.ID, time.Minute)
+				if len(y.starts) != want {
+					t.Errorf("without rank %d: %d were started in wave %d, want %d", out, len(y.starts), i+1, want)
+				}
+				y.pass(r.ID, time.Hour)
+			}
+			if v := y.pass(r.ID, time.Minute, fleet.RolloutDone); v.Figures != (fleet.Figures{Succeeded: 5, Skipped: 1}) || y.starts[skipped] != 0 {
+				t.Errorf("without rank %d: %+v", out, v.Figures)
+			}
+		})
+	}
 }
 
 // TestAMemberCanBeLeftOut holds the verb to its limits.
