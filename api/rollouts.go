@@ -117,10 +117,21 @@ type RolloutEvent struct {
 	Text string    `json:"text"`
 }
 
-// WaveLimit is a wave as a number of members.
+// WaveLimit is a wave as a number of members, those of the waves before it included.
 type WaveLimit struct {
 	Limit int   `json:"limit"`
 	SoakS int64 `json:"soak_s"`
+	// What follows counts the wave's own members. Listings leave it out.
+	Figures *Figures       `json:"figures,omitempty"` // dark is not counted by wave
+	Held    map[string]int `json:"held,omitempty"`    // pending ones by what holds them back, as far as they were looked at
+}
+
+// RolloutWait is a member that keeps a wave, or the end, waiting while nothing is under way.
+type RolloutWait struct {
+	DeviceID string    `json:"device_id"`
+	Hold     string    `json:"hold"`
+	HoldText string    `json:"hold_text"`
+	Since    time.Time `json:"since,omitzero"` // when one that is not connected was last heard of
 }
 
 // Rollout is the delivery of one release to its members.
@@ -137,7 +148,9 @@ type Rollout struct {
 	WaveSince time.Time      `json:"wave_since,omitzero"`
 	SoakSince time.Time      `json:"soak_since,omitzero"`
 	Figures   Figures        `json:"figures"`
-	Halt      *Halt          `json:"halt"` // null unless a rule has ever halted it
+	Waits     []RolloutWait  `json:"waits,omitempty"`      // the first of them; listings leave them out
+	WaitsMore int            `json:"waits_more,omitempty"` // how many there are beside them
+	Halt      *Halt          `json:"halt"`                 // null unless a rule has ever halted it
 	Policy    Policy         `json:"policy"`
 	CreatedAt time.Time      `json:"created_at"`
 	CreatedBy string         `json:"created_by"`
@@ -268,6 +281,11 @@ func (c *Client) RolloutMembers(ctx context.Context, id, state string, after, li
 // TurnRollout does pause, resume or abort to a rollout.
 func (c *Client) TurnRollout(ctx context.Context, id, verb string) (out Rollout, err error) {
 	return out, c.call(ctx, http.MethodPost, "/rollouts/"+url.PathEscape(id)+"/"+url.PathEscape(verb), nil, &out)
+}
+
+// SkipMember leaves a member out that waits to be started.
+func (c *Client) SkipMember(ctx context.Context, rollout, device string) (out Rollout, err error) {
+	return out, c.call(ctx, http.MethodPost, "/rollouts/"+url.PathEscape(rollout)+"/members/"+url.PathEscape(device)+"/skip", nil, &out)
 }
 
 // SetLabels changes labels of a device and returns all it has then.

@@ -220,7 +220,7 @@ func TestServerWithNothingConfiguredDeliversARelease(t *testing.T) {
 	}
 }
 
-func deviceFiles(t *testing.T, s *Server, id, token string) (protocol.OTAConfig, protocol.MQTTConfig) {
+func deviceFiles(t testing.TB, s *Server, id, token string) (protocol.OTAConfig, protocol.MQTTConfig) {
 	t.Helper()
 	ota, mqtt, err := s.DeviceFiles(id, token)
 	if err != nil {
@@ -237,7 +237,7 @@ func deviceFiles(t *testing.T, s *Server, id, token string) (protocol.OTAConfig,
 	return oc, mc
 }
 
-func mqttClient(t *testing.T, mc protocol.MQTTConfig, id string) (paho.Client, error) {
+func mqttClient(t testing.TB, mc protocol.MQTTConfig, id string) (paho.Client, error) {
 	t.Helper()
 	scheme := "tcp"
 	o := paho.NewClientOptions().SetClientID(id).SetUsername(mc.Username).SetPassword(mc.Password).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second)

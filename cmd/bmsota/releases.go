@@ -30,6 +30,7 @@ func newReleasesListCmd() *cobra.Command {
 
 func newReleasesShowCmd() *cobra.Command {
 	var a access
+	var l releaseLine
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show VERSION|SHA256",
@@ -40,7 +41,7 @@ func newReleasesShowCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			found, err := findRelease(cmd, client, args[0])
+			found, err := l.find(cmd, client, args[0])
 			if err != nil {
 				return err
 			}
@@ -57,6 +58,7 @@ func newReleasesShowCmd() *cobra.Command {
 		},
 	}
 	a.serverFlags(cmd)
+	l.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -72,6 +74,7 @@ func newReleasesWithdrawCmd() *cobra.Command {
 // releaseCmd is a command that does one thing to one release, and says in a word that it is done.
 func releaseCmd(name, short, done string, do func(c *api.Client, ctx context.Context, sha256 string) error) *cobra.Command {
 	var a access
+	var l releaseLine
 	cmd := &cobra.Command{
 		Use:   name + " VERSION|SHA256",
 		Short: short,
@@ -81,7 +84,7 @@ func releaseCmd(name, short, done string, do func(c *api.Client, ctx context.Con
 			if err != nil {
 				return err
 			}
-			r, err := findRelease(cmd, client, args[0])
+			r, err := l.find(cmd, client, args[0])
 			if err != nil {
 				return err
 			}
@@ -92,28 +95,42 @@ func releaseCmd(name, short, done string, do func(c *api.Client, ctx context.Con
 		},
 	}
 	a.serverFlags(cmd)
+	l.flags(cmd)
 	return cmd
 }
 
-// findRelease finds the one release that a version or the beginning of a digest names.
-func findRelease(cmd *cobra.Command, client *api.Client, name string) (api.Release, error) {
+// releaseLine narrows a version down to one project and chip, where several have it.
+type releaseLine struct{ project, chip string }
+
+func (l *releaseLine) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&l.project, "project", "", "where several projects have that version")
+	cmd.Flags().StringVar(&l.chip, "chip", "", "where several chips have that version")
+}
+
+// find finds the one release that a version or the beginning of a digest names.
+func (l *releaseLine) find(cmd *cobra.Command, client *api.Client, name string) (api.Release, error) {
 	releases, err := client.Releases(cmd.Context())
 	if err != nil {
 		return api.Release{}, serverFault(err)
 	}
-	var found []api.Release
-	for _, r := range releases {
-		if r.Version == name || len(name) >= 8 && strings.HasPrefix(r.SHA256, name) {
-			found = append(found, r)
-		}
-	}
+	found := l.matching(releases, name)
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
 		return api.Release{}, failure("see 'bmsota releases list'", "no release %q", name)
 	}
-	return api.Release{}, usagef("%d releases are called %q: give the beginning of the sha256", len(found), name)
+	return api.Release{}, usagef("%d releases are called %q: name --project and --chip, or give the beginning of the sha256", len(found), name)
+}
+
+func (l *releaseLine) matching(releases []api.Release, name string) (found []api.Release) {
+	for _, r := range releases {
+		named := r.Version == name || len(name) >= 8 && strings.HasPrefix(r.SHA256, name)
+		if named && (l.project == "" || r.Project == l.project) && (l.chip == "" || r.Chip == l.chip) {
+			found = append(found, r)
+		}
+	}
+	return found
 }
 
 func newChannelCmd() *cobra.Command {
@@ -122,7 +139,7 @@ func newChannelCmd() *cobra.Command {
 
 func newChannelSetCmd() *cobra.Command {
 	var a access
-	var project, chip string
+	var l releaseLine
 	cmd := &cobra.Command{
 		Use:     "set CHANNEL VERSION",
 		Short:   "point a channel at a published version",
@@ -133,23 +150,11 @@ func newChannelSetCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			releases, err := client.Releases(cmd.Context())
+			r, err := l.find(cmd, client, args[1])
 			if err != nil {
-				return serverFault(err)
+				return err
 			}
-			var found []api.Release
-			for _, r := range releases {
-				if r.Version == args[1] && (project == "" || r.Project == project) && (chip == "" || r.Chip == chip) {
-					found = append(found, r)
-				}
-			}
-			if len(found) == 0 {
-				return failure("see 'bmsota releases list'", "no release %q", args[1])
-			}
-			if len(found) > 1 {
-				return usagef("%d releases are called %q: name --project and --chip", len(found), args[1])
-			}
-			c, err := client.SetChannel(cmd.Context(), api.SetChannelRequest{Project: found[0].Project, Chip: found[0].Chip, Channel: args[0], Version: args[1]})
+			c, err := client.SetChannel(cmd.Context(), api.SetChannelRequest{Project: r.Project, Chip: r.Chip, Channel: args[0], Version: r.Version})
 			if err != nil {
 				return serverFault(err)
 			}
@@ -157,8 +162,7 @@ func newChannelSetCmd() *cobra.Command {
 		},
 	}
 	a.serverFlags(cmd)
-	cmd.Flags().StringVar(&project, "project", "", "where several projects have that version")
-	cmd.Flags().StringVar(&chip, "chip", "", "where several chips have that version")
+	l.flags(cmd)
 	return cmd
 }
 

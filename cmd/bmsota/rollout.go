@@ -16,22 +16,22 @@ func newRolloutCmd() *cobra.Command {
 	return group("rollout", "deliver a release in waves that stop themselves", newRolloutCreateCmd(), newRolloutListCmd(), newRolloutShowCmd(),
 		newRolloutTurnCmd("pause", "start no more devices until resumed"),
 		newRolloutTurnCmd("resume", "go on after a pause, or after a halt: failures so far count no more"),
-		newRolloutTurnCmd("abort", "end a rollout for good"), newRolloutRehearseCmd())
+		newRolloutTurnCmd("abort", "end a rollout for good"), newRolloutSkipCmd(), newRolloutRehearseCmd())
 }
 
 // rolloutFlags are those of create and rehearse: which release, to whom, how.
 type rolloutFlags struct {
-	access        access
-	project, chip string
-	devices       []string
-	labels        []string
-	waves         []string
-	maxFailed     string
-	minTemp       float64
-	maxTemp       float64
-	rolledBack    int
-	brownouts     int
-	policy        api.Policy
+	access     access
+	line       releaseLine
+	devices    []string
+	labels     []string
+	waves      []string
+	maxFailed  string
+	minTemp    float64
+	maxTemp    float64
+	rolledBack int
+	brownouts  int
+	policy     api.Policy
 	jitter, retryAfter, silence,
 	deadline, lasts time.Duration
 }
@@ -39,8 +39,7 @@ type rolloutFlags struct {
 func (r *rolloutFlags) register(cmd *cobra.Command) {
 	r.access.serverFlags(cmd)
 	f, p := cmd.Flags(), &r.policy
-	f.StringVar(&r.project, "project", "", "where several projects have that version")
-	f.StringVar(&r.chip, "chip", "", "where several chips have that version")
+	r.line.flags(cmd)
 	f.BoolVar(&p.Selector.All, "all", false, "every device that can take it")
 	f.StringArrayVar(&r.devices, "device", nil, "this device; may be repeated")
 	f.StringArrayVar(&r.labels, "label", nil, "devices with this label, key=value; may be repeated")
@@ -134,7 +133,7 @@ func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutR
 		}
 		*d.to = int64(d.from / time.Second)
 	}
-	return api.RolloutRequest{Version: version, Project: r.project, Chip: r.chip, Policy: p}, nil
+	return api.RolloutRequest{Version: version, Project: r.line.project, Chip: r.line.chip, Policy: p}, nil
 }
 
 func newRolloutCreateCmd() *cobra.Command {
@@ -280,6 +279,35 @@ func newRolloutTurnCmd(verb, short string) *cobra.Command {
 				return printJSON(cmd, r)
 			}
 			return printf(cmd, "%s is %s\n", r.ID, r.State)
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newRolloutSkipCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "skip ROLLOUT DEVICE",
+		Short: "leave a device out that a rollout waits for",
+		Long: `Leaves a device out that has not been started, or waits for another try. No wave waits for it any more; an update that is
+under way cannot be left out. It is recorded with your name.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := client.SkipMember(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota rollout show "+plain(args[0])+"'"))
+			}
+			if asJSON {
+				return printJSON(cmd, r)
+			}
+			return printf(cmd, "%s goes on without %s\n", r.ID, plain(args[1]))
 		},
 	}
 	a.serverFlags(cmd)

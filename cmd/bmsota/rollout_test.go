@@ -29,6 +29,7 @@ func TestWrongUseOfRolloutsIsSaid(t *testing.T) {
 		{`wave "x" is not`, []string{"rollout", "create", "1.0.0", "--all", "--waves", "x"}},
 		{`--max-failed "5.5" is neither`, []string{"rollout", "create", "1.0.0", "--all", "--max-failed", "5.5"}},
 		{"--jitter of 1ms is not a number of seconds", []string{"rollout", "create", "1.0.0", "--all", "--jitter", "1ms"}},
+		{"wrong number of arguments (1)", []string{"rollout", "skip", "r-1"}},
 		{"--mix: ", []string{"rollout", "rehearse", "1.0.0", "--all", "--mix", "x"}},
 		{"--update of 0s is less", []string{"rollout", "rehearse", "1.0.0", "--all", "--update", "0s"}},
 		{`"x" is neither key=value nor key-`, []string{"devices", "label", "bms-1", "x"}},
@@ -47,6 +48,15 @@ func TestRolloutIsShownAtAGlance(t *testing.T) {
 	got := strings.Join(rolloutLines(r, at.Add(time.Minute)), "\n")
 	for _, want := range []string{"r-1  1.1.0 of bms for esp32: running", "wave 1  [████████████████████]", "11 to 50  soaks for another 9m0s",
 		"wave 3  [░░░░░░░░░░░░░░░░░░░░]", "100 devices: 47 succeeded, 50 waiting, 1 rolled back, 1 silent, 1 skipped"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	r.Waves[1].Figures, r.Waves[1].Held = &api.Figures{Succeeded: 30, Pending: 10}, map[string]int{"offline": 3, "charging": 7}
+	r.Waits, r.WaitsMore = []api.RolloutWait{{DeviceID: "bms-1", HoldText: "blocked: not connected", Since: time.Now().Add(-3 * time.Hour)}, {DeviceID: "bms-2", HoldText: "blocked: charging"}}, 8
+	got = strings.Join(rolloutLines(r, at.Add(time.Minute)), "\n")
+	for _, want := range []string{"11 to 50  30 succeeded, 10 waiting (7 charging, 3 offline)  soaks for another 9m0s", "wave 2  [███████████████░░░░░]",
+		"\n  waits for bms-1: blocked: not connected, last heard of 3h ago\n  waits for bms-2: blocked: charging\n  and for 8 more\n  to go on without one: bmsota rollout skip r-1 DEVICE\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}

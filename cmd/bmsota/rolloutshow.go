@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,7 +112,9 @@ func memberLines(members []api.Member) []string {
 			return append(lines, "  … and more; --json lists all, --state those in one state")
 		}
 		why := m.HoldText
-		if why == "" {
+		if why != "" && m.Message != "" {
+			why += " (" + m.Message + ")"
+		} else if why == "" {
 			why = strings.TrimSpace(string(m.Reason) + " " + m.Message)
 		}
 		if m.State == "open" {
@@ -127,22 +131,29 @@ func rolloutLines(r api.Rollout, now time.Time) []string {
 	if r.Halt != nil && r.State == "halted" {
 		lines = append(lines, "  halted because "+plain(r.Halt.Text))
 	}
-	f := r.Figures
-	begun := r.Members - f.Pending
+	begun := r.Members - r.Figures.Pending
 	for i, w := range r.Waves {
 		from := 0
 		if i > 0 {
 			from = r.Waves[i-1].Limit
 		}
-		text := ""
+		text, done := "", begun-from
+		if w.Figures != nil {
+			text, done = "  "+figuresText(*w.Figures)+heldText(w.Held), w.Limit-from-w.Figures.Pending
+		}
 		if i+1 == r.Wave && r.State == "running" && !r.SoakSince.IsZero() {
-			text = "  soaks"
+			text += "  soaks"
 			if left := time.Duration(w.SoakS)*time.Second - now.Sub(r.SoakSince); left > 0 {
 				text += " for another " + left.Round(time.Second).String()
 			}
 		}
-		lines = append(lines, fmt.Sprintf("  wave %d  %s %5d to %d%s", i+1, bar(int64(min(max(begun-from, 0), w.Limit-from)), int64(w.Limit-from)), from+1, w.Limit, text))
+		lines = append(lines, fmt.Sprintf("  wave %d  %s %5d to %d%s", i+1, bar(int64(min(max(done, 0), w.Limit-from)), int64(w.Limit-from)), from+1, w.Limit, text))
 	}
+	return append(append(lines, waitLines(r)...), fmt.Sprintf("  %s: %s", count(r.Members, "device"), figuresText(r.Figures)))
+}
+
+// figuresText says the figures that are not zero.
+func figuresText(f api.Figures) string {
 	parts := []string{}
 	for _, c := range []struct {
 		n    int
@@ -153,7 +164,39 @@ func rolloutLines(r api.Rollout, now time.Time) []string {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
 		}
 	}
-	return append(lines, fmt.Sprintf("  %s: %s", count(r.Members, "device"), strings.Join(parts, ", ")))
+	return strings.Join(parts, ", ")
+}
+
+// heldText says what holds waiting members of a wave back that has begun: " (2 offline, 1 charging)".
+func heldText(held map[string]int) string {
+	var parts []string
+	for _, hold := range slices.Sorted(maps.Keys(held)) {
+		if hold != "wave" && hold != "turn" {
+			parts = append(parts, fmt.Sprintf("%d %s", held[hold], plain(hold)))
+		}
+	}
+	if parts == nil {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
+}
+
+// waitLines say whom a rollout waits for in which nothing is under way, and how to go on without them.
+func waitLines(r api.Rollout) (lines []string) {
+	for _, w := range r.Waits {
+		since := ""
+		if !w.Since.IsZero() {
+			since = ", last heard of " + ago(w.Since)
+		}
+		lines = append(lines, fmt.Sprintf("  waits for %s: %s%s", w.DeviceID, plain(w.HoldText), since))
+	}
+	if r.WaitsMore > 0 {
+		lines = append(lines, fmt.Sprintf("  and for %d more", r.WaitsMore))
+	}
+	if lines != nil {
+		lines = append(lines, "  to go on without one: bmsota rollout skip "+r.ID+" DEVICE")
+	}
+	return lines
 }
 
 // watchRollout shows a rollout until it is over: a block in place on a terminal, a line for each change elsewhere.

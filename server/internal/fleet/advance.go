@@ -16,6 +16,7 @@ const (
 	planShare = 20 // a rollout may take this part of the time
 	// candidatePage is how many candidates are read at once.
 	candidatePage = 200
+	awayPage      = 200         // members that one look finds others for
 	askEvery      = time.Minute // of one device, for a status
 )
 
@@ -204,7 +205,16 @@ func (f *Fleet) input(tx Tx, id string, now time.Time) (in Input, failed *error,
 	if in.Taken, err = taken(tx, r.Policy.Spread); err != nil {
 		return in, failed, err
 	}
-	in.Waiting = waiting(tx, r, failed)
+	if in.Gone, err = tx.TriedAndGone(id); err != nil {
+		return in, failed, err
+	}
+	in.Waiting = waiting(tx, r, -1, r.limit(), failed)
+	if before := r.awayBefore(in.Listening, now); !before.IsZero() && !r.lastWave() && in.Figures.begun() < r.limit() {
+		if in.Away, err = tx.AwayMembers(id, r.limit(), before, awayPage); err != nil {
+			return in, failed, err
+		}
+		in.Spare = waiting(tx, r, r.limit()-1, r.Members, failed)
+	}
 	return in, failed, nil
 }
 
@@ -254,11 +264,11 @@ func taken(tx Tx, label string) (map[string]bool, error) {
 	return values, nil
 }
 
-// waiting gives the candidates of the present wave, page by page.
-func waiting(tx Tx, r *Rollout, failed *error) iter.Seq[Candidate] {
+// waiting gives the candidates with after < rank < below, page by page.
+func waiting(tx Tx, r *Rollout, after, below int, failed *error) iter.Seq[Candidate] {
 	return func(yield func(Candidate) bool) {
-		for after := -1; ; {
-			page, err := tx.Candidates(r.ID, r.Policy.Priority, after, r.limit(), candidatePage)
+		for after := after; ; {
+			page, err := tx.Candidates(r.ID, r.Policy.Priority, after, below, candidatePage, false)
 			if err != nil {
 				*failed = err
 				return

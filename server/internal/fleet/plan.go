@@ -37,6 +37,14 @@ type Input struct {
 	// Waiting gives the pending members that are connected and below the present wave's limit, by rank. It is read as
 	// far as there is room to start.
 	Waiting iter.Seq[Candidate]
+	// Away are members of the present wave that this rollout has never started and that nothing can be said of: they are
+	// not connected, were not before the wave began or have not been for a day (Rollout.awayBefore), and were in no update
+	// when they were last heard of. By rank. Others take their place.
+	Away []Member
+	// Spare gives the candidates of later waves, by rank. It is read as far as Away and the room go.
+	Spare iter.Seq[Candidate]
+	// Gone are the pending members that have used up a try and are not connected: what became of them is not known.
+	Gone []Candidate
 	// Taken are the values of the policy's spread label that devices with an open attempt have.
 	Taken map[string]bool
 	// Listening is since when devices could be heard. Silence is not counted before it.
@@ -69,9 +77,10 @@ const (
 // begins, who starts. It is a pure function: the same input gives the same output, and nothing in the input is changed.
 // Steps come in this order, because the result of a device must be able to stop the next one from starting.
 func Plan(in Input, now time.Time) Output {
-	p := &planning{Input: in, now: now, out: Output{Rollout: in.Rollout}, figures: in.Figures}
+	p := &planning{Input: in, now: now, out: Output{Rollout: in.Rollout}, figures: in.Figures, taken: make(map[string]bool)}
 	p.settle()
 	p.hear()
+	p.miss()
 	if p.r().State == RolloutRunning {
 		p.stop()
 	}
@@ -91,6 +100,8 @@ type planning struct {
 	out     Output
 	figures Figures // with what this call has changed
 	still   []Progress
+	taken   map[string]bool // groups of the spread label that this call has begun in
+	unsure  int             // members that may yet have another try: the wave has to wait for them
 }
 
 func (p *planning) r() *Rollout { return &p.out.Rollout }
@@ -103,6 +114,9 @@ func (p *planning) change(by, format string, args ...any) {
 // put changes a member.
 func (p *planning) put(m Member, from MemberState) {
 	m.UpdatedAt = p.now
+	if m.State == MemberPending && from != MemberPending {
+		p.unsure++ // it is not among those that wait, which were read before
+	}
 	p.out.Members = append(p.out.Members, m)
 	p.figures.move(from, m.State)
 }
@@ -219,6 +233,24 @@ func (p *planning) hear() {
 	}
 }
 
+// miss makes those silent that failed a try and have not been heard of since: a wave that counted them as merely away
+// would pass on the devices that a release has harmed.
+func (p *planning) miss() {
+	for _, c := range p.Gone {
+		if c.Device.Revoked {
+			continue // start skips it
+		}
+		if p.now.Sub(maxTime(c.Device.LastSeen, p.Listening)) <= p.r().Policy.Silence {
+			p.unsure++
+			continue
+		}
+		m := c.Member
+		m.State, m.Reason, m.Message = MemberSilent, protocol.ReasonSilent, "it failed a try and has not been heard of since"
+		p.put(m, MemberPending)
+		p.figures.Dark-- // it was one of them
+	}
+}
+
 // stop halts the rollout when a rule says so.
 func (p *planning) stop() {
 	h := p.breach()
@@ -247,9 +279,9 @@ func (p *planning) breach() *Halt {
 		return text + what
 	}
 	stop := r.Policy.Stop
-	if pct := stop.FailedPct; pct != nil && float64(failed)*100 > *pct*float64(r.limit()) {
-		return &Halt{Rule: "failed_pct", Figure: failed, Of: r.limit(), Limit: *pct,
-			Text: of(fmt.Sprintf(" of the %d that %s may touch, more than %v %%", r.limit(), r.waveText(), *pct))}
+	if pct := stop.FailedPct; pct != nil && float64(failed)*100 > *pct*float64(r.touchable()) {
+		return &Halt{Rule: "failed_pct", Figure: failed, Of: r.touchable(), Limit: *pct,
+			Text: of(fmt.Sprintf(" of the %d that %s may touch, more than %v %%", r.touchable(), r.waveText(), *pct))}
 	}
 	if n := stop.Failed; n != nil && failed > *n {
 		return &Halt{Rule: "failed", Figure: failed, Limit: float64(*n), Text: of(fmt.Sprintf(", more than %d", *n))}
@@ -308,7 +340,7 @@ func (p *planning) done(text string) {
 }
 
 // start begins attempts as far as there is room. quiet says that there was room and that whoever is left is away: not
-// connected, at a gate, or wanted more by another rollout.
+// connected, at a gate, or wanted more by another rollout. Room that is left goes to later waves, for members that are away.
 func (p *planning) start() (quiet bool) {
 	r := p.r()
 	room := r.Policy.Concurrency - p.figures.Open
@@ -319,21 +351,12 @@ func (p *planning) start() (quiet bool) {
 	if room <= 0 || p.Waiting == nil {
 		return room > 0
 	}
-	taken := make(map[string]bool) // by this call
 	quiet = true
 	for c := range p.Waiting {
-		h := r.hold(c, p.Release, p.Zones, p.now)
-		value := c.Device.Labels[r.Policy.Spread]
-		if h == HoldNone && value != "" && (p.Taken[value] || taken[value]) {
-			h = HoldSpread
-		}
 		m := c.Member
-		switch h {
+		switch h := p.hold(c); h {
 		case HoldNone:
 			quiet = false
-			if value != "" {
-				taken[value] = true
-			}
 			p.begin(c)
 		case holdUpToDate:
 			m.State, m.Message = MemberSucceeded, "it runs the release already"
@@ -342,20 +365,57 @@ func (p *planning) start() (quiet bool) {
 			m.State = MemberSkipped
 			m.Reason, m.Message = unfit(c.Device, p.Release, r.Policy.Force)
 			p.put(m, MemberPending)
-		case HoldReading:
-			if len(p.out.Ask) < maxAsk {
-				p.out.Ask = append(p.out.Ask, c.Device.ID)
-			}
 		default:
 			quiet = quiet && h.away()
+			continue
 		}
-		if h == HoldNone || h == holdUpToDate || h == holdUnfit {
-			if room--; room == 0 {
-				return quiet
-			}
+		if room--; room == 0 {
+			return quiet
 		}
 	}
-	return quiet
+	return p.replace(room) && quiet
+}
+
+// hold is what holds c back, its group of the label spread taken in. A device whose reading is too old is asked.
+func (p *planning) hold(c Candidate) Hold {
+	h := p.r().hold(c, p.Release, p.Zones, p.now)
+	switch {
+	case h == HoldNone && p.group(c) != "" && (p.Taken[p.group(c)] || p.taken[p.group(c)]):
+		return HoldSpread
+	case h == HoldReading && len(p.out.Ask) < maxAsk:
+		p.out.Ask = append(p.out.Ask, c.Device.ID)
+	}
+	return h
+}
+
+// group is the value of the policy's spread label that a candidate has; empty when it has none.
+func (p *planning) group(c Candidate) string { return c.Device.Labels[p.r().Policy.Spread] }
+
+// replace starts members of later waves in the place of those that are away: they exchange their ranks. So a wave is of
+// as many devices as the policy says, all of them such that can speak for the release or against it, and waits for
+// nobody who was not there. none says that nobody was started.
+func (p *planning) replace(room int) (none bool) {
+	none = true
+	if len(p.Away) == 0 || p.Spare == nil {
+		return none
+	}
+	away := p.Away[:min(room, len(p.Away))]
+	for c := range p.Spare {
+		if len(away) == 0 {
+			break
+		}
+		if p.hold(c) != HoldNone {
+			continue
+		}
+		gone := away[0]
+		away = away[1:]
+		gone.Message = fmt.Sprintf("it was away in %s: %s took its place", p.r().waveText(), c.Member.DeviceID)
+		gone.Rank, c.Member.Rank = c.Member.Rank, gone.Rank
+		p.put(gone, MemberPending)
+		p.begin(c)
+		none = false
+	}
+	return none
 }
 
 // begin makes the attempt of a member.
@@ -372,19 +432,23 @@ func (p *planning) begin(c Candidate) {
 		ExpiresAt: p.now.Add(r.Policy.Deadline).Truncate(time.Second), State: AttemptOpen, UpdatedAt: p.now,
 	})
 	p.put(m, MemberPending)
+	if value := p.group(c); value != "" {
+		p.taken[value] = true
+	}
 }
 
 // advance goes to the next wave when the present one has stood for its soak. A wave stands when each of its members has
-// come to an end, or when enough of them have succeeded and the rest is away.
+// come to an end, or when enough of them have succeeded and the rest is away. One that failed a try and left has not come
+// to its end, and is not merely away.
 func (p *planning) advance(quiet bool) {
 	r, f := p.r(), p.figures
 	left := r.limit() - f.begun()
-	enough := float64(f.Succeeded)*100 >= r.Policy.NeedPct*float64(r.limit())
-	if f.Open > 0 || left > 0 && !(quiet && enough) {
+	enough := float64(f.Succeeded)*100 >= r.Policy.NeedPct*float64(r.touchable())
+	if f.Open > 0 || p.unsure > 0 || left > 0 && !(quiet && enough) {
 		return
 	}
 	if f.Succeeded == 0 && f.begun() > r.Forgiven.begun() {
-		r.Halt = &Halt{Rule: "no_success", Of: r.limit(), At: p.now, Text: "no device of the wave has succeeded, so nothing speaks for the release"}
+		r.Halt = &Halt{Rule: "no_success", Of: r.touchable(), At: p.now, Text: "no device of the wave has succeeded, so nothing speaks for the release"}
 		r.State = RolloutHalted
 		p.change("", "halted in %s: %s", r.waveText(), r.Halt.Text)
 		return

@@ -56,9 +56,17 @@ type Tx interface {
 	MemberCounts(rollout string) (map[MemberState]int, error)
 	// Members are those of a rank above after, in one state or, where it is empty, in any; by rank, at most limit.
 	Members(rollout string, state MemberState, after, limit int) ([]Member, error)
-	// Candidates are pending members with after < rank < below that are connected or revoked; by rank, at most limit.
-	// One is reserved when a running rollout of a priority above the given one has it pending or open.
-	Candidates(rollout string, priority, after, below, limit int) ([]Candidate, error)
+	// MemberCountsBetween counts the members with from <= rank < below.
+	MemberCountsBetween(rollout string, from, below int) (map[MemberState]int, error)
+	// Candidates are pending members with after < rank < below that are connected or revoked, or away where those are
+	// wanted too; by rank, at most limit. One is reserved when a running rollout of a priority above the given one has it
+	// pending or open.
+	Candidates(rollout string, priority, after, below, limit int, away bool) ([]Candidate, error)
+	// AwayMembers are pending members with a rank below the given one that were never started and whose device is not
+	// connected, was last seen before a time and was not in an update then; by rank, at most limit.
+	AwayMembers(rollout string, below int, before time.Time, limit int) ([]Member, error)
+	// TriedAndGone are the pending members that have used up a try and are not connected, by rank.
+	TriedAndGone(rollout string) ([]Candidate, error)
 	// CountDark counts members that have succeeded, or are pending after a try, and are not connected and were last seen
 	// before a time.
 	CountDark(rollout string, before time.Time) (int, error)

@@ -106,12 +106,12 @@ func (w *world) result() RehearsalRun {
 	r := &w.rollout
 	run := RehearsalRun{State: r.State, Halt: r.Halt, Wave: min(r.Wave+1, len(r.Limits)), Figures: w.figures, Events: r.Events, Took: w.now.Sub(r.CreatedAt)}
 	var last time.Time
-	for rank, m := range w.members {
+	for number, m := range w.members {
 		if m.Attempts == 0 {
 			continue
 		}
 		run.Touched++
-		if w.devices[rank].fate != FateGood {
+		if w.devices[number].fate != FateGood {
 			run.Harmed++
 		}
 		if m.UpdatedAt.After(last) {

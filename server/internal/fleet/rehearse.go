@@ -85,15 +85,18 @@ type world struct {
 
 	now       time.Time
 	listening time.Time
-	members   []Member // by rank
+	members   []Member // by number, which is the rank that each began with
 	devices   []actor  // likewise
 	attempts  []Attempt
 	figures   Figures
-	open      map[int]struct{} // ranks
+	order     []int          // numbers by rank
+	numbers   map[string]int // by device
+	open      map[int]struct{}
 	silent    map[int]struct{}
-	dead      []int       // ranks of devices that will not be heard of again
-	first     int         // no pending member stands below it
-	begun     []time.Time // starts of the last minute, oldest first
+	tried     map[int]struct{} // pending after a try
+	left      map[int]struct{} // devices that have gone while it ran
+	first     int              // no pending member has a rank below it
+	begun     []time.Time      // starts of the last minute, oldest first
 	events    events
 	zones     *zones
 	steps     int
@@ -112,11 +115,12 @@ type actor struct {
 // event is something a device does.
 type event struct {
 	at      time.Time
-	rank    int
+	number  int
 	command string         // that it is a part of; empty for what needs none
-	phase   protocol.Phase // empty: with a command it goes dead, without one it connects
+	phase   protocol.Phase // empty: with a command it goes dead, without one it connects or does what is said below
 	reason  protocol.Reason
-	charge  int // with no phase: 1 and -1 begin and end charging
+	charge  int  // with no phase: 1 and -1 begin and end charging
+	leaves  bool // with no phase: it goes, unless it is being updated
 }
 
 type events []event
@@ -137,7 +141,11 @@ func newWorld(r Rollout, release protocol.Release, members []Member, devices []a
 	w := &world{
 		rollout: r, release: release, plan: Plan, now: r.WaveSince, members: members, devices: devices,
 		attempts: make([]Attempt, len(members)), figures: Figures{Pending: len(members)},
-		open: make(map[int]struct{}), silent: make(map[int]struct{}), zones: new(zones),
+		order: make([]int, len(members)), numbers: make(map[string]int, len(members)),
+		open: make(map[int]struct{}), silent: make(map[int]struct{}), tried: make(map[int]struct{}), left: make(map[int]struct{}), zones: new(zones),
+	}
+	for n, m := range members {
+		w.order[m.Rank], w.numbers[m.DeviceID] = n, n
 	}
 	return w
 }
@@ -218,16 +226,22 @@ func (w *world) input() Input {
 	}
 	in := Input{Rollout: w.rollout, Release: w.release, Figures: w.figures, Recent: len(w.begun), Barred: w.barred,
 		Open: w.progress(w.open), Silent: w.progress(w.silent), Waiting: w.waiting(w.rollout.limit()), Listening: w.listening, Zones: w.zones}
+	for _, g := range w.progress(w.tried) {
+		if !g.Device.Online {
+			in.Gone = append(in.Gone, Candidate{Member: g.Member, Device: g.Device})
+		}
+	}
+	w.findSpares(&in)
 	if spread := w.rollout.Policy.Spread; spread != "" {
 		in.Taken = make(map[string]bool, len(w.open))
-		for rank := range w.open {
-			in.Taken[w.devices[rank].Labels[spread]] = true
+		for number := range w.open {
+			in.Taken[w.devices[number].Labels[spread]] = true
 		}
 	}
 	if silence := w.rollout.Policy.Silence; w.now.Sub(w.listening) > silence {
-		for _, rank := range w.dead {
-			m := &w.members[rank]
-			if touched := m.State == MemberSucceeded || m.State == MemberPending && m.Tries > 0; touched && w.now.Sub(w.devices[rank].LastSeen) > silence {
+		for number := range w.left {
+			m := &w.members[number]
+			if touched := m.State == MemberSucceeded || m.State == MemberPending && m.Tries > 0; touched && w.now.Sub(w.devices[number].LastSeen) > silence {
 				in.Figures.Dark++
 			}
 		}
@@ -235,13 +249,29 @@ func (w *world) input() Input {
 	return in
 }
 
-func (w *world) progress(ranks map[int]struct{}) []Progress {
-	list := make([]Progress, 0, len(ranks))
-	for rank := range ranks {
-		if w.batch > 0 && w.undecided(&w.attempts[rank]) {
+// findSpares looks for members that are away and those that may take their place.
+func (w *world) findSpares(in *Input) {
+	r := &w.rollout
+	before := r.awayBefore(w.listening, w.now)
+	if before.IsZero() || r.lastWave() || w.figures.begun() >= r.limit() {
+		return
+	}
+	for rank := w.first; rank < r.limit(); rank++ {
+		m, d := &w.members[w.order[rank]], &w.devices[w.order[rank]]
+		if m.State == MemberPending && m.Attempts == 0 && !d.Online && d.LastSeen.Before(before) && !d.Status.Phase.Updating() {
+			in.Away = append(in.Away, *m)
+		}
+	}
+	in.Spare = w.candidates(r.limit(), len(w.order))
+}
+
+func (w *world) progress(numbers map[int]struct{}) []Progress {
+	list := make([]Progress, 0, len(numbers))
+	for number := range numbers {
+		if w.batch > 0 && w.undecided(&w.attempts[number]) {
 			continue // a large fleet has thousands of them at every look
 		}
-		list = append(list, Progress{w.members[rank], w.attempts[rank], &w.devices[rank].Device})
+		list = append(list, Progress{w.members[number], w.attempts[number], &w.devices[number].Device})
 	}
 	slices.SortFunc(list, func(a, b Progress) int { return a.Member.Rank - b.Member.Rank })
 	return list
@@ -254,12 +284,20 @@ func (w *world) undecided(a *Attempt) bool {
 
 func (w *world) waiting(limit int) iter.Seq[Candidate] {
 	return func(yield func(Candidate) bool) {
-		for w.first < len(w.members) && w.members[w.first].State != MemberPending {
+		for w.first < len(w.order) && w.members[w.order[w.first]].State != MemberPending {
 			w.first++
 		}
-		for rank := w.first; rank < min(limit, len(w.members)); rank++ {
-			if w.members[rank].State == MemberPending && w.devices[rank].Online {
-				if !yield(Candidate{Member: w.members[rank], Device: &w.devices[rank].Device}) {
+		w.candidates(w.first, limit)(yield)
+	}
+}
+
+// candidates gives the pending members with from <= rank < below that are connected.
+func (w *world) candidates(from, below int) iter.Seq[Candidate] {
+	return func(yield func(Candidate) bool) {
+		for rank := from; rank < min(below, len(w.order)); rank++ {
+			n := w.order[rank]
+			if w.members[n].State == MemberPending && w.devices[n].Online {
+				if !yield(Candidate{Member: w.members[n], Device: &w.devices[n].Device}) {
 					return
 				}
 			}
@@ -269,49 +307,48 @@ func (w *world) waiting(limit int) iter.Seq[Candidate] {
 
 func (w *world) apply(out *Output) {
 	w.rollout = out.Rollout
+	byAttempt := make(map[string]int, len(out.Members))
 	for _, m := range out.Members {
-		old := w.members[m.Rank]
-		w.members[m.Rank] = m
+		n := w.numbers[m.DeviceID]
+		old := w.members[n]
+		w.members[n], w.order[m.Rank] = m, n
 		w.figures.move(old.State, m.State)
-		delete(w.open, m.Rank)
-		delete(w.silent, m.Rank)
+		delete(w.open, n)
+		delete(w.silent, n)
+		delete(w.tried, n)
 		switch m.State {
 		case MemberOpen:
-			w.open[m.Rank] = struct{}{}
+			w.open[n] = struct{}{}
 		case MemberSilent:
-			w.silent[m.Rank] = struct{}{}
+			w.silent[n] = struct{}{}
 		case MemberPending:
 			w.first = min(w.first, m.Rank)
-		}
-	}
-	ranks := make(map[string]int, len(out.Members))
-	for _, m := range out.Members {
-		ranks[m.AttemptID] = m.Rank
-	}
-	for _, a := range out.End {
-		w.attempts[ranks[a.ID]] = a
-	}
-	for _, a := range out.Begin {
-		rank := ranks[a.ID]
-		w.attempts[rank] = a
-		w.begun = append(w.begun, w.now)
-		w.play(rank, a.CommandID)
-	}
-	for _, id := range out.Ask {
-		for rank := range w.devices {
-			if w.devices[rank].ID == id {
-				w.devices[rank].LastSeen = w.now
+			if m.Tries > 0 {
+				w.tried[n] = struct{}{}
 			}
 		}
+		byAttempt[m.AttemptID] = n
+	}
+	for _, a := range out.End {
+		w.attempts[byAttempt[a.ID]] = a
+	}
+	for _, a := range out.Begin {
+		number := byAttempt[a.ID]
+		w.attempts[number] = a
+		w.begun = append(w.begun, w.now)
+		w.play(number, a.CommandID)
+	}
+	for _, id := range out.Ask {
+		w.devices[w.numbers[id]].LastSeen = w.now
 	}
 }
 
 // play schedules what a device does with a command.
-func (w *world) play(rank int, command string) {
-	d := &w.devices[rank]
+func (w *world) play(number int, command string) {
+	d := &w.devices[number]
 	part := func(n, of time.Duration) time.Time { return w.now.Add(d.took * n / of) }
 	say := func(at time.Time, p protocol.Phase, why protocol.Reason) {
-		heap.Push(&w.events, event{at: at, rank: rank, command: command, phase: p, reason: why})
+		heap.Push(&w.events, event{at: at, number: number, command: command, phase: p, reason: why})
 	}
 	if d.fate == FateMute {
 		return
@@ -322,14 +359,14 @@ func (w *world) play(rank int, command string) {
 		return
 	}
 	say(part(2, 20), protocol.PhaseDownloading, protocol.ReasonNone)
-	if d.fate == FateFail || d.fate == FateFlaky && w.members[rank].Attempts == 1 {
+	if d.fate == FateFail || d.fate == FateFlaky && w.members[number].Attempts == 1 {
 		say(part(10, 20), protocol.PhaseFailed, protocol.ReasonStalled)
 		return
 	}
 	say(part(14, 20), protocol.PhaseRebooting, protocol.ReasonNone)
 	switch d.fate {
 	case FateSilent:
-		heap.Push(&w.events, event{at: part(15, 20), rank: rank, command: command})
+		heap.Push(&w.events, event{at: part(15, 20), number: number, command: command})
 	case FateCrash:
 		say(part(20, 20), protocol.PhaseRolledBack, protocol.ReasonCrash)
 	case FateBrownout:
@@ -338,32 +375,38 @@ func (w *world) play(rank int, command string) {
 		say(part(16, 20), protocol.PhaseTrial, protocol.ReasonNone)
 		say(part(20, 20), protocol.PhaseConfirmed, protocol.ReasonNone)
 		if d.fate == FateDark {
-			heap.Push(&w.events, event{at: part(30, 20), rank: rank, command: command})
+			heap.Push(&w.events, event{at: part(30, 20), number: number, command: command})
 		}
 	}
 }
 
 // happen does what an event says.
 func (w *world) happen(e event) {
-	d := &w.devices[e.rank]
+	d := &w.devices[e.number]
 	if e.phase == "" {
 		switch {
 		case e.charge != 0:
 			d.Status.Battery = &protocol.Battery{SOCPct: 80, Charging: e.charge > 0}
-			d.LastSeen = w.now
+			if d.Online {
+				d.LastSeen = w.now
+			}
 		case e.command != "":
-			d.Online, d.dead = false, true
-			w.dead = append(w.dead, e.rank)
-		default:
+			d.dead = true
+			fallthrough
+		case e.leaves && w.attempts[e.number].State != AttemptOpen:
+			d.Online = false
+			w.left[e.number] = struct{}{}
+		case !e.leaves && !d.dead:
 			d.Online, d.LastSeen = true, w.now
+			delete(w.left, e.number)
 		}
 		return
 	}
-	a := &w.attempts[e.rank]
+	a := &w.attempts[e.number]
 	current := a.State == AttemptOpen && a.CommandID == e.command
 	if !current && e.phase == protocol.PhaseChecking {
 		// The command was taken back before the device took it up: nothing of it happens.
-		w.events = slices.DeleteFunc(w.events, func(o event) bool { return o.command == e.command && o.rank == e.rank })
+		w.events = slices.DeleteFunc(w.events, func(o event) bool { return o.command == e.command && o.number == e.number })
 		heap.Init(&w.events)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -236,6 +237,7 @@ type Rollout struct {
 	ExpiresAt                      time.Time
 	EndedAt                        time.Time
 	Halt                           *Halt   // why it is halted; kept when it is resumed
+	LeftOut                        int     // members that an operator has left out before they were started
 	Forgiven                       Figures // of before it was resumed after a halt: they count no more
 	Events                         []Event // oldest first
 }
@@ -272,6 +274,40 @@ func (r *Rollout) limit() int {
 		return 0
 	}
 	return r.Limits[min(r.Wave, len(r.Limits)-1)]
+}
+
+// leaveOut makes room for another in the place of a member that was never started: it counts as come to its end from now on,
+// so the waves that do not have it yet, or have it and would be one short, reach one member further.
+func (r *Rollout) leaveOut(rank int) {
+	r.LeftOut++
+	within := rank < r.limit()
+	for i := r.Wave; i < len(r.Limits) && (within || rank >= r.Limits[i]); i++ {
+		r.Limits[i] = min(r.Limits[i]+1, r.Members)
+	}
+}
+
+// touchable is how many devices may have been started by now: what a wave's figures are measured by.
+func (r *Rollout) touchable() int { return r.limit() - r.LeftOut }
+
+// waveOf is the wave of the member of a rank, from 0.
+func (r *Rollout) waveOf(rank int) int {
+	wave, _ := slices.BinarySearch(r.Limits, rank+1)
+	return min(wave, len(r.Limits)-1)
+}
+
+// awayBefore is the time since when a member must not have been heard of at now to be away in the present wave, if this
+// server has listened since listening; zero when that cannot be said. It is longer ago than the policy's silence, so that
+// nobody is passed over for a moment's loss of connection.
+func (r *Rollout) awayBefore(listening, now time.Time) time.Time {
+	silence := now.Add(-r.Policy.Silence)
+	if !listening.Before(silence) {
+		return time.Time{}
+	}
+	before := maxTime(r.WaveSince, now.Add(-AwayAfter))
+	if before.After(silence) {
+		return silence
+	}
+	return before
 }
 
 func (r *Rollout) lastWave() bool { return r.Wave >= len(r.Limits)-1 }

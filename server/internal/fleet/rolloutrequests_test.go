@@ -55,6 +55,11 @@ func TestDryRunSaysWhoCannotAndWhy(t *testing.T) {
 		if !strings.Contains(d.Cannot[0].Detail, "too many") {
 			t.Errorf("no figures in %q", d.Cannot[0].Detail)
 		}
+		for n, want := range map[int]error{2: fleet.ErrRefused, 3: nil} {
+			if _, err := y.PlanRollout(t.Context(), anna, fleet.RolloutRequest{Version: "3.0.0", Policy: fleet.Policy{Selector: fleet.Selector{IDs: ids}}, Expect: &n}); !errors.Is(err, want) {
+				t.Errorf("%d expected: %v, want %v", n, err, want)
+			}
+		}
 		if len(d.Selection.Members) != 3 || d.UpToDate != 1 || d.Through != 2 || d.Rollout.Members != 3 {
 			t.Errorf("%d members, %d up to date, %d through another version", len(d.Selection.Members), d.UpToDate, d.Through)
 		}

@@ -32,7 +32,8 @@ type Draft struct {
 }
 
 // PlanRollout says what CreateRollout would make of a request, and changes nothing.
-// Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined), ErrStorage.
+// Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined, or another number of
+// members than expected), ErrStorage.
 func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest) (Draft, error) {
 	if err := operator(by); err != nil {
 		return Draft{}, err
@@ -42,7 +43,18 @@ func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest
 		d, err = f.draft(ctx, tx, by, req)
 		return err
 	})
+	if err == nil {
+		err = d.expected(req.Expect)
+	}
 	return d, err
+}
+
+// expected refuses a draft with another number of members than an operator expects.
+func (d *Draft) expected(n *int) error {
+	if n != nil && *n != d.Rollout.Members {
+		return fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(d.Rollout.Members, "device"), *n)
+	}
+	return nil
 }
 
 // CreateRollout chooses the members and begins. The same request with the same key again returns the rollout that the
@@ -87,11 +99,11 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 		return d.Rollout, err
 	}
 	r := &d.Rollout
-	switch {
-	case r.Members == 0:
+	if r.Members == 0 {
 		return Rollout{}, fmt.Errorf("%w: no device is meant and can take the release (%d cannot); a dry run says why", ErrRefused, len(d.Cannot))
-	case req.Expect != nil && *req.Expect != r.Members:
-		return Rollout{}, fmt.Errorf("%w: %s would be members, %d are expected", ErrRefused, plural(r.Members, "device"), *req.Expect)
+	}
+	if err := d.expected(req.Expect); err != nil {
+		return Rollout{}, err
 	}
 	r.Key, r.KeyBody = key, bodySum
 	r.say(r.CreatedAt, by.Name, "created for %s; %s begins: up to %s", plural(r.Members, "device"), r.waveText(), plural(r.limit(), "device"))
@@ -244,123 +256,6 @@ func barredError(r Release, why string) error {
 	return fmt.Errorf("%w: version %s is %s", ErrRefused, r.Version, why)
 }
 
-// RolloutView is a rollout with its figures.
-type RolloutView struct {
-	Rollout
-	Figures Figures
-}
-
-// Rollouts are all rollouts, newest first.
-func (f *Fleet) Rollouts(ctx context.Context) ([]RolloutView, error) {
-	return f.rolloutsWhere(ctx, func(Rollout) bool { return true })
-}
-
-// OpenRollouts are those that are running, paused or halted, newest first.
-func (f *Fleet) OpenRollouts(ctx context.Context) ([]RolloutView, error) {
-	return f.rolloutsWhere(ctx, func(r Rollout) bool { return !r.State.Ended() })
-}
-
-func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool) ([]RolloutView, error) {
-	var list []RolloutView
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
-		all, err := tx.Rollouts()
-		if err != nil {
-			return err
-		}
-		for _, r := range all {
-			if !want(r) {
-				continue
-			}
-			v, err := f.view(tx, r)
-			if err != nil {
-				return err
-			}
-			list = append(list, v)
-		}
-		return nil
-	})
-	return list, err
-}
-
-// Rollout is one rollout.
-func (f *Fleet) Rollout(ctx context.Context, id string) (RolloutView, error) {
-	var v RolloutView
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		r, err := tx.Rollout(id)
-		if err != nil {
-			return fmt.Errorf("rollout %.64q: %w", id, err)
-		}
-		v, err = f.view(tx, r)
-		return err
-	})
-	return v, err
-}
-
-func (f *Fleet) view(tx Tx, r Rollout) (RolloutView, error) {
-	figures, err := f.figures(tx, &r, f.cfg.Now())
-	return RolloutView{r, figures}, err
-}
-
-// figures count the members of a rollout; the dark ones while it is open and this server has listened for long enough.
-func (f *Fleet) figures(tx Tx, r *Rollout, now time.Time) (Figures, error) {
-	counts, err := tx.MemberCounts(r.ID)
-	if err != nil {
-		return Figures{}, err
-	}
-	figures := Count(counts)
-	if since := f.heardSince.Load(); !r.State.Ended() && since != nil && now.Sub(*since) > r.Policy.Silence {
-		figures.Dark, err = tx.CountDark(r.ID, now.Add(-r.Policy.Silence))
-	}
-	return figures, err
-}
-
-// MemberView is a member with what holds it back, where it is pending.
-type MemberView struct {
-	Member
-	Hold  Hold
-	Phase protocol.Phase // of its device
-}
-
-// RolloutMembers are members of a rollout with a rank above after, by rank, at most limit; with state they are those in
-// it alone.
-func (f *Fleet) RolloutMembers(ctx context.Context, id string, state MemberState, after, limit int) ([]MemberView, error) {
-	now := f.cfg.Now()
-	var list []MemberView
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
-		r, err := tx.Rollout(id)
-		if err != nil {
-			return fmt.Errorf("rollout %.64q: %w", id, err)
-		}
-		release, err := tx.Release(r.SHA256)
-		if err != nil {
-			return err
-		}
-		members, err := tx.Members(id, state, after, limit)
-		if err != nil {
-			return err
-		}
-		for _, m := range members {
-			d, err := tx.Device(m.DeviceID)
-			if err != nil {
-				return err
-			}
-			v := MemberView{Member: m, Phase: d.Status.Phase}
-			if m.State == MemberPending && !r.State.Ended() {
-				if m.Rank >= r.limit() {
-					v.Hold = HoldWave
-				} else if v.Hold = r.hold(Candidate{Member: m, Device: &d}, releaseFacts(release), &f.zones, now); v.Hold == HoldNone {
-					v.Hold = HoldTurn
-				}
-			}
-			list = append(list, v)
-		}
-		return nil
-	})
-	return list, err
-}
-
 // Pause stops a rollout from starting devices until it is resumed. What it means for a device is in Means.
 // Errors of the verbs: ErrDenied, ErrNotFound, ErrConflict (not in this state), ErrStorage.
 func (f *Fleet) Pause(ctx context.Context, by Identity, rollout string) (RolloutView, error) {
@@ -405,11 +300,7 @@ func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (Rollo
 		if err := r.verb(v, figures, by.Name, now); err != nil {
 			return err
 		}
-		if err := tx.PutRollout(r); err != nil {
-			return err
-		}
-		view, err = f.view(tx, r)
-		view.Revision++
+		view, err = f.put(tx, r, now)
 		return err
 	})
 	if err != nil {
@@ -417,6 +308,60 @@ func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (Rollo
 	}
 	f.cfg.Log.Info("rollout "+done[v], "rollout", id, "by", by.Name)
 	f.watchers.tell(id)
+	f.planSoon()
+	return view, nil
+}
+
+// put writes a rollout and shows it as it is then.
+func (f *Fleet) put(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
+	if err := tx.PutRollout(r); err != nil {
+		return RolloutView{}, err
+	}
+	r.Revision++
+	return f.view(tx, r, now)
+}
+
+// SkipMember leaves a member out that has not been started, or waits for another try: no wave waits for it any more. The
+// place of one that was never started goes to the next of a later wave, so that the wave speaks by as many as before. It is
+// the operator's word that the member says nothing of the release; the event keeps whose.
+// Errors: ErrDenied, ErrNotFound, ErrConflict (the rollout has ended, or the member is under way or through), ErrStorage.
+func (f *Fleet) SkipMember(ctx context.Context, by Identity, rollout, device string) (RolloutView, error) {
+	if err := operator(by); err != nil {
+		return RolloutView{}, err
+	}
+	now := f.cfg.Now()
+	var view RolloutView
+	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+		r, err := tx.Rollout(rollout)
+		if err != nil {
+			return fmt.Errorf("rollout %.64q: %w", rollout, err)
+		}
+		m, err := tx.Member(rollout, device)
+		if err != nil {
+			return fmt.Errorf("device %.64q of rollout %s: %w", device, r.ID, err)
+		}
+		switch {
+		case r.State.Ended():
+			return fmt.Errorf("%w: the rollout is %s", ErrConflict, r.State)
+		case m.State != MemberPending:
+			return fmt.Errorf("%w: %s is %s, only who waits can be left out", ErrConflict, device, m.State)
+		}
+		m.State, m.Reason, m.Message, m.UpdatedAt = MemberSkipped, protocol.ReasonNone, "left out by "+by.Name, now
+		if m.Attempts == 0 {
+			r.leaveOut(m.Rank)
+		}
+		if err := tx.PutMember(m); err != nil {
+			return err
+		}
+		r.say(now, by.Name, "%s is left out", device)
+		view, err = f.put(tx, r, now)
+		return err
+	})
+	if err != nil {
+		return RolloutView{}, err
+	}
+	f.cfg.Log.Info("rollout goes on without a member", "rollout", rollout, "device", device, "by", by.Name)
+	f.watchers.tell(rollout)
 	f.planSoon()
 	return view, nil
 }

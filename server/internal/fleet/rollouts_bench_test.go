@@ -99,3 +99,55 @@ func BenchmarkRolloutOver100000Devices(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkListOf100Rollouts lists rollouts of which three have 100,000 members, as the API, the dashboard and a scrape do.
+func BenchmarkListOf100Rollouts(b *testing.B) {
+	const devices = 100_000
+	db, err := store.OpenSQLite(b.Context(), filepath.Join(b.TempDir(), "db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	f := newFleet(b, fleet.Config{Store: db})
+	now := time.Now()
+	err = db.Update(b.Context(), func(tx fleet.Tx) error {
+		for i := range devices {
+			if err := tx.PutDevice(fleet.Device{ID: fmt.Sprintf("bms-%06x", i), Online: i%20 > 0, LastSeen: now, Status: status("b", 1, protocol.PhaseIdle)}); err != nil {
+				return err
+			}
+		}
+		for n := range 100 {
+			r := fleet.Rollout{ID: fmt.Sprint("r-", n), State: fleet.RolloutDone, CreatedAt: now, Limits: []int{10, 100}, Soaks: make([]time.Duration, 2)}
+			r.Members = 100
+			if n < 3 {
+				r.State, r.Members, r.Limits[1] = fleet.RolloutRunning, devices, devices
+			}
+			if err := tx.PutRollout(r); err != nil {
+				return err
+			}
+			for i := range r.Members {
+				m := fleet.Member{RolloutID: r.ID, DeviceID: fmt.Sprintf("bms-%06x", i), Rank: i, State: fleet.MemberSucceeded}
+				if err := tx.PutMember(m); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		list func(context.Context) ([]fleet.RolloutView, error)
+		n    int
+	}{{"all", f.Rollouts, 100}, {"open", f.OpenRollouts, 3}, {"open by wave", f.OpenRolloutsByWave, 3}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				if list, err := c.list(b.Context()); err != nil || len(list) != c.n || list[c.n-1].Figures.Succeeded != list[c.n-1].Members {
+					b.Fatal(len(list), err)
+				}
+			}
+		})
+	}
+}

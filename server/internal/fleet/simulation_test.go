@@ -21,7 +21,10 @@ import (
 	"bmsota/protocol"
 )
 
-var simulationSeed = flag.Uint64("simulation-seed", 0, "replay this one fleet of the simulation")
+var (
+	simulationSeed   = flag.Uint64("simulation-seed", 0, "replay this one fleet of the simulation")
+	simulationFleets = flag.Uint64("simulation-fleets", 0, "play so many fleets")
+)
 
 // Figures of the simulation in a normal run; BMSOTA_ROLLOUTS=long runs a million.
 const (
@@ -44,6 +47,8 @@ type scene struct {
 	openOf    map[string]string // attempt by device
 	starts    []time.Time
 	harmed    map[string]Fate
+	absent    map[string]bool // is away or leaves for good
+	leavers   bool            // one that has left may count as dark, whatever it runs
 	wave      int
 	waveSince time.Time
 	halted    bool
@@ -69,7 +74,7 @@ func (s *scene) within(d time.Duration) time.Duration {
 
 func newScene(seed uint64) *scene {
 	s := &scene{seed: seed, random: rand.New(rand.NewPCG(seed, 0xf1ee7)), attempted: map[string]bool{}, tries: map[string]int{},
-		openOf: map[string]string{}, harmed: map[string]Fate{}, waveSince: epoch}
+		openOf: map[string]string{}, harmed: map[string]Fate{}, absent: map[string]bool{}, waveSince: epoch}
 	n := 1 + s.random.IntN(24)
 	s.policy = s.randomPolicy(n)
 	mix := s.randomMix()
@@ -91,11 +96,11 @@ func newScene(seed uint64) *scene {
 				Battery: &protocol.Battery{SOCPct: 80}}}
 		if s.chance(0.1) {
 			a.Online = false
-			coming = append(coming, event{at: epoch.Add(s.within(20 * time.Minute)), rank: i})
+			coming = append(coming, event{at: epoch.Add(s.within(20 * time.Minute)), number: i})
 		}
 		if s.chance(0.1) {
 			from := s.within(10 * time.Minute)
-			coming = append(coming, event{at: epoch.Add(from), rank: i, charge: 1}, event{at: epoch.Add(from + time.Second + s.within(20*time.Minute)), rank: i, charge: -1})
+			coming = append(coming, event{at: epoch.Add(from), number: i, charge: 1}, event{at: epoch.Add(from + time.Second + s.within(20*time.Minute)), number: i, charge: -1})
 		}
 	}
 	r := Rollout{ID: "r", State: RolloutRunning, SHA256: release.SHA256, Version: "2.0.0", Project: "bms", Chip: "esp32", Policy: s.policy,
@@ -107,12 +112,41 @@ func newScene(seed uint64) *scene {
 	}
 	s.w = newWorld(r, release, members, actors)
 	s.w.listening = epoch
-	for _, e := range coming {
+	for _, e := range append(coming, s.travels()...) {
 		s.w.events = append(s.w.events, e)
 	}
 	heap.Init(&s.w.events)
 	s.w.looked = s.check
 	return s
+}
+
+// travels has devices be away from long before, and leave between two tries; some come back. It draws from numbers of its
+// own, so that a seed of before there were travellers means the same fleet.
+func (s *scene) travels() (events []event) {
+	random := rand.New(rand.NewPCG(s.seed, 0x7a4e1))
+	if random.IntN(4) > 0 {
+		return nil
+	}
+	for i := range s.w.devices {
+		d := &s.w.devices[i]
+		back := event{at: epoch.Add(time.Duration(random.Int64N(int64(48 * time.Hour)))), number: i}
+		switch x := random.Float64(); {
+		case x < 0.15:
+			d.Online, d.LastSeen = false, epoch.Add(-30*24*time.Hour)
+		case x < 0.3:
+			s.leavers = true
+			events = append(events, event{at: epoch.Add(time.Duration(random.Int64N(int64(20 * time.Minute)))), number: i, leaves: true})
+			back.at = back.at.Add(20 * time.Minute)
+		default:
+			continue
+		}
+		if random.IntN(2) == 0 {
+			events = append(events, back)
+		} else {
+			s.absent[d.ID] = true
+		}
+	}
+	return events
 }
 
 func (s *scene) randomPolicy(n int) Policy {
@@ -205,13 +239,13 @@ func (s *scene) check(in *Input, out *Output) {
 		s.fail("a halted rollout runs again by itself")
 	}
 	for _, a := range out.Begin {
-		rank := -1
+		number := -1
 		for i := range s.w.members {
 			if s.w.members[i].DeviceID == a.DeviceID {
-				rank = i
+				number = i
 			}
 		}
-		d := &s.w.devices[rank]
+		d := &s.w.devices[number]
 		s.attempted[a.DeviceID] = true
 		s.tries[a.DeviceID]++
 		s.starts = append(s.starts, now)
@@ -253,8 +287,8 @@ func (s *scene) check(in *Input, out *Output) {
 	}
 	if s.policy.Spread != "" {
 		busy := map[string]string{}
-		for rank := range s.w.open {
-			d := &s.w.devices[rank]
+		for number := range s.w.open {
+			d := &s.w.devices[number]
 			if other, taken := busy[d.Labels["bank"]]; taken {
 				s.fail("%s and %s of one bank are updated at once", other, d.ID)
 			}
@@ -269,10 +303,35 @@ func (s *scene) check(in *Input, out *Output) {
 		if soak := s.w.rollout.Soaks[s.wave]; soak > 0 && (in.Rollout.SoakSince.IsZero() || now.Sub(in.Rollout.SoakSince) < soak) {
 			s.fail("wave %d began %v after the one before stood, its soak is %v", r.Wave+1, now.Sub(in.Rollout.SoakSince), soak)
 		}
+		s.checkStood()
 		s.wave, s.waveSince = r.Wave, now
 	}
 	if r.State == RolloutHalted {
 		s.halted = true
+	}
+}
+
+// checkStood counts what the wave that has been left speaks by.
+func (s *scene) checkStood() {
+	ended, succeeded := 0, 0
+	for number := range s.w.members {
+		m, d := &s.w.members[number], &s.w.devices[number]
+		switch {
+		case m.State == MemberOpen:
+			s.fail("wave %d was left while %s was under way", s.wave+1, d.ID)
+		case m.State != MemberPending:
+			ended++
+		case m.Tries > 0 && !d.Online:
+			s.fail("wave %d was left although %s failed a try and went", s.wave+1, d.ID)
+		case m.Tries > 0 && s.w.now.Before(m.NotBefore):
+			s.fail("wave %d was left although %s is to be tried again", s.wave+1, d.ID)
+		}
+		if d.SHA256 == s.w.release.SHA256 {
+			succeeded++
+		}
+	}
+	if limit := s.wavesLimit(s.wave); ended < limit && float64(succeeded) < s.policy.NeedPct/100*float64(limit) {
+		s.fail("wave %d of %d was left when %d had come to an end and %d had succeeded", s.wave+1, limit, ended, succeeded)
 	}
 }
 
@@ -282,8 +341,8 @@ func (s *scene) checkFailures(in *Input, out *Output) {
 		return
 	}
 	failed, rolledBack, brownouts := 0, 0, 0
-	for rank := range s.w.members {
-		switch s.w.members[rank].State {
+	for number := range s.w.members {
+		switch s.w.members[number].State {
 		case MemberFailed, MemberSilent:
 			failed++
 		case MemberRolledBack:
@@ -329,18 +388,18 @@ func (s *scene) restart(forget bool) {
 		}
 	}
 	connects := make([]time.Time, len(w.devices))
-	for rank := range w.devices {
-		connects[rank] = up.Add(s.within(30 * time.Second))
-		if d := &w.devices[rank]; d.Online {
+	for number := range w.devices {
+		connects[number] = up.Add(s.within(30 * time.Second))
+		if d := &w.devices[number]; d.Online {
 			d.Online = false
-			w.events = append(w.events, event{at: connects[rank], rank: rank})
+			w.events = append(w.events, event{at: connects[number], number: number})
 		}
 	}
 	slices.SortStableFunc(w.events, func(a, b event) int { return a.at.Compare(b.at) })
 	for i := range w.events {
-		if e := &w.events[i]; e.at.Before(connects[e.rank]) {
-			connects[e.rank] = connects[e.rank].Add(time.Millisecond)
-			e.at = connects[e.rank]
+		if e := &w.events[i]; e.at.Before(connects[e.number]) {
+			connects[e.number] = connects[e.number].Add(time.Millisecond)
+			e.at = connects[e.number]
 		}
 	}
 	heap.Init(&w.events)
@@ -405,17 +464,20 @@ func (s *scene) atEnd() {
 			s.fail("%s is open at the end", m.DeviceID)
 		}
 	}
-	// A wave that lacks its successes because a device of it is dead waits for it: nothing speaks for the release yet.
+	// A wave that lacks its successes because a device of it left after its command was taken back waits for it: the
+	// command may have reached it, and nobody knows what came of it.
 	waits := false
-	for rank := range w.rollout.limit() {
-		waits = waits || w.members[rank].State == MemberPending && w.devices[rank].dead
+	for number := range w.members {
+		m := &w.members[number]
+		waits = waits || m.State == MemberPending && m.Attempts > 0 && !w.devices[number].Online
 	}
-	good := true
-	for rank := range w.devices {
-		d := &w.devices[rank]
+	good := !s.leavers
+	for number := range w.devices {
+		d := &w.devices[number]
 		healthy := d.fate == FateGood || d.fate == FateFlaky && s.policy.Retries > 0
 		good = good && healthy
-		m := w.members[rank]
+		healthy = healthy && (!s.absent[d.ID] || d.Online)
+		m := w.members[number]
 		switch {
 		case d.fate == FateGood && m.State != MemberPending && m.State != MemberSucceeded:
 			s.fail("healthy %s is %s (%s %s)", d.ID, m.State, m.Reason, m.Message)
@@ -471,6 +533,9 @@ var mutants = []mutant{
 	{name: "the window", alter: func(in *Input, _ *world) { in.Rollout.Policy.Window = "" }},
 	{name: "the retry budget", alter: func(in *Input, _ *world) { in.Rollout.Policy.Retries = 50 }},
 	{name: "the soak", alter: func(in *Input, _ *world) { in.Rollout.Soaks = make([]time.Duration, len(in.Rollout.Soaks)) }},
+	{name: "that others take the place of who is away", alter: func(in *Input, _ *world) { in.Away = nil }},
+	{name: "that who failed a try and left is not away", alter: func(in *Input, _ *world) { in.Gone = nil }},
+	{name: "that enough of a wave succeed", alter: func(in *Input, _ *world) { in.Rollout.Policy.NeedPct = 1e-9 }},
 	{name: "since when the server listens", alter: func(in *Input, _ *world) { in.Listening = epoch }},
 	{name: "that a halt is in the row", forgetHalt: true},
 	{name: "that a halted rollout starts nothing", alter: func(in *Input, _ *world) { in.Rollout.State = RolloutRunning; in.Rollout.Policy.Stop = Stop{} }},
@@ -520,6 +585,8 @@ func TestRolloutsKeepTheirPromisesOverRandomFleets(t *testing.T) {
 	switch {
 	case *simulationSeed != 0:
 		from, n = *simulationSeed, 1
+	case *simulationFleets != 0:
+		n = *simulationFleets
 	case os.Getenv("BMSOTA_ROLLOUTS") == "long":
 		n = simulatedFleetsLong
 	case testing.Short():

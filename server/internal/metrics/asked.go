@@ -18,6 +18,8 @@ var (
 	open         = describe("bmsota_attempts_open", "Attempts that have not ended.")
 	rollouts     = describe("bmsota_rollouts", "Rollouts that have not ended, by state.", "state")
 	members      = describe("bmsota_rollout_members", "Devices in running rollouts, by how they stand in them; dark ones are counted beside their state.", "state")
+	stalled      = describe("bmsota_rollouts_stalled", "Running rollouts in which the present wave does not stand and nothing of it is under way.")
+	byWave       = describe("bmsota_rollout_wave_members", "Devices in running rollouts, by how they stand in them and whether their wave is past, present or to come.", "wave", "state")
 	sessions     = describe("bmsota_mqtt_sessions", "MQTT sessions of the embedded broker.")
 	waiting      = describe("bmsota_mqtt_connections_waiting", "Connections that have not logged in yet.")
 	turnedAway   = describe("bmsota_mqtt_connections_turned_away_total", "Connections over a limit.")
@@ -42,7 +44,7 @@ type asked struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (a *asked) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
+	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, stalled, byWave, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
 		certificate, storage, ready, build, censusFailed} {
 		c <- d
 	}
@@ -126,16 +128,36 @@ func countDevices(c *fleet.Census, gauge func(*prometheus.Desc, float64, ...stri
 
 func countRollouts(list []fleet.RolloutView, gauge func(*prometheus.Desc, float64, ...string)) {
 	states := map[fleet.RolloutState]int{fleet.RolloutRunning: 0, fleet.RolloutPaused: 0, fleet.RolloutHalted: 0}
-	sum := make(map[string]int)
-	for _, r := range list {
+	sum, waiting := make(map[string]int), 0
+	waves := map[string]map[string]int{"past": {}, "present": {}, "to_come": {}}
+	for i := range list {
+		r := &list[i]
 		if _, asked := states[r.State]; asked {
 			states[r.State]++
 		}
 		if r.State == fleet.RolloutRunning {
 			addFigures(sum, r.Figures)
 		}
+		waiting += int(bit(r.Stalled()))
+		for n, w := range r.Waves {
+			when := "present"
+			if n < r.Wave {
+				when = "past"
+			} else if n > r.Wave {
+				when = "to_come"
+			}
+			addFigures(waves[when], w.Figures)
+		}
 	}
 	addFigures(sum, fleet.Figures{}) // every state has its series, also while nothing runs
+	gauge(stalled, float64(waiting))
+	for when, sum := range waves {
+		addFigures(sum, fleet.Figures{})
+		delete(sum, "dark") // not known by wave
+		for state, n := range sum {
+			gauge(byWave, float64(n), when, state)
+		}
+	}
 	for state, n := range states {
 		gauge(rollouts, float64(n), string(state))
 	}

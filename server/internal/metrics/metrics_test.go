@@ -42,7 +42,12 @@ func whole() Sources {
 			view := func(s fleet.RolloutState, f fleet.Figures) fleet.RolloutView {
 				return fleet.RolloutView{Rollout: fleet.Rollout{State: s}, Figures: f}
 			}
-			return []fleet.RolloutView{view(fleet.RolloutRunning, fleet.Figures{Pending: 3, Silent: 1, Dark: 2}), view(fleet.RolloutRunning, fleet.Figures{Pending: 4}),
+			waves := view(fleet.RolloutRunning, fleet.Figures{Pending: 3, Silent: 1, Dark: 2})
+			waves.Wave = 1
+			for _, f := range []fleet.Figures{{Succeeded: 1}, {Silent: 1, Pending: 1}, {Pending: 2}} {
+				waves.Waves = append(waves.Waves, fleet.WaveView{Figures: f})
+			}
+			return []fleet.RolloutView{waves, view(fleet.RolloutRunning, fleet.Figures{Pending: 4}),
 				view(fleet.RolloutHalted, fleet.Figures{Pending: 100}), view("odd", fleet.Figures{Pending: 100})}, nil
 		},
 		Broker:      func() Broker { return Broker{Sessions: 4, Refused: 9} },
@@ -98,6 +103,8 @@ func TestWhatHappenedIsCounted(t *testing.T) {
 		`bmsota_devices_running{chip="esp32",project="bms",released="true",version="1.0.0"} 5`, `bmsota_devices_running{chip="other",project="other",released="other",version="other"} 0`,
 		`bmsota_rollouts{state="running"} 2`, `bmsota_rollouts{state="halted"} 1`, `bmsota_rollouts{state="paused"} 0`, `bmsota_rollout_members{state="pending"} 7`,
 		`bmsota_rollout_members{state="silent"} 1`, `bmsota_rollout_members{state="dark"} 2`, `bmsota_rollout_members{state="succeeded"} 0`,
+		`bmsota_rollouts_stalled 1`, `bmsota_rollout_wave_members{state="succeeded",wave="past"} 1`, `bmsota_rollout_wave_members{state="silent",wave="present"} 1`,
+		`bmsota_rollout_wave_members{state="pending",wave="to_come"} 2`, `bmsota_rollout_wave_members{state="open",wave="to_come"} 0`,
 		`bmsota_mqtt_sessions 4`, `bmsota_mqtt_logins_refused_total 9`, `bmsota_certificate_days_left 10.0`, `bmsota_storage_free_bytes 1.073741824e+09`,
 		`bmsota_ready 1`, `bmsota_build_info{version="1.2.3"} 1`, `bmsota_census_failed 0`, `process_cpu_seconds_total `, `go_goroutines `)
 }

@@ -118,10 +118,39 @@ func (t *memoryTx) membersWhere(rollout string, want func(fleet.Member) bool) []
 	return list
 }
 
-func (t *memoryTx) Candidates(rollout string, priority, after, below, limit int) ([]fleet.Candidate, error) {
+func (t *memoryTx) MemberCountsBetween(rollout string, from, below int) (map[fleet.MemberState]int, error) {
+	counts := make(map[fleet.MemberState]int)
+	for _, m := range t.m.members[rollout] {
+		if m.Rank >= from && m.Rank < below {
+			counts[m.State]++
+		}
+	}
+	return counts, nil
+}
+
+func (t *memoryTx) AwayMembers(rollout string, below int, before time.Time, limit int) ([]fleet.Member, error) {
+	list := t.membersWhere(rollout, func(m fleet.Member) bool {
+		d := t.m.devices[m.DeviceID]
+		return m.State == fleet.MemberPending && m.Rank < below && m.Attempts == 0 && !d.Online && !d.Revoked &&
+			millis(d.LastSeen) < millis(before) && !d.Status.Phase.Updating()
+	})
+	return list[:min(len(list), max(limit, 0))], nil
+}
+
+func (t *memoryTx) TriedAndGone(rollout string) ([]fleet.Candidate, error) {
+	var list []fleet.Candidate
+	for _, m := range t.membersWhere(rollout, func(m fleet.Member) bool { return m.State == fleet.MemberPending && m.Tries > 0 }) {
+		if d := cloneDevice(t.m.devices[m.DeviceID]); !d.Online {
+			list = append(list, fleet.Candidate{Member: m, Device: &d})
+		}
+	}
+	return list, nil
+}
+
+func (t *memoryTx) Candidates(rollout string, priority, after, below, limit int, away bool) ([]fleet.Candidate, error) {
 	members := t.membersWhere(rollout, func(m fleet.Member) bool {
 		d := t.m.devices[m.DeviceID]
-		return m.State == fleet.MemberPending && m.Rank > after && m.Rank < below && (d.Online || d.Revoked)
+		return m.State == fleet.MemberPending && m.Rank > after && m.Rank < below && (d.Online || d.Revoked || away)
 	})
 	var list []fleet.Candidate
 	for _, m := range members[:min(len(members), max(limit, 0))] {

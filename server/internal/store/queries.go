@@ -54,9 +54,12 @@ const (
 	qPutRollout
 	qMember
 	qMemberCounts
+	qMemberCountIn
 	qMembers
 	qMembersIn
 	qCandidates
+	qAway
+	qTried
 	qCountDark
 	qPutMember
 	qCountAttempts
@@ -129,17 +132,26 @@ ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, state = excluded.st
  created_at = excluded.created_at, request_key = excluded.request_key, body = excluded.body
 WHERE rollouts.revision = excluded.revision - 1`,
 
-	qMember:       `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND device_id = $2`,
-	qMemberCounts: `SELECT state, COUNT(*) FROM rollout_members WHERE rollout_id = $1 GROUP BY state`,
-	qMembers:      `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND rank > $2 ORDER BY rank LIMIT $3`,
-	qMembersIn:    `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND state = $2 AND rank > $3 ORDER BY rank LIMIT $4`,
+	qMember: `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND device_id = $2`,
+	// The counts are kept by triggers of the table of members.
+	qMemberCounts:  `SELECT state, members FROM rollout_counts WHERE rollout_id = $1 AND members > 0`,
+	qMemberCountIn: `SELECT COUNT(*) FROM rollout_members WHERE rollout_id = $1 AND state = $2 AND rank >= $3 AND rank < $4`,
+	qMembers:       `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND rank > $2 ORDER BY rank LIMIT $3`,
+	qMembersIn:     `SELECT ` + memberColumns + ` FROM rollout_members WHERE rollout_id = $1 AND state = $2 AND rank > $3 ORDER BY rank LIMIT $4`,
 	qCandidates: `SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `,
  EXISTS (SELECT 1 FROM attempts a WHERE a.device_id = m.device_id AND a.state = 'open'),
  EXISTS (SELECT 1 FROM rollout_members o JOIN rollouts r ON r.id = o.rollout_id WHERE o.device_id = m.device_id
   AND o.state IN ('pending', 'open') AND r.state = 'running' AND r.priority > $2)
 FROM rollout_members m JOIN devices d ON d.id = m.device_id
-WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank > $3 AND m.rank < $4 AND (d.online <> 0 OR d.revoked <> 0)
+WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank > $3 AND m.rank < $4 AND (d.online <> 0 OR d.revoked <> 0 OR $6 <> 0)
 ORDER BY m.rank LIMIT $5`,
+	// CROSS JOIN keeps SQLite from beginning with the devices: the members of a wave are fewer.
+	qAway: `SELECT ` + of("m", memberColumns) + ` FROM rollout_members m CROSS JOIN devices d
+WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank < $2 AND m.attempts = 0 AND d.id = m.device_id
+ AND d.online = 0 AND d.revoked = 0 AND d.last_seen < $3 AND d.phase NOT IN ` + updating + `
+ORDER BY m.rank LIMIT $4`,
+	qTried: `SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `, 0, 0 FROM rollout_members m CROSS JOIN devices d
+WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.tries > 0 AND d.id = m.device_id AND d.online = 0 ORDER BY m.rank`,
 	// CROSS JOIN has SQLite begin with the devices that are away, of which there are few.
 	qCountDark: `SELECT COUNT(*) FROM devices d CROSS JOIN rollout_members m
 WHERE d.online = 0 AND d.last_seen < $2 AND m.rollout_id = $1 AND m.device_id = d.id

@@ -146,8 +146,34 @@ func (t *sqlTx) Members(rollout string, state fleet.MemberState, after, limit in
 	return many(t, scanMember, qMembersIn, rollout, string(state), int64(after), int64(limit))
 }
 
-func (t *sqlTx) Candidates(rollout string, priority, after, below, limit int) ([]fleet.Candidate, error) {
-	return many(t, scanCandidate, qCandidates, rollout, int64(priority), int64(after), int64(below), int64(limit))
+func (t *sqlTx) MemberCountsBetween(rollout string, from, below int) (map[fleet.MemberState]int, error) {
+	counts := make(map[fleet.MemberState]int)
+	for _, state := range fleet.MemberStates() { // each is a range of members_by_state
+		n, err := one(t, scanCount, qMemberCountIn, rollout, string(state), int64(from), int64(below))
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			counts[state] = n
+		}
+	}
+	return counts, nil
+}
+
+func (t *sqlTx) Candidates(rollout string, priority, after, below, limit int, away bool) ([]fleet.Candidate, error) {
+	all := int64(0)
+	if away {
+		all = 1
+	}
+	return many(t, scanCandidate, qCandidates, rollout, int64(priority), int64(after), int64(below), int64(limit), all)
+}
+
+func (t *sqlTx) AwayMembers(rollout string, below int, before time.Time, limit int) ([]fleet.Member, error) {
+	return many(t, scanMember, qAway, rollout, int64(below), millis(before), int64(limit))
+}
+
+func (t *sqlTx) TriedAndGone(rollout string) ([]fleet.Candidate, error) {
+	return many(t, scanCandidate, qTried, rollout)
 }
 
 func (t *sqlTx) CountDark(rollout string, before time.Time) (int, error) {

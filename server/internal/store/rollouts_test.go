@@ -3,9 +3,11 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
+	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
 
@@ -164,6 +166,107 @@ func membersAreFound(t *testing.T, s fleet.Store) {
 	})
 }
 
+func membersThatAreAwayAreFound(t *testing.T, s fleet.Store) {
+	update(t, s, func(tx fleet.Tx) error {
+		errs := []error{tx.PutRollout(rollout("r1", 10))}
+		for i, c := range []struct {
+			device          fleet.Device
+			state           fleet.MemberState
+			attempts, tries int
+		}{
+			{fleet.Device{ID: "away"}, fleet.MemberPending, 0, 0},
+			{fleet.Device{ID: "online", Online: true}, fleet.MemberPending, 1, 1},
+			{fleet.Device{ID: "heard", LastSeen: at(100)}, fleet.MemberPending, 0, 0},
+			{fleet.Device{ID: "revoked", Revoked: true}, fleet.MemberPending, 0, 0},
+			{fleet.Device{ID: "updating", Status: protocol.Status{Phase: protocol.PhaseDownloading}}, fleet.MemberPending, 0, 0},
+			{fleet.Device{ID: "takenback"}, fleet.MemberPending, 1, 0},
+			{fleet.Device{ID: "tried", LastSeen: at(200)}, fleet.MemberPending, 1, 1},
+			{fleet.Device{ID: "silent"}, fleet.MemberSilent, 1, 1},
+			{fleet.Device{ID: "second"}, fleet.MemberPending, 0, 0},
+			{fleet.Device{ID: "third"}, fleet.MemberPending, 0, 0},
+		} {
+			m := member("r1", c.device.ID, i, c.state)
+			m.Attempts, m.Tries = c.attempts, c.tries
+			errs = append(errs, tx.PutDevice(c.device), tx.PutMember(m))
+		}
+		return all(errs...)
+	})
+	view(t, s, func(tx fleet.Tx) error {
+		list := func(below int, before int64, limit int) string {
+			away, err := tx.AwayMembers("r1", below, at(before), limit)
+			return names(away, func(m fleet.Member) string { return m.DeviceID }) + errText(err)
+		}
+		gone, err := tx.TriedAndGone("r1")
+		for _, c := range []struct{ got, want string }{
+			{list(10, 100, 10), "away second third"}, {list(10, 101, 10), "away heard second third"}, {list(9, 100, 10), "away second"},
+			{list(10, 100, 2), "away second"}, {list(0, 100, 2), ""},
+			{names(gone, func(c fleet.Candidate) string { return c.Member.DeviceID + "=" + c.Device.ID }), "tried=tried"},
+		} {
+			if c.got != c.want {
+				t.Errorf("got %q, want %q", c.got, c.want)
+			}
+		}
+		return err
+	})
+}
+
+// countsFollowTheMembers: what is kept beside the rows is what the rows say, whatever becomes of them.
+func countsFollowTheMembers(t *testing.T, s fleet.Store) {
+	random := rand.New(rand.NewPCG(13, 13))
+	update(t, s, func(tx fleet.Tx) error {
+		errs := []error{tx.PutRollout(rollout("r1", 10)), tx.PutRollout(rollout("r2", 11))}
+		for i := range 20 {
+			id := fmt.Sprint("d", i)
+			errs = append(errs, tx.PutDevice(device(id)), tx.PutMember(member("r1", id, i, fleet.MemberPending)), tx.PutMember(member("r2", id, i, fleet.MemberPending)))
+		}
+		return all(errs...)
+	})
+	states := fleet.MemberStates()
+	for range 50 {
+		put := func(tx fleet.Tx) error {
+			i := random.IntN(20)
+			m := member("r1", fmt.Sprint("d", i), i, states[random.IntN(len(states))])
+			return tx.PutMember(m)
+		}
+		if random.IntN(3) == 0 {
+			if err := s.Update(t.Context(), func(tx fleet.Tx) error { return all(put(tx), errGiveUp) }); !errors.Is(err, errGiveUp) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		update(t, s, func(tx fleet.Tx) error {
+			if err := all(put(tx), put(tx)); err != nil {
+				return err
+			}
+			return countsAre(t, tx) // those that put can see it too
+		})
+		view(t, s, func(tx fleet.Tx) error { return countsAre(t, tx) })
+	}
+	view(t, s, func(tx fleet.Tx) error {
+		counts, err := tx.MemberCounts("r2")
+		same(t, map[fleet.MemberState]int{fleet.MemberPending: 20})(counts, err)
+		return nil
+	})
+}
+
+func countsAre(t *testing.T, tx fleet.Tx) error {
+	t.Helper()
+	members, err := tx.Members("r1", "", -1, 100)
+	if err != nil {
+		return err
+	}
+	every, first := make(map[fleet.MemberState]int), make(map[fleet.MemberState]int)
+	for _, m := range members {
+		every[m.State]++
+		if m.Rank >= 3 && m.Rank < 9 {
+			first[m.State]++
+		}
+	}
+	same(t, every)(tx.MemberCounts("r1"))
+	same(t, first)(tx.MemberCountsBetween("r1", 3, 9))
+	return nil
+}
+
 func errText(err error) string {
 	if err == nil {
 		return ""
@@ -191,19 +294,23 @@ func candidatesAreFound(t *testing.T, s fleet.Store) {
 			tx.PutMember(member("paused", "plain", 0, fleet.MemberPending)))...)
 	})
 	view(t, s, func(tx fleet.Tx) error {
-		list, err := tx.Candidates("r1", 3, -1, 6, 10)
+		list, err := tx.Candidates("r1", 3, -1, 6, 10, false)
 		got := names(list, func(c fleet.Candidate) string {
 			return fmt.Sprintf("%s/%v/%v/%s", c.Device.ID, c.Busy, c.Reserved, c.Device.Labels["bank"])
 		})
 		if want := "plain/false/false/1 revoked/false/false/ busy/true/false/ wanted/false/true/"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
-		few, err2 := tx.Candidates("r1", 5, 0, 100, 3)
+		few, err2 := tx.Candidates("r1", 5, 0, 100, 3, false)
 		got = names(few, func(c fleet.Candidate) string { return fmt.Sprint(c.Member.DeviceID, c.Reserved) })
 		if want := "revokedfalse busyfalse wantedfalse"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
-		return all(err, err2)
+		too, err3 := tx.Candidates("r1", 5, 0, 3, 10, true)
+		if got := names(too, func(c fleet.Candidate) string { return c.Member.DeviceID }); got != "away revoked" {
+			t.Errorf("with those that are away: %q", got)
+		}
+		return all(err, err2, err3)
 	})
 }
 

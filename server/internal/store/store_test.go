@@ -123,6 +123,8 @@ var contract = []struct {
 	{"a rollout is written over only by who has seen it", rolloutsAreSwapped},
 	{"members are found by rank and state", membersAreFound},
 	{"candidates are those that may be started", candidatesAreFound},
+	{"members that are away are found", membersThatAreAwayAreFound},
+	{"counts follow the members", countsFollowTheMembers},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
 }
 

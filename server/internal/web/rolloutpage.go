@@ -14,7 +14,6 @@ import (
 const (
 	rolloutsShown = 100 // of the list
 	leftShown     = 50  // devices that did not get the release, of a rollout's page
-	heldLookedAt  = 500 // pending members that are asked what holds them back: each is a device to be read
 )
 
 // rolloutRow is a rollout as pages show it.
@@ -27,8 +26,9 @@ type figure struct {
 }
 
 // Counts are the figures that are not zero.
-func (r rolloutRow) Counts() []figure {
-	f := r.Figures
+func (r rolloutRow) Counts() []figure { return counts(r.Figures) }
+
+func counts(f fleet.Figures) []figure {
 	all := []figure{{f.Succeeded, "succeeded", "ok"}, {f.Open, "under way", "busy"}, {f.Pending, "waiting", ""}, {f.RolledBack, "rolled back", "bad"},
 		{f.Silent, "silent", "bad"}, {f.Failed, "failed", "bad"}, {f.Dark, "not heard of since", "bad"}, {f.Brownouts, "lost supply", "wait"}, {f.Skipped, "skipped", ""}}
 	return slices.DeleteFunc(all, func(f figure) bool { return f.Count == 0 })
@@ -46,11 +46,12 @@ type waveRow struct {
 	Mark             string
 	Tone             string
 	Soak             time.Duration
+	Own              []figure // its own members
 }
 
-// Waves are what a rollout's page shows of its waves. A wave that has been gone through may have left members behind, so
+// WaveRows are what a rollout's page shows of its waves. A wave that has been gone through may have left members behind, so
 // of it only that is said.
-func (r rolloutRow) Waves() []waveRow {
+func (r rolloutRow) WaveRows() []waveRow {
 	rows := make([]waveRow, 0, len(r.Limits))
 	from := 0
 	for i, limit := range r.Limits {
@@ -60,6 +61,9 @@ func (r rolloutRow) Waves() []waveRow {
 			w.Begun, w.Mark = limit, "gone through"
 		case i == r.Wave:
 			w.Begun, w.Mark, w.Tone = min(r.Members-r.Figures.Pending, limit), r.soakText(), rolloutTone(r.State)
+		}
+		if i < len(r.Waves) {
+			w.Own = counts(r.Waves[i].Figures)
 		}
 		rows = append(rows, w)
 		from = limit
@@ -155,9 +159,7 @@ func (u *ui) showRollout(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	}
 	d := rolloutData{rolloutRow: rolloutRow{v}}
 	if v.State == fleet.RolloutRunning {
-		if d.Held, d.Unlooked, err = u.held(r.Context(), v); err != nil {
-			return err
-		}
+		d.Held, d.Unlooked = held(v)
 	}
 	if d.Left, d.LeftMore, err = u.leftBehind(r.Context(), v); err != nil {
 		return err
@@ -176,26 +178,21 @@ func (u *ui) showRollout(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	return u.show(w, status, "rollout", p)
 }
 
-// held counts pending members by what holds them back, most first. From the first on that waits for its wave all do.
-func (u *ui) held(ctx context.Context, v fleet.RolloutView) (rows []heldRow, unlooked int, err error) {
-	members, err := u.h.cfg.Fleet.RolloutMembers(ctx, v.ID, fleet.MemberPending, -1, heldLookedAt)
-	if err != nil {
-		return nil, 0, err
+// held counts pending members by what holds them back, most first.
+func held(v fleet.RolloutView) (rows []heldRow, unlooked int) {
+	by := make(map[string]int)
+	unlooked = v.Figures.Pending
+	for _, w := range v.Waves {
+		for hold, n := range w.Held {
+			by[hold.Text()] += n
+			unlooked -= n
+		}
 	}
-	counts := make(map[string]int)
-	for _, m := range members {
-		counts[m.Hold.Text()]++
-	}
-	unlooked = max(0, v.Figures.Pending-len(members))
-	if n := len(members); n > 0 && members[n-1].Hold == fleet.HoldWave {
-		counts[fleet.HoldWave.Text()] += unlooked
-		unlooked = 0
-	}
-	for text, n := range counts {
+	for text, n := range by {
 		rows = append(rows, heldRow{text, n})
 	}
 	slices.SortFunc(rows, func(a, b heldRow) int { return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Text, b.Text)) })
-	return rows, unlooked, nil
+	return rows, max(0, unlooked)
 }
 
 // leftStates are how a member ends without the release, those that speak against it first.

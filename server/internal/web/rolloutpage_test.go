@@ -50,7 +50,7 @@ func TestRolloutPageCountsWhatHoldsMembersBack(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, held)
 		}
 	}
-	for _, want := range []string{"bmsota rollout pause r-running", "bmsota rollout abort r-running", "Nobody so far."} {
+	for _, want := range []string{"bmsota rollout pause r-running", "bmsota rollout abort r-running", "Nobody so far.", `<div class="note wait" id="waits">`, "bmsota rollout skip r-running DEVICE", "of its own: 1 waiting"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %q in\n%s", want, body)
 		}
@@ -146,7 +146,7 @@ func TestWavesAreShownAsFarAsTheyHaveCome(t *testing.T) {
 		Soaks: []time.Duration{time.Hour, time.Hour, 0}}, Figures: fleet.Figures{Pending: 70, Succeeded: 30}}}
 	look := func() string {
 		var text []string
-		for _, w := range r.Waves() {
+		for _, w := range r.WaveRows() {
 			text = append(text, strings.Join([]string{grouped(int64(w.From)), grouped(int64(w.Begun)), grouped(int64(w.To)), w.Mark}, " "))
 		}
 		return strings.Join(text, "; ")

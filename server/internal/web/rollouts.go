@@ -24,6 +24,7 @@ type RolloutFleet interface {
 	Pause(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	Resume(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
 	Abort(ctx context.Context, by fleet.Identity, rollout string) (fleet.RolloutView, error)
+	SkipMember(ctx context.Context, by fleet.Identity, rollout, device string) (fleet.RolloutView, error)
 	SetLabels(ctx context.Context, by fleet.Identity, device string, set fleet.Labels, remove []string) (fleet.Labels, error)
 	SetDeviceChannel(ctx context.Context, by fleet.Identity, device, channel string) (fleet.Device, error)
 	LiftQuarantine(ctx context.Context, by fleet.Identity, sha256 string) error
@@ -45,8 +46,11 @@ func (h *handler) rolloutRoutes() map[string]map[string]call {
 		"/rollouts/{id}/pause":   {http.MethodPost: h.turn(h.cfg.Fleet.Pause)},
 		"/rollouts/{id}/resume":  {http.MethodPost: h.turn(h.cfg.Fleet.Resume)},
 		"/rollouts/{id}/abort":   {http.MethodPost: h.turn(h.cfg.Fleet.Abort)},
-		"/devices/{id}/labels":   {http.MethodPost: h.setLabels},
-		"/devices/{id}/channel":  {http.MethodPost: h.setDeviceChannel},
+		"/rollouts/{id}/members/{device}/skip": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+			return shownRollout(h.cfg.Fleet.SkipMember(r.Context(), by, r.PathValue("id"), r.PathValue("device")))
+		}},
+		"/devices/{id}/labels":  {http.MethodPost: h.setLabels},
+		"/devices/{id}/channel": {http.MethodPost: h.setDeviceChannel},
 		"/releases/{sha256}/lift": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 			digest, err := digestOf(r)
 			if err != nil {
@@ -80,11 +84,7 @@ func (h *handler) createRollout(w http.ResponseWriter, r *http.Request, by fleet
 	if err != nil {
 		return nil, err
 	}
-	v, err := h.cfg.Fleet.Rollout(r.Context(), made.ID)
-	if err != nil {
-		return nil, err
-	}
-	return rolloutOf(v), nil
+	return shownRollout(h.cfg.Fleet.Rollout(r.Context(), made.ID))
 }
 
 func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
@@ -131,7 +131,11 @@ func (h *handler) rehearse(w http.ResponseWriter, r *http.Request, by fleet.Iden
 }
 
 func (h *handler) showRollout(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
-	v, err := h.cfg.Fleet.Rollout(r.Context(), r.PathValue("id"))
+	return shownRollout(h.cfg.Fleet.Rollout(r.Context(), r.PathValue("id")))
+}
+
+// shownRollout is a rollout, or why there is none, as the API answers.
+func shownRollout(v fleet.RolloutView, err error) (any, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -184,11 +188,7 @@ func number(text, name string, fallback, low, high int) (int, error) {
 
 func (h *handler) turn(verb func(context.Context, fleet.Identity, string) (fleet.RolloutView, error)) call {
 	return func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-		v, err := verb(r.Context(), by, r.PathValue("id"))
-		if err != nil {
-			return nil, err
-		}
-		return rolloutOf(v), nil
+		return shownRollout(verb(r.Context(), by, r.PathValue("id")))
 	}
 }
 
@@ -259,10 +259,21 @@ func rolloutOf(v fleet.RolloutView) api.Rollout {
 		ID: v.ID, State: string(v.State), Version: v.Version, Project: v.Project, Chip: v.Chip, SHA256: v.SHA256, Members: v.Members,
 		Wave: v.Wave + 1, Waves: []api.WaveLimit{}, WaveSince: v.WaveSince.UTC(), SoakSince: v.SoakSince.UTC(), Figures: api.Figures(v.Figures),
 		Halt: haltOf(v.Halt), Policy: policyOf(v.Policy), CreatedAt: v.CreatedAt.UTC(), CreatedBy: v.CreatedBy, ExpiresAt: v.ExpiresAt.UTC(),
-		EndedAt: v.EndedAt.UTC(), Events: eventsOf(v.Events),
+		EndedAt: v.EndedAt.UTC(), Events: eventsOf(v.Events), WaitsMore: v.More,
 	}
 	for i, limit := range v.Limits {
-		out.Waves = append(out.Waves, api.WaveLimit{Limit: limit, SoakS: int64(v.Soaks[i] / time.Second)})
+		w := api.WaveLimit{Limit: limit, SoakS: int64(v.Soaks[i] / time.Second)}
+		if i < len(v.Waves) {
+			figures := api.Figures(v.Waves[i].Figures)
+			w.Figures, w.Held = &figures, make(map[string]int)
+			for hold, n := range v.Waves[i].Held {
+				w.Held[string(hold)] = n
+			}
+		}
+		out.Waves = append(out.Waves, w)
+	}
+	for _, w := range v.Waits {
+		out.Waits = append(out.Waits, api.RolloutWait{DeviceID: w.DeviceID, Hold: string(w.Hold), HoldText: w.Hold.Text(), Since: w.Since.UTC()})
 	}
 	return out
 }

@@ -8,10 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +123,7 @@ func TestRolloutsThroughTheClient(t *testing.T) {
 	if again, err := c.CreateRollout(ctx, req, "key"); err != nil || again.ID != made.ID {
 		t.Errorf("again %s (%v), want %s", again.ID, err, made.ID)
 	}
-	if made.State != "running" || made.Members != 3 || made.Wave != 1 || !slices.Equal(made.Waves, []api.WaveLimit{{Limit: 1, SoakS: 60}, {Limit: 3}}) ||
+	if made.State != "running" || made.Members != 3 || made.Wave != 1 || len(made.Waves) != 2 || made.Waves[0].Limit != 1 || made.Waves[0].SoakS != 60 || made.Waves[1].Limit != 3 ||
 		made.Halt != nil || made.CreatedBy != "anna" || len(made.Events) != 2 {
 		t.Errorf("made %+v", made)
 	}
@@ -133,11 +133,21 @@ func TestRolloutsThroughTheClient(t *testing.T) {
 		page.Members[0].DeviceID != draft.Members[0].DeviceID {
 		t.Errorf("members %+v (%v)", page, err)
 	}
+	if *made.Waves[0].Figures != (api.Figures{Pending: 1}) || *made.Waves[1].Figures != (api.Figures{Pending: 2}) ||
+		!maps.Equal(made.Waves[0].Held, map[string]int{"offline": 1}) || !maps.Equal(made.Waves[1].Held, map[string]int{"wave": 2}) {
+		t.Errorf("waves %+v", made.Waves)
+	}
+	if len(made.Waits) != 1 || made.Waits[0].DeviceID != page.Members[0].DeviceID || made.Waits[0].HoldText != "blocked: not connected" || made.Waits[0].Since.IsZero() || made.WaitsMore != 0 {
+		t.Errorf("it waits for %+v and %d more", made.Waits, made.WaitsMore)
+	}
 	if page, err = c.RolloutMembers(ctx, made.ID, "pending", 1, 2); err != nil || len(page.Members) != 1 || page.Next != -1 {
 		t.Errorf("the rest %+v (%v)", page, err)
 	}
+	if r, err := c.SkipMember(ctx, made.ID, page.Members[0].DeviceID); err != nil || r.Figures != (api.Figures{Pending: 2, Skipped: 1}) {
+		t.Errorf("after one was left out: %+v (%v)", r, err)
+	}
 	for _, step := range []struct{ verb, state string }{{"pause", "paused"}, {"resume", "running"}, {"abort", "aborted"}} {
-		if r, err := c.TurnRollout(ctx, made.ID, step.verb); err != nil || r.State != step.state || r.Figures.Pending != 3 {
+		if r, err := c.TurnRollout(ctx, made.ID, step.verb); err != nil || r.State != step.state || r.Figures.Pending != 2 {
 			t.Errorf("%s: %+v (%v)", step.verb, r, err)
 		}
 	}
@@ -148,7 +158,7 @@ func TestRolloutsThroughTheClient(t *testing.T) {
 		}
 	}
 	list, err := c.Rollouts(ctx)
-	if err != nil || len(list) != 1 || list[0].State != "aborted" {
+	if err != nil || len(list) != 1 || list[0].State != "aborted" || list[0].Waves[0].Figures != nil {
 		t.Errorf("list %+v (%v)", list, err)
 	}
 	req.Policy = api.Policy{Selector: api.Selector{All: true}, Gate: api.RolloutGate{}}
