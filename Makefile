@@ -13,7 +13,15 @@ demo: ## server and three boards on this machine: a good update, a bad one that 
 
 .PHONY: build
 build: ## the binary, ./bmsota
-	go build -trimpath -o bmsota ./cmd/bmsota
+	CGO_ENABLED=0 go build -trimpath -o bmsota ./cmd/bmsota
+
+.PHONY: sbom
+sbom: build ## the binary's bill of materials (CycloneDX), bmsota.cdx.json
+	./bmsota version --sbom > bmsota.cdx.json
+
+.PHONY: reproduce
+reproduce: ## two builds with empty caches, in two folders, make the same bytes
+	go test -count=1 -timeout 60m -run SameInAnyFolder -v . -release
 
 .PHONY: deps
 deps: ## install what the tests need from Debian's packages, where it is missing
@@ -62,8 +70,9 @@ bench: ## the benchmarks behind docs/benchmarks.md
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)
 
 .PHONY: vuln
-vuln: ## known vulnerabilities in what is linked
-	$(TOOL) govulncheck ./...
+vuln: ## known vulnerabilities as in check, and permissions that have run out; with DB=live the newest of vuln.go.dev
+	go test -count=1 -run KnownVulnerability -v . -release
+	$(if $(filter live,$(DB)),$(TOOL) govulncheck ./...)
 
 .PHONY: dead
 dead: ## code nothing reaches
