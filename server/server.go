@@ -26,6 +26,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,7 +281,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
-		Messenger: s.broker, PublicURL: s.cfg.PublicURL, Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
+		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
 	})
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -309,6 +310,13 @@ func (s *Server) runWeb(ctx context.Context) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// httpsOnly says whether browsers are to come by HTTPS alone: where the address is one that somebody has set up for that,
+// behind a proxy or with a certificate of a public authority or his own. A server with the local authority often shares its
+// name with other programs (a NAS), whose plain pages a browser would then no longer open.
+func (s *Server) httpsOnly() bool {
+	return strings.HasPrefix(s.cfg.PublicURL, "https://") || s.https != nil && (s.cfg.TLS.CertFile != "" || len(s.cfg.TLS.ACME.Hosts) > 0)
 }
 
 // readiness remembers the last answer for a moment, because anyone may ask.

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -480,15 +482,15 @@ func (e *Embedded) publish(ctx context.Context, device string, payload []byte, r
 	return nil
 }
 
-// Drop ends every session of a device, also one that is logging in now. When it returns the connections are closed;
-// a status that the Handler has in hand may still be stored.
-func (e *Embedded) Drop(_ context.Context, device string) error {
+// Drop ends every session of a device or an operator, also one that is logging in now. When it returns the connections
+// are closed; a status that the Handler has in hand may still be stored.
+func (e *Embedded) Drop(_ context.Context, name string) error {
 	e.mu.Lock()
 	e.drops++
 	var sessions []*conn
-	if p := e.peers[fleet.Identity{Name: device, Role: fleet.RoleDevice}]; p != nil {
-		for c := range p.sessions {
-			sessions = append(sessions, c)
+	for _, role := range []fleet.Role{fleet.RoleDevice, fleet.RoleOperator} {
+		if p := e.peers[fleet.Identity{Name: name, Role: role}]; p != nil {
+			sessions = slices.AppendSeq(sessions, maps.Keys(p.sessions))
 		}
 	}
 	e.mu.Unlock()

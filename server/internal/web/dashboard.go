@@ -177,6 +177,7 @@ func (u *ui) headers(w http.ResponseWriter) {
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
+	u.h.httpsOnly(w)
 }
 
 // page is what base.html needs; Data is the page's own.
