@@ -128,6 +128,14 @@ type Attempt struct {
 type DeviceDetail struct {
 	Device
 	Attempts []Attempt `json:"attempts"`
+	Contest  *Contest  `json:"contest,omitempty"`
+}
+
+// Contest says that a device's login was found in use in two places within the last hour.
+type Contest struct {
+	At        time.Time `json:"at"`
+	Addresses []string  `json:"addresses"`
+	Times     int       `json:"times"` // that its sessions met within ten minutes
 }
 
 // PublishRequest makes uploaded bytes a release.

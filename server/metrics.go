@@ -25,7 +25,7 @@ func (s *Server) metricsHandler() http.Handler {
 		sources.Broker = func() metrics.Broker {
 			b := embedded.Stats()
 			return metrics.Broker{Sessions: b.Sessions, Waiting: b.Waiting, TurnedAway: b.TurnedAway, Refused: b.Refused, Takeovers: b.Takeovers,
-				Denied: b.Denied, Dropped: b.StatusesDropped, NotStored: b.StatusesUnstored}
+				Contested: b.Contested, Banned: b.Banned, Denied: b.Denied, Dropped: b.StatusesDropped, NotStored: b.StatusesUnstored}
 		}
 	}
 	return s.metrics.Handler(sources)

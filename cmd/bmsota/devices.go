@@ -81,6 +81,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 	if d.Battery != nil {
 		row("battery", "%.1f %%, %+.1f A, charging %s", d.Battery.SOCPct, d.Battery.PackCurrentA, yesNo(d.Battery.Charging))
 	}
+	if c := d.Contest; c != nil {
+		row("contested", "its login is used in two places, %s: two boards with one token, or a stolen one (last %s)", strings.Join(c.Addresses, " and "), c.At.Format(time.RFC3339))
+	}
 	for i, t := range d.Attempts {
 		name := ""
 		if i == 0 {

@@ -63,6 +63,7 @@ type conn struct {
 type peer struct {
 	sessions map[*conn]struct{} // under Embedded.mu
 	statuses bucket
+	contest  contest // under Embedded.mu
 
 	mu     sync.Mutex // held around Connected and Disconnected, so that they keep their order
 	online int

@@ -119,9 +119,11 @@ func isLoopback(addr net.Addr) bool {
 // Stats are counts since the start, for metrics. Sessions and Waiting are the current numbers.
 type Stats struct {
 	Sessions, Waiting int
+	Banned            int    // addresses kept out now
 	TurnedAway        uint64 // connections over a cap
 	Refused           uint64 // logins refused
 	Takeovers         uint64
+	Contested         uint64 // reports of a login that is used in two places
 	Denied            uint64 // topics refused
 	StatusesDropped   uint64 // unreadable, or QoS 0 over the rate
 	StatusesUnstored  uint64 // not acknowledged
@@ -129,7 +131,7 @@ type Stats struct {
 }
 
 type counters struct {
-	turnedAway, refused, takeovers, denied, dropped, unstored, panics atomic.Uint64
+	turnedAway, refused, takeovers, contested, denied, dropped, unstored, panics atomic.Uint64
 }
 
 // Embedded is a broker inside the server. Create it with NewEmbedded.
@@ -139,6 +141,7 @@ type Embedded struct {
 	log    *slog.Logger
 	srv    *mqtt.Server // never served: it owns no listener and no goroutine, see NewEmbedded
 	gate   gate
+	bans   bans
 	noise  bucket // bounds what peers can write into the log
 	count  counters
 
@@ -243,7 +246,10 @@ func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config
 			return fmt.Errorf("mqtt accept on %s: %w", ln.Addr(), err)
 		}
 		source := sourceOf(raw.RemoteAddr())
-		leave, ok := e.gate.enter(source)
+		leave, ok := func() {}, false
+		if !e.bans.out(source, time.Now()) {
+			leave, ok = e.gate.enter(source)
+		}
 		if !ok {
 			e.count.turnedAway.Add(1)
 			_ = raw.Close()
@@ -295,6 +301,8 @@ func (e *Embedded) finish(c *conn, ended error) {
 			e.publishWill(c)
 		}
 		e.tellEnd(c)
+	} else if ban := e.bans.strike(c.source, time.Now()); ban > 0 {
+		e.log.Warn("address is kept out: too many connections without a login", "peer", c.source, "for", ban)
 	}
 	// mochi leaves a session behind when its CONNACK could not be written, and after a panic.
 	if cl := c.client.Load(); cl != nil {
@@ -427,11 +435,13 @@ func (e *Embedded) sweep(ctx context.Context) {
 		now := time.Now()
 		e.mu.Lock()
 		for id, p := range e.peers {
-			if len(p.sessions) == 0 && p.statuses.rested(now) {
+			quiet := len(p.contest) == 0 || now.Sub(p.contest[len(p.contest)-1].at) > contestWindow
+			if len(p.sessions) == 0 && p.statuses.rested(now) && quiet {
 				delete(e.peers, id)
 			}
 		}
 		e.mu.Unlock()
+		e.bans.forget(now)
 		for topic, pk := range e.srv.Topics.Retained.GetAll() {
 			if pk.Expiry > 0 && pk.Expiry < now.Unix() {
 				e.srv.Topics.RetainMessage(packets.Packet{TopicName: topic})
@@ -507,7 +517,7 @@ func (e *Embedded) Stats() Stats {
 	sessions := len(e.live)
 	e.mu.Unlock()
 	return Stats{
-		Sessions: sessions, Waiting: e.gate.waiting(), TurnedAway: e.count.turnedAway.Load(), Refused: e.count.refused.Load(),
+		Sessions: sessions, Waiting: e.gate.waiting(), Banned: e.bans.count(time.Now()), Contested: e.count.contested.Load(), TurnedAway: e.count.turnedAway.Load(), Refused: e.count.refused.Load(),
 		Takeovers: e.count.takeovers.Load(), Denied: e.count.denied.Load(), StatusesDropped: e.count.dropped.Load(),
 		StatusesUnstored: e.count.unstored.Load(), Panics: e.count.panics.Load(),
 	}

@@ -67,6 +67,7 @@ type Fleet struct {
 	dirty    map[string]struct{}  // devices whose attempts changed; guarded by mu
 	drops    map[string]struct{}  // devices and operators whose sessions must end; guarded by mu
 	ending   map[string]time.Time // operators who logged in to MQTT with a token that ends then; guarded by mu
+	contests map[string]Contest   // by device; guarded by mu
 	sessions map[string]int       // MQTT sessions of devices in this process; guarded by mu
 }
 
@@ -99,7 +100,8 @@ func New(cfg Config) (*Fleet, error) {
 		dirty: make(map[string]struct{}),
 		drops: make(map[string]struct{}),
 
-		ending: make(map[string]time.Time),
+		ending:   make(map[string]time.Time),
+		contests: make(map[string]Contest),
 
 		sessions: make(map[string]int),
 		guard:    newGuard(),

@@ -43,6 +43,9 @@ type Dashboard interface {
 	ReleaseTally(ctx context.Context, sha256 string) (map[fleet.AttemptState]int, error)
 	Command(ctx context.Context, out fleet.Messenger, by fleet.Identity, device string, cmd protocol.Command) (protocol.Command, error)
 	Watch() (changes <-chan string, stop func())
+
+	Contests() []fleet.Contest
+	ContestOf(device string) *fleet.Contest
 }
 
 //go:embed templates/ui static

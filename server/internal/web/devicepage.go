@@ -18,6 +18,7 @@ type deviceData struct {
 	Release  *fleet.Release  // of the image that runs; nil when there is none here
 	Other    string          // the slot that does not run
 	Chosen   string          // version of the form that was refused
+	Contest  *fleet.Contest  // about its login
 }
 
 func (u *ui) device(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
@@ -26,7 +27,7 @@ func (u *ui) device(w http.ResponseWriter, r *http.Request, by fleet.Identity) e
 
 // showDevice is the page of a device, with the reason why a form on it was refused.
 func (u *ui) showDevice(w http.ResponseWriter, r *http.Request, by fleet.Identity, status int, chosen string, refusal error) error {
-	d := deviceData{Chosen: chosen}
+	d := deviceData{Chosen: chosen, Contest: u.h.cfg.Fleet.ContestOf(r.PathValue("id"))}
 	var err error
 	if d.Device, err = u.h.cfg.Fleet.Device(r.Context(), r.PathValue("id")); err != nil {
 		return err
