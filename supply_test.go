@@ -268,3 +268,39 @@ func TestLicencesAreThoseOfWhatIsLinked(t *testing.T) {
 		t.Errorf("%s is not of what is linked now: go test . -run Licences -update, and look at the difference", page)
 	}
 }
+
+// TestThreatsNameTestsThatExist: a promise in SECURITY.md whose test was renamed or removed is one that nobody keeps.
+func TestThreatsNameTestsThatExist(t *testing.T) {
+	page, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := make(map[string]bool)
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	for file := range strings.Lines(string(run(t, ".", nil, "git", "ls-files", "--cached", "--others", "--exclude-standard", "*_test.go"))) {
+		text, err := os.ReadFile(strings.TrimSpace(file))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted, and not committed yet
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
+			there[m[1]] = true
+		}
+	}
+	for row := range strings.Lines(string(page)) {
+		cells := strings.Split(row, "|")
+		if len(cells) != 6 || strings.HasPrefix(cells[1], "-") || strings.TrimSpace(cells[1]) == "attacker" {
+			continue
+		}
+		names := regexp.MustCompile(`(?:Test|Fuzz)\w+`).FindAllString(cells[4], -1)
+		if len(names) == 0 {
+			t.Errorf("no test is named against %s", cells[1])
+		}
+		for _, name := range names {
+			if !there[name] {
+				t.Errorf("%s, named against %s, does not exist", name, cells[1])
+			}
+		}
+	}
+}

@@ -192,6 +192,8 @@ type ServerInfo struct {
 	StorageFreeBytes   int64     `json:"storage_free_bytes"` // -1 = unknown on this system
 	Ready              bool      `json:"ready"`
 	NotReady           string    `json:"not_ready,omitempty"` // why not
+	// BrokerDoubts are sentences about an external broker that does not keep devices apart.
+	BrokerDoubts []string `json:"broker_doubts,omitempty"`
 }
 
 // Problem is an error document of RFC 9457 with a code for programs.

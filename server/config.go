@@ -145,6 +145,12 @@ type ExternalBroker struct {
 	// CAFile is the PEM to trust for the broker. Default: the system's authorities.
 	CAFile string `json:"ca_file"`
 
+	// TestUsername and TestPassword are the login of one device there. With it the server tries at start whether a device
+	// can speak for another; without, it tries only whether strangers are let in. What it finds is in the log and in
+	// bmsota health.
+	TestUsername string `json:"test_username"`
+	TestPassword string `json:"test_password"`
+
 	// ClientID is what the server's sessions are called there; two servers need two. Default "bmsota".
 	ClientID string `json:"client_id"`
 }

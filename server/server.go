@@ -256,7 +256,8 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 	}
 	external, err := broker.NewExternal(broker.ExternalConfig{
 		Handler: s.fleet, Topics: topics, URL: u.String(), TLS: conf,
-		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID, Log: s.log,
+		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID,
+		TestUsername: ext.TestUsername, TestPassword: ext.TestPassword, Log: s.log,
 	})
 	if err != nil {
 		return err
@@ -367,6 +368,9 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 		if l != nil {
 			info.Addresses = append(info.Addresses, l.Addr().String())
 		}
+	}
+	if tested, ok := s.broker.(interface{ Doubts() []string }); ok {
+		info.BrokerDoubts = tested.Doubts()
 	}
 	if err := s.checkReady(ctx); err != nil {
 		info.Ready, info.NotReady = false, err.Error()
