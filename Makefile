@@ -65,6 +65,10 @@ rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 20
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
 
+.PHONY: load
+load: ## 10,000 silent or slow connections to HTTPS and as many to MQTT beside devices that update; needs 20,000 open files
+	BMSOTA_LOAD=long go test -count=1 -timeout 10m -run BesideSlowOnes -v ./server
+
 .PHONY: bench
 bench: ## the benchmarks behind docs/benchmarks.md
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)

@@ -73,8 +73,8 @@ type HTTPS struct {
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
 
-	// MaxConnections is how many connections may be open at once; more wait until one ends. Every one is an open file
-	// of the process, as is every MQTT session. Default 1500.
+	// MaxConnections is how many connections may be open at once. A further one takes the place of one that serves no
+	// request, or waits. Every one is an open file of the process, as is every MQTT session. Default 1500.
 	MaxConnections int64 `json:"max_connections"`
 }
 

@@ -294,7 +294,8 @@ func (s *Server) runWeb(ctx context.Context) error {
 			return nil
 		})
 	}
-	places := make(chan struct{}, s.cfg.HTTPS.MaxConnections)
+	places := newPlaces(s.cfg.HTTPS.MaxConnections)
+	srv.ConnState = places.state
 	if s.https != nil {
 		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true)))
 	}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -169,7 +170,7 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	e := &Embedded{
 		cfg: cfg, log: cfg.Log, packetInterval: packetInterval,
 		rights: rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
-		gate:   gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]int)},
+		gate:   gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
 		conns:  make(map[*conn]struct{}),
 		live:   make(map[string]*conn),
 		peers:  make(map[fleet.Identity]*peer),
@@ -245,10 +246,13 @@ func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config
 		default:
 			return fmt.Errorf("mqtt accept on %s: %w", ln.Addr(), err)
 		}
-		source := sourceOf(raw.RemoteAddr())
+		source := SourceOf(raw.RemoteAddr())
 		leave, ok := func() {}, false
 		if !e.bans.out(source, time.Now()) {
-			leave, ok = e.gate.enter(source)
+			leave, ok = e.gate.enter(source, func() {
+				e.count.turnedAway.Add(1)
+				_ = raw.Close()
+			})
 		}
 		if !ok {
 			e.count.turnedAway.Add(1)
