@@ -65,9 +65,10 @@ type ExternalConfig struct {
 // Receiving and sending have a connection each: with one, a command sent while a status is being handled could wait
 // for an acknowledgement that waits behind the statuses.
 type External struct {
-	cfg    ExternalConfig
-	log    *slog.Logger
-	madeUp string // a device for the self-test
+	cfg     ExternalConfig
+	log     *slog.Logger
+	madeUp  string        // a device for the self-test
+	hearing time.Duration // how long the self-test waits for what must not arrive
 
 	mu     sync.Mutex
 	doubts []string
@@ -101,7 +102,7 @@ func NewExternal(cfg ExternalConfig) (*External, error) {
 	cfg.Operator = cmp.Or(cfg.Operator, "external broker")
 	cfg.Timeout = cmp.Or(cfg.Timeout, 10*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &External{cfg: cfg, log: cfg.Log, madeUp: newMadeUp(), tested: make(chan struct{}), echoes: make(map[[sha256.Size]byte]time.Time)}, nil
+	return &External{cfg: cfg, log: cfg.Log, madeUp: newMadeUp(), hearing: 2 * time.Second, tested: make(chan struct{}), echoes: make(map[[sha256.Size]byte]time.Time)}, nil
 }
 
 // Connected says whether both connections stand and the subscriptions were granted.

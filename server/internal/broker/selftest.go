@@ -11,9 +11,6 @@ import (
 	paho "github.com/eclipse/paho.mqtt.golang"
 )
 
-// hearing is how long the self-test waits for what must not arrive.
-const hearing = 2 * time.Second
-
 // selfTest finds out, once the broker can be reached, whether it keeps devices apart, and remembers what speaks against it.
 // It logs in as who must not be let in, and as a device where the configuration names one, and tries to speak for another
 // device and to hear what is said to it; the server's own login looks on. The other device is made up, so no real one hears
@@ -99,7 +96,7 @@ func (x *External) tryIntruder(ctx context.Context, i intruder, observer paho.Cl
 	if err := x.await(ctx, observer.Publish(x.cfg.Topics.Command(x.madeUp), 1, false, "self-test")); err != nil {
 		return nil, fmt.Errorf("publish: %w", err)
 	}
-	end := time.NewTimer(hearing)
+	end := time.NewTimer(x.hearing)
 	defer end.Stop()
 	for {
 		select {
