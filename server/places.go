@@ -32,7 +32,7 @@ func newPlaces(max int64) *places {
 	return &places{max: int(max), each: make(map[string]int), quiet: make(map[string]*list.List), idle: list.New(), changed: make(chan struct{})}
 }
 
-// placedConn gives its place back when it is closed. What follows raw is guarded by places.mu.
+// placedConn gives its place back when it is closed. What follows source is guarded by places.mu.
 type placedConn struct {
 	net.Conn
 	at     *places
