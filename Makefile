@@ -13,7 +13,15 @@ demo: ## server and three boards on this machine: a good update, a bad one that 
 
 .PHONY: build
 build: ## the binary, ./bmsota
-	go build -trimpath -o bmsota ./cmd/bmsota
+	CGO_ENABLED=0 go build -trimpath -o bmsota ./cmd/bmsota
+
+.PHONY: sbom
+sbom: build ## the binary's bill of materials (CycloneDX), bmsota.cdx.json
+	./bmsota version --sbom > bmsota.cdx.json
+
+.PHONY: reproduce
+reproduce: ## two builds with empty caches, in two folders, make the same bytes
+	go test -count=1 -timeout 60m -run SameInAnyFolder -v . -release
 
 .PHONY: deps
 deps: ## install what the tests need from Debian's packages, where it is missing
@@ -61,13 +69,18 @@ rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 20
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
 
+.PHONY: load
+load: ## 10,000 silent or slow connections to HTTPS and as many to MQTT beside devices that update; needs 20,000 open files
+	BMSOTA_LOAD=long go test -count=1 -timeout 10m -run BesideSlowOnes -v ./server
+
 .PHONY: bench
 bench: ## the benchmarks behind docs/benchmarks.md
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)
 
 .PHONY: vuln
-vuln: ## known vulnerabilities in what is linked
-	$(TOOL) govulncheck ./...
+vuln: ## known vulnerabilities as in check, and permissions that have run out; with DB=live the newest of vuln.go.dev
+	go test -count=1 -run KnownVulnerability -v . -release
+	$(if $(filter live,$(DB)),$(TOOL) govulncheck ./...)
 
 .PHONY: dead
 dead: ## code nothing reaches

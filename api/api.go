@@ -128,6 +128,14 @@ type Attempt struct {
 type DeviceDetail struct {
 	Device
 	Attempts []Attempt `json:"attempts"`
+	Contest  *Contest  `json:"contest,omitempty"`
+}
+
+// Contest says that a device's login was found in use in two places within the last hour.
+type Contest struct {
+	At        time.Time `json:"at"`
+	Addresses []string  `json:"addresses"`
+	Times     int       `json:"times"` // that its sessions met within ten minutes
 }
 
 // PublishRequest makes uploaded bytes a release.
@@ -184,6 +192,8 @@ type ServerInfo struct {
 	StorageFreeBytes   int64     `json:"storage_free_bytes"` // -1 = unknown on this system
 	Ready              bool      `json:"ready"`
 	NotReady           string    `json:"not_ready,omitempty"` // why not
+	// BrokerDoubts are sentences about an external broker that does not keep devices apart.
+	BrokerDoubts []string `json:"broker_doubts,omitempty"`
 }
 
 // Problem is an error document of RFC 9457 with a code for programs.

@@ -73,8 +73,8 @@ type HTTPS struct {
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
 
-	// MaxConnections is how many connections may be open at once; more wait until one ends. Every one is an open file
-	// of the process, as is every MQTT session. Default 1500.
+	// MaxConnections is how many connections may be open at once. A further one takes the place of one that serves no
+	// request, or waits. Every one is an open file of the process, as is every MQTT session. Default 1500.
 	MaxConnections int64 `json:"max_connections"`
 }
 
@@ -144,6 +144,12 @@ type ExternalBroker struct {
 
 	// CAFile is the PEM to trust for the broker. Default: the system's authorities.
 	CAFile string `json:"ca_file"`
+
+	// TestUsername and TestPassword are the login of one device there. With it the server tries at start whether a device
+	// can speak for another; without, it tries only whether strangers are let in. What it finds is in the log and in
+	// bmsota health.
+	TestUsername string `json:"test_username"`
+	TestPassword string `json:"test_password"`
 
 	// ClientID is what the server's sessions are called there; two servers need two. Default "bmsota".
 	ClientID string `json:"client_id"`

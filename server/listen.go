@@ -35,52 +35,42 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 // buffer to megabytes, and a write that has "moved" says nothing about whether the peer has.
 const sendBuffer = 128 << 10
 
-// boundedListener bounds what connections cost: their number, and the send buffer of each. Those above the number wait
-// in the kernel's queue until another ends, so that a fleet that comes all at once is served in turn, and nobody can use
-// up the open files that the broker and the database need.
+// boundedListener bounds what connections cost: their number (places), and the send buffer of each. So a fleet that comes
+// all at once is served in turn, and nobody can use up the open files that the broker and the database need.
 type boundedListener struct {
 	net.Listener
-	places chan struct{} // one for each connection that may be open; shared between listeners
+	places *places       // shared between listeners
 	ended  chan struct{} // closed by Close, because Accept may be waiting for a place
 	once   *sync.Once
 }
 
-func newBoundedListener(l net.Listener, places chan struct{}) boundedListener {
-	return boundedListener{l, places, make(chan struct{}), new(sync.Once)}
+func newBoundedListener(l net.Listener, p *places) boundedListener {
+	return boundedListener{l, p, make(chan struct{}), new(sync.Once)}
 }
 
 func (l boundedListener) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.ended:
-		return nil, net.ErrClosed
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetWriteBuffer(sendBuffer) // a connection that refuses is already gone
+		}
+		if placed := l.places.take(conn, l.ended); placed != nil {
+			return placed, nil
+		}
+		select {
+		case <-l.ended:
+			return nil, net.ErrClosed
+		default:
+		}
 	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetWriteBuffer(sendBuffer) // a connection that refuses is already gone
-	}
-	return &placedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.places })}, nil
 }
 
 func (l boundedListener) Close() error {
 	l.once.Do(func() { close(l.ended) })
 	return l.Listener.Close()
-}
-
-// placedConn gives its place back when it is closed.
-type placedConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *placedConn) Close() error {
-	err := c.Conn.Close()
-	c.leave()
-	return err
 }
 
 func portOf(l net.Listener) int {

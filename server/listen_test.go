@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"net"
+	"net/http"
 	"testing"
 	"testing/synctest"
 )
@@ -11,16 +12,15 @@ import (
 type pipes struct{ net.Listener }
 
 func (pipes) Accept() (net.Conn, error) {
-	ours, theirs := net.Pipe()
-	theirs.Close()
-	return ours, nil
+	return &caller{addr: "127.0.0.1"}, nil
 }
 
 func (pipes) Close() error { return nil }
 
 func TestConnectionsAboveTheNumberWaitForAPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newBoundedListener(pipes{}, make(chan struct{}, 2))
+		p := newPlaces(2)
+		l := newBoundedListener(pipes{}, p)
 		accepted := make(chan net.Conn)
 		ended := make(chan error)
 		go func() {
@@ -30,6 +30,7 @@ func TestConnectionsAboveTheNumberWaitForAPlace(t *testing.T) {
 					ended <- err
 					return
 				}
+				p.state(c, http.StateActive)
 				accepted <- c
 			}
 		}()

@@ -25,7 +25,7 @@ func (s *Server) metricsHandler() http.Handler {
 		sources.Broker = func() metrics.Broker {
 			b := embedded.Stats()
 			return metrics.Broker{Sessions: b.Sessions, Waiting: b.Waiting, TurnedAway: b.TurnedAway, Refused: b.Refused, Takeovers: b.Takeovers,
-				Denied: b.Denied, Dropped: b.StatusesDropped, NotStored: b.StatusesUnstored}
+				Contested: b.Contested, Banned: b.Banned, Denied: b.Denied, Dropped: b.StatusesDropped, NotStored: b.StatusesUnstored}
 		}
 	}
 	return s.metrics.Handler(sources)
@@ -49,7 +49,9 @@ func (s *Server) runMetrics(ctx context.Context) error {
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // a scrape that is cut off is asked again
 	defer stop()
-	if err := srv.Serve(newBoundedListener(s.metricsPlain, make(chan struct{}, 16))); !errors.Is(err, http.ErrServerClosed) {
+	places := newPlaces(16)
+	srv.ConnState = places.state
+	if err := srv.Serve(newBoundedListener(s.metricsPlain, places)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

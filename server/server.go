@@ -26,6 +26,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -255,7 +256,8 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 	}
 	external, err := broker.NewExternal(broker.ExternalConfig{
 		Handler: s.fleet, Topics: topics, URL: u.String(), TLS: conf,
-		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID, Log: s.log,
+		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID,
+		TestUsername: ext.TestUsername, TestPassword: ext.TestPassword, Log: s.log,
 	})
 	if err != nil {
 		return err
@@ -280,7 +282,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
-		Messenger: s.broker, PublicURL: s.cfg.PublicURL, Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
+		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
 	})
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -292,7 +294,8 @@ func (s *Server) runWeb(ctx context.Context) error {
 			return nil
 		})
 	}
-	places := make(chan struct{}, s.cfg.HTTPS.MaxConnections)
+	places := newPlaces(s.cfg.HTTPS.MaxConnections)
+	srv.ConnState = places.state
 	if s.https != nil {
 		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true)))
 	}
@@ -309,6 +312,13 @@ func (s *Server) runWeb(ctx context.Context) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// httpsOnly says whether browsers are to come by HTTPS alone: where the address is one that somebody has set up for that,
+// behind a proxy or with a certificate of a public authority or his own. A server with the local authority often shares its
+// name with other programs (a NAS), whose plain pages a browser would then no longer open.
+func (s *Server) httpsOnly() bool {
+	return strings.HasPrefix(s.cfg.PublicURL, "https://") || s.https != nil && (s.cfg.TLS.CertFile != "" || len(s.cfg.TLS.ACME.Hosts) > 0)
 }
 
 // readiness remembers the last answer for a moment, because anyone may ask.
@@ -359,6 +369,9 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 		if l != nil {
 			info.Addresses = append(info.Addresses, l.Addr().String())
 		}
+	}
+	if tested, ok := s.broker.(interface{ Doubts() []string }); ok {
+		info.BrokerDoubts = tested.Doubts()
 	}
 	if err := s.checkReady(ctx); err != nil {
 		info.Ready, info.NotReady = false, err.Error()

@@ -34,6 +34,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	slowClients()
 	goleak.VerifyTestMain(m)
 }
 
@@ -239,6 +240,12 @@ func deviceFiles(t testing.TB, s *Server, id, token string) (protocol.OTAConfig,
 
 func mqttClient(t testing.TB, mc protocol.MQTTConfig, id string) (paho.Client, error) {
 	t.Helper()
+	c, err := mqttConnect(mc, id)
+	t.Cleanup(func() { c.Disconnect(0) })
+	return c, err
+}
+
+func mqttConnect(mc protocol.MQTTConfig, id string) (paho.Client, error) {
 	scheme := "tcp"
 	o := paho.NewClientOptions().SetClientID(id).SetUsername(mc.Username).SetPassword(mc.Password).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second)
 	if mc.TLS {
@@ -250,7 +257,6 @@ func mqttClient(t testing.TB, mc protocol.MQTTConfig, id string) (paho.Client, e
 	c := paho.NewClient(o.AddBroker(scheme + "://" + net.JoinHostPort(mc.BrokerHost, strconv.Itoa(mc.BrokerPort))))
 	token := c.Connect()
 	token.WaitTimeout(10 * time.Second)
-	t.Cleanup(func() { c.Disconnect(0) })
 	return c, token.Error()
 }
 

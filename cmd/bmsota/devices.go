@@ -83,6 +83,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 			row("cells", "%s", t)
 		}
 	}
+	if c := d.Contest; c != nil {
+		row("contested", "its login is used in two places, %s: two boards with one token, or a stolen one (last %s)", strings.Join(c.Addresses, " and "), c.At.Format(time.RFC3339))
+	}
 	for i, t := range d.Attempts {
 		name := ""
 		if i == 0 {

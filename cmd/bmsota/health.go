@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"bmsota/api"
@@ -93,6 +94,9 @@ func (a *access) probe(ctx context.Context, cmd *cobra.Command) ([]probe, error)
 	probes = append(probes, broker)
 	if err != nil {
 		return append(probes, probe{"certificate", false, "not known"}, probe{"storage", false, "not known"}), nil
+	}
+	if len(info.BrokerDoubts) > 0 {
+		probes = append(probes, probe{"rights", true, "WARNING: the broker does not keep devices apart: " + strings.Join(info.BrokerDoubts, ", ")})
 	}
 	return append(probes, certificateProbe(info), storageProbe(info)), nil
 }

@@ -36,13 +36,21 @@ func readBuildInfo() buildInfo {
 }
 
 func newVersionCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, asBOM bool
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "print what this binary is",
+		Short: "print what this binary is, and with --sbom what it is made of",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := readBuildInfo()
+			if asBOM {
+				info, _ := debug.ReadBuildInfo()
+				bom, err := makeBOM(info, b.Version)
+				if err != nil {
+					return err
+				}
+				return printJSON(cmd, bom)
+			}
 			if asJSON {
 				return printJSON(cmd, b)
 			}
@@ -51,5 +59,7 @@ func newVersionCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&asBOM, "sbom", false, "print the bill of materials (CycloneDX, JSON): every module that is linked, with its sum")
+	cmd.MarkFlagsMutuallyExclusive("json", "sbom")
 	return cmd
 }

@@ -17,6 +17,7 @@ type silent struct{ *fakeFleet }
 func (silent) Fold(ctx context.Context, _ string, _ bool, _ []byte) error { return ctx.Err() }
 func (silent) Connected(context.Context, string) error                    { return nil }
 func (silent) Disconnected(context.Context, string) error                 { return nil }
+func (silent) Contested(string, []string, int)                            {}
 
 // BenchmarkConnect is a TCP connect, a login and a farewell.
 func BenchmarkConnect(b *testing.B) {

@@ -38,6 +38,9 @@ type Handler interface {
 	// one device they are never called at once, and they come in turn.
 	Connected(ctx context.Context, device string) error
 	Disconnected(ctx context.Context, device string) error
+	// Contested tells that a device's login is used in two places, and how often its sessions have met lately. It must
+	// not block.
+	Contested(device string, addresses []string, times int)
 }
 
 var (

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"container/list"
 	"errors"
 	"net"
 	"net/netip"
@@ -23,7 +24,7 @@ import (
 type conn struct {
 	net.Conn               // what is read and written: TCP, or TLS over it
 	raw      net.Conn      // the TCP connection; deadlines and cut go to it, so that they never wait for TLS
-	source   string        // what the cap for one peer counts: see sourceOf
+	source   string        // what the cap for one peer counts: see SourceOf
 	write    time.Duration // longest single write
 	gone     chan struct{} // closed by cut
 	done     chan struct{} // closed when nothing of the connection or its session is left
@@ -63,6 +64,7 @@ type conn struct {
 type peer struct {
 	sessions map[*conn]struct{} // under Embedded.mu
 	statuses bucket
+	contest  contest // under Embedded.mu
 
 	mu     sync.Mutex // held around Connected and Disconnected, so that they keep their order
 	online int
@@ -211,9 +213,9 @@ func (c *conn) isCut() bool {
 	}
 }
 
-// sourceOf names the peer that a cap counts: an IPv4 address, or the /64 of an IPv6 address, which is what one
+// SourceOf names the peer that a cap counts: an IPv4 address, or the /64 of an IPv6 address, which is what one
 // customer gets.
-func sourceOf(addr net.Addr) string {
+func SourceOf(addr net.Addr) string {
 	if addr == nil {
 		return ""
 	}
@@ -222,7 +224,7 @@ func sourceOf(addr net.Addr) string {
 		return addr.String()
 	}
 	ip := ap.Addr().Unmap().WithZone("")
-	if ip.Is6() {
+	if ip.Is6() && !ip.IsLoopback() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.String()
 		}
@@ -230,32 +232,73 @@ func sourceOf(addr net.Addr) string {
 	return ip.String()
 }
 
-// gate counts peers that have not logged in yet.
+// gate counts peers that have not logged in yet. When it is full, a peer of an address with fewer of them takes the place of
+// the oldest of the address with most: who fills it with silence keeps nobody else out. Among equals the new one is turned
+// away, because in a fleet that comes all at once the older ones are nearer to their login.
 type gate struct {
 	max, maxEach int
 
 	mu    sync.Mutex
 	total int
-	each  map[string]int
+	each  map[string]*list.List // of func() that cut a peer, oldest first, by source
 }
 
-// enter takes a place, or says that there is none. leave is idempotent.
-func (g *gate) enter(source string) (leave func(), ok bool) {
+// enter takes a place, or says that there is none. cut ends the peer's connection; it may be called until leave was. leave
+// is idempotent.
+func (g *gate) enter(source string, cut func()) (leave func(), ok bool) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.total >= g.max || g.each[source] >= g.maxEach {
+	mine := 0
+	if l := g.each[source]; l != nil {
+		mine = l.Len()
+	}
+	var out func()
+	if mine < g.maxEach && g.total >= g.max {
+		most := mine + 1
+		var loudest string
+		for s, l := range g.each {
+			if l.Len() > most {
+				loudest, most = s, l.Len()
+			}
+		}
+		if l := g.each[loudest]; l != nil {
+			out = l.Front().Value.(func())
+			g.remove(loudest, l.Front())
+		}
+	}
+	if mine >= g.maxEach || g.total >= g.max {
+		g.mu.Unlock()
 		return nil, false
 	}
 	g.total++
-	g.each[source]++
-	return sync.OnceFunc(func() {
+	l := g.each[source]
+	if l == nil {
+		l = list.New()
+		g.each[source] = l
+	}
+	e := l.PushBack(cut)
+	g.mu.Unlock()
+	if out != nil {
+		out()
+	}
+	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.total--
-		if g.each[source]--; g.each[source] == 0 {
-			delete(g.each, source)
-		}
-	}), true
+		g.remove(source, e)
+	}, true
+}
+
+// remove gives the place of an element back, if it still has it. The lock is held.
+func (g *gate) remove(source string, e *list.Element) {
+	l := g.each[source]
+	if l == nil {
+		return
+	}
+	before := l.Len()
+	l.Remove(e) // of another list, or twice: nothing
+	g.total -= before - l.Len()
+	if l.Len() == 0 {
+		delete(g.each, source)
+	}
 }
 
 // waiting is how many peers are inside.

@@ -2,14 +2,17 @@ package broker
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -117,9 +120,11 @@ func isLoopback(addr net.Addr) bool {
 // Stats are counts since the start, for metrics. Sessions and Waiting are the current numbers.
 type Stats struct {
 	Sessions, Waiting int
+	Banned            int    // addresses kept out now
 	TurnedAway        uint64 // connections over a cap
 	Refused           uint64 // logins refused
 	Takeovers         uint64
+	Contested         uint64 // reports of a login that is used in two places
 	Denied            uint64 // topics refused
 	StatusesDropped   uint64 // unreadable, or QoS 0 over the rate
 	StatusesUnstored  uint64 // not acknowledged
@@ -127,7 +132,7 @@ type Stats struct {
 }
 
 type counters struct {
-	turnedAway, refused, takeovers, denied, dropped, unstored, panics atomic.Uint64
+	turnedAway, refused, takeovers, contested, denied, dropped, unstored, panics atomic.Uint64
 }
 
 // Embedded is a broker inside the server. Create it with NewEmbedded.
@@ -137,6 +142,7 @@ type Embedded struct {
 	log    *slog.Logger
 	srv    *mqtt.Server // never served: it owns no listener and no goroutine, see NewEmbedded
 	gate   gate
+	bans   bans
 	noise  bucket // bounds what peers can write into the log
 	count  counters
 
@@ -164,7 +170,7 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	e := &Embedded{
 		cfg: cfg, log: cfg.Log, packetInterval: packetInterval,
 		rights: rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
-		gate:   gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]int)},
+		gate:   gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
 		conns:  make(map[*conn]struct{}),
 		live:   make(map[string]*conn),
 		peers:  make(map[fleet.Identity]*peer),
@@ -240,8 +246,14 @@ func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config
 		default:
 			return fmt.Errorf("mqtt accept on %s: %w", ln.Addr(), err)
 		}
-		source := sourceOf(raw.RemoteAddr())
-		leave, ok := e.gate.enter(source)
+		source := SourceOf(raw.RemoteAddr())
+		leave, ok := func() {}, false
+		if !e.bans.out(source, time.Now()) {
+			leave, ok = e.gate.enter(source, func() {
+				e.count.turnedAway.Add(1)
+				_ = raw.Close()
+			})
+		}
 		if !ok {
 			e.count.turnedAway.Add(1)
 			_ = raw.Close()
@@ -293,6 +305,8 @@ func (e *Embedded) finish(c *conn, ended error) {
 			e.publishWill(c)
 		}
 		e.tellEnd(c)
+	} else if ban := e.bans.strike(c.source, time.Now()); ban > 0 {
+		e.log.Warn("address is kept out: too many connections without a login", "peer", c.source, "for", ban)
 	}
 	// mochi leaves a session behind when its CONNACK could not be written, and after a panic.
 	if cl := c.client.Load(); cl != nil {
@@ -425,11 +439,13 @@ func (e *Embedded) sweep(ctx context.Context) {
 		now := time.Now()
 		e.mu.Lock()
 		for id, p := range e.peers {
-			if len(p.sessions) == 0 && p.statuses.rested(now) {
+			quiet := len(p.contest) == 0 || now.Sub(p.contest[len(p.contest)-1].at) > contestWindow
+			if len(p.sessions) == 0 && p.statuses.rested(now) && quiet {
 				delete(e.peers, id)
 			}
 		}
 		e.mu.Unlock()
+		e.bans.forget(now)
 		for topic, pk := range e.srv.Topics.Retained.GetAll() {
 			if pk.Expiry > 0 && pk.Expiry < now.Unix() {
 				e.srv.Topics.RetainMessage(packets.Packet{TopicName: topic})
@@ -480,15 +496,15 @@ func (e *Embedded) publish(ctx context.Context, device string, payload []byte, r
 	return nil
 }
 
-// Drop ends every session of a device, also one that is logging in now. When it returns the connections are closed;
-// a status that the Handler has in hand may still be stored.
-func (e *Embedded) Drop(_ context.Context, device string) error {
+// Drop ends every session of a device or an operator, also one that is logging in now. When it returns the connections
+// are closed; a status that the Handler has in hand may still be stored.
+func (e *Embedded) Drop(_ context.Context, name string) error {
 	e.mu.Lock()
 	e.drops++
 	var sessions []*conn
-	if p := e.peers[fleet.Identity{Name: device, Role: fleet.RoleDevice}]; p != nil {
-		for c := range p.sessions {
-			sessions = append(sessions, c)
+	for _, role := range []fleet.Role{fleet.RoleDevice, fleet.RoleOperator} {
+		if p := e.peers[fleet.Identity{Name: name, Role: role}]; p != nil {
+			sessions = slices.AppendSeq(sessions, maps.Keys(p.sessions))
 		}
 	}
 	e.mu.Unlock()
@@ -505,7 +521,7 @@ func (e *Embedded) Stats() Stats {
 	sessions := len(e.live)
 	e.mu.Unlock()
 	return Stats{
-		Sessions: sessions, Waiting: e.gate.waiting(), TurnedAway: e.count.turnedAway.Load(), Refused: e.count.refused.Load(),
+		Sessions: sessions, Waiting: e.gate.waiting(), Banned: e.bans.count(time.Now()), Contested: e.count.contested.Load(), TurnedAway: e.count.turnedAway.Load(), Refused: e.count.refused.Load(),
 		Takeovers: e.count.takeovers.Load(), Denied: e.count.denied.Load(), StatusesDropped: e.count.dropped.Load(),
 		StatusesUnstored: e.count.unstored.Load(), Panics: e.count.panics.Load(),
 	}

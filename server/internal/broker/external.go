@@ -45,6 +45,9 @@ type ExternalConfig struct {
 	// Operator is the name under which commands of others are recorded, because MQTT does not say who published;
 	// "external broker".
 	Operator string
+	// TestUsername and TestPassword are a device's login at that broker, with which the self-test tries to speak for
+	// another; empty = it tries as strangers alone.
+	TestUsername, TestPassword string
 
 	Timeout time.Duration // of connecting, of sending, and of a single call of Handler; 10 s
 	Log     *slog.Logger  // nil = none
@@ -62,10 +65,14 @@ type ExternalConfig struct {
 // Receiving and sending have a connection each: with one, a command sent while a status is being handled could wait
 // for an acknowledgement that waits behind the statuses.
 type External struct {
-	cfg ExternalConfig
-	log *slog.Logger
+	cfg     ExternalConfig
+	log     *slog.Logger
+	madeUp  string        // a device for the self-test
+	hearing time.Duration // how long the self-test waits for what must not arrive
 
 	mu     sync.Mutex
+	doubts []string
+	tested chan struct{} // closed when the self-test has run
 	out    paho.Client
 	up     bool // subscribed
 	echoes map[[sha256.Size]byte]time.Time
@@ -95,7 +102,7 @@ func NewExternal(cfg ExternalConfig) (*External, error) {
 	cfg.Operator = cmp.Or(cfg.Operator, "external broker")
 	cfg.Timeout = cmp.Or(cfg.Timeout, 10*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &External{cfg: cfg, log: cfg.Log, echoes: make(map[[sha256.Size]byte]time.Time)}, nil
+	return &External{cfg: cfg, log: cfg.Log, madeUp: newMadeUp(), hearing: 2 * time.Second, tested: make(chan struct{}), echoes: make(map[[sha256.Size]byte]time.Time)}, nil
 }
 
 // Connected says whether both connections stand and the subscriptions were granted.
@@ -111,6 +118,7 @@ func (x *External) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { x.keep(ctx, "receiving", x.receive); return nil })
 	group.Go(func() error { x.keep(ctx, "sending", x.send); return nil })
+	group.Go(func() error { x.selfTest(ctx); return nil })
 	return group.Wait()
 }
 
@@ -132,12 +140,16 @@ func (x *External) keep(ctx context.Context, what string, session func(context.C
 	}
 }
 
-// connect makes a new client for one session. lost is closed when the connection ends.
+// connect makes a new client for one session of the server. lost is closed when the connection ends.
 func (x *External) connect(ctx context.Context, suffix string, clean bool, handle paho.MessageHandler) (client paho.Client, lost <-chan struct{}, err error) {
+	return x.login(ctx, x.cfg.ClientID+suffix, x.cfg.Username, x.cfg.Password, clean, handle)
+}
+
+func (x *External) login(ctx context.Context, id, username, password string, clean bool, handle paho.MessageHandler) (client paho.Client, lost <-chan struct{}, err error) {
 	gone := make(chan struct{})
 	end := sync.OnceFunc(func() { close(gone) })
-	o := paho.NewClientOptions().AddBroker(x.cfg.URL).SetClientID(x.cfg.ClientID + suffix).
-		SetUsername(x.cfg.Username).SetPassword(x.cfg.Password).SetProtocolVersion(4).
+	o := paho.NewClientOptions().AddBroker(x.cfg.URL).SetClientID(id).
+		SetUsername(username).SetPassword(password).SetProtocolVersion(4).
 		SetCleanSession(clean).SetAutoReconnect(false).SetConnectRetry(false).
 		SetConnectTimeout(x.cfg.Timeout).SetWriteTimeout(x.cfg.Timeout).SetKeepAlive(30 * time.Second).
 		SetAutoAckDisabled(true).SetOrderMatters(true).
@@ -297,6 +309,8 @@ func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 	kind, device := x.cfg.Topics.Parse(msg.Topic())
 	var once func() (verdict, error)
 	switch {
+	case device == x.madeUp:
+		return true
 	case kind == protocol.KindStatus && device != "" && len(msg.Payload()) > 0:
 		once = func() (verdict, error) {
 			call, cancel := context.WithTimeout(ctx, x.cfg.Timeout)

@@ -161,6 +161,10 @@ func (f *fakeFleet) Disconnected(_ context.Context, device string) error {
 	return nil
 }
 
+func (f *fakeFleet) Contested(device string, addresses []string, times int) {
+	f.note("contested %s %v %d", device, addresses, times)
+}
+
 // pipeListener hands out the far ends of net.Pipe, so that tests run without a network and inside synctest.
 type pipeListener struct {
 	ch   chan net.Conn

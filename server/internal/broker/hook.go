@@ -172,9 +172,18 @@ func (e *Embedded) claim(c *conn, cl *mqtt.Client, id fleet.Identity, session st
 		if old == nil {
 			c.id, c.session, c.peer, c.since = id, session, p, time.Now()
 			c.client.Store(cl)
+			beside := ""
+			for other := range p.sessions {
+				if other.source != c.source {
+					beside = other.source
+				}
+			}
 			p.sessions[c] = struct{}{}
 			e.live[session] = c
 			e.mu.Unlock()
+			if beside != "" {
+				e.met(p, id, "", beside, c.source)
+			}
 			return true
 		}
 		e.mu.Unlock()
@@ -182,6 +191,7 @@ func (e *Embedded) claim(c *conn, cl *mqtt.Client, id fleet.Identity, session st
 		if old.cut(packets.ErrSessionTakenOver) {
 			e.count.takeovers.Add(1)
 			e.note("session taken over", "name", id.Name, "session", old.session, "from", old.source, "by", c.source)
+			e.met(p, id, old.session, old.source, c.source)
 		}
 		select {
 		case <-old.done:

@@ -2,9 +2,11 @@ package broker
 
 import (
 	"bytes"
+	"container/list"
 	"fmt"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -133,19 +135,32 @@ func TestCapsBeforeTheLogin(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
-	g := gate{max: 3, maxEach: 2, each: map[string]int{}}
+	g := gate{max: 4, maxEach: 3, each: map[string]*list.List{}}
 	var leaves []func()
+	var cut []string
 	for i, row := range []struct {
 		source string
 		ok     bool
-	}{{"a", true}, {"a", true}, {"a", false}, {"b", true}, {"c", false}} {
-		leave, ok := g.enter(row.source)
-		if ok != row.ok {
-			t.Errorf("row %d: %t", i, ok)
+		out    string // who had to go, in all
+	}{
+		{"a", true, ""}, {"a", true, ""}, {"a", true, ""}, {"a", false, ""}, // its own cap
+		{"b", true, ""},
+		{"c", true, "a0"},     // full: the oldest of the loudest goes
+		{"b", false, "a0"},    // no address has more than it would have
+		{"d", true, "a0 a1"},  //
+		{"e", false, "a0 a1"}, // all are equals now
+	} {
+		name := fmt.Sprintf("%s%d", row.source, i)
+		leave, ok := g.enter(row.source, func() { cut = append(cut, name) })
+		if got := strings.Join(cut, " "); ok != row.ok || got != row.out {
+			t.Errorf("row %d: %t, gone are %q", i, ok, got)
 		}
 		if ok {
 			leaves = append(leaves, leave)
 		}
+	}
+	if g.waiting() != 4 {
+		t.Errorf("%d inside", g.waiting())
 	}
 	for _, leave := range leaves {
 		leave()
@@ -165,7 +180,7 @@ func TestSourceOf(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := sourceOf(a); got != want {
+		if got := SourceOf(a); got != want {
 			t.Errorf("%s: %s, want %s", addr, got, want)
 		}
 	}

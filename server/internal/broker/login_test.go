@@ -264,6 +264,35 @@ func TestDropEndsEverySessionAndRevokedTokenDoesNotComeBack(t *testing.T) {
 	})
 }
 
+// TestDropEndsTheSessionsOfAnOperator: a token that was removed is cut off at once, and no other operator is.
+func TestDropEndsTheSessionsOfAnOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet("d1")
+		f.accounts["ci"] = account{secret: "ci-secret", id: op("ci")}
+		r := start(t, f, nil)
+		other, board := r.operator(), r.device("d1")
+		one := r.must(login{name: "ci", secret: "ci-secret", id: "a"})
+		two := r.must(login{name: "ci", secret: "ci-secret", id: "b", version: 5})
+		one.subscribed(1, 0, "bms/ota/status/#")
+		f.revoke("ci")
+		began := time.Now()
+		if err := r.Drop(t.Context(), "ci"); err != nil {
+			t.Fatal(err)
+		}
+		one.ended()
+		two.ended()
+		synctest.Wait()
+		if took := time.Since(began); took >= time.Second || r.Stats().Sessions != 2 {
+			t.Errorf("took %v, left: %+v", took, r.Stats())
+		}
+		other.sync()
+		board.sync()
+		if c := r.connect(login{name: "ci", secret: "ci-secret", id: "a"}); c.acked.ReasonCode != 5 {
+			t.Errorf("CONNACK %d", c.acked.ReasonCode)
+		}
+	})
+}
+
 // TestDropMeetsALoginUnderWay: a device revoked between the check of its token and the start of its session gets none.
 func TestDropMeetsALoginUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

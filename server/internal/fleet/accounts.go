@@ -124,7 +124,7 @@ func (f *Fleet) RemoveAccount(ctx context.Context, by Identity, name string) err
 	if err := may(by, RightAdminister); err != nil {
 		return err
 	}
-	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
 		if _, err := tx.Account(name); err != nil {
 			return fmt.Errorf("account %.64q: %w", name, err)
 		}
@@ -132,7 +132,18 @@ func (f *Fleet) RemoveAccount(ctx context.Context, by Identity, name string) err
 			return err
 		}
 		return tx.DeleteSessionsOf(name)
-	})
+	}))
+}
+
+// cutOff ends what is open under a name whose secret has just stopped working: its MQTT sessions, through the loop, and
+// the streams of everyone who watches. Those come back and are asked again who they are; it is rare, and asking one
+// stream whose it is would be a second answer to a question that BySession answers.
+func (f *Fleet) cutOff(name string, err error) error {
+	if err == nil {
+		f.drop(name)
+		f.watchers.end()
+	}
+	return err
 }
 
 // SetPassword gives an account a new password and ends its sessions.
@@ -166,7 +177,7 @@ func (f *Fleet) setPassword(ctx context.Context, name, password string) error {
 		return err
 	}
 	now := f.cfg.Now()
-	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
 		a, err := tx.Account(name)
 		if err != nil {
 			return fmt.Errorf("account %.64q: %w", name, err)
@@ -176,7 +187,7 @@ func (f *Fleet) setPassword(ctx context.Context, name, password string) error {
 			return err
 		}
 		return tx.DeleteSessionsOf(name)
-	})
+	}))
 }
 
 // Accounts are all accounts, by name.
@@ -239,18 +250,18 @@ func (f *Fleet) newOperator(ctx context.Context, o Operator, replace bool) (toke
 		}
 		return tx.DeleteSessionsOf(o.Name)
 	})
-	if err != nil {
+	if err = f.cutOff(o.Name, err); err != nil {
 		return "", err
 	}
 	return token, nil
 }
 
-// RemoveToken makes a token stop working and ends the sessions that began with it.
+// RemoveToken makes a token stop working and ends the sessions that began with it, of MQTT too.
 func (f *Fleet) RemoveToken(ctx context.Context, by Identity, name string) error {
 	if err := may(by, RightAdminister); err != nil {
 		return err
 	}
-	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
 		if _, err := tx.Operator(name); err != nil {
 			return fmt.Errorf("token %.64q: %w", name, err)
 		}
@@ -258,7 +269,7 @@ func (f *Fleet) RemoveToken(ctx context.Context, by Identity, name string) error
 			return err
 		}
 		return tx.DeleteSessionsOf(name)
-	})
+	}))
 }
 
 // Tokens are all tokens, by name.

@@ -237,6 +237,67 @@ func TestATokenSignsInAndItsSessionEndsWithIt(t *testing.T) {
 	}
 }
 
+// TestASecretThatStopsWorkingCutsWhatIsOpenUnderIt: within a second the broker is told to end the MQTT sessions of the
+// name, and every stream of changes ends, so that its reader has to say again who he is.
+func TestASecretThatStopsWorkingCutsWhatIsOpenUnderIt(t *testing.T) {
+	ctx := context.Background()
+	for name, end := range map[string]func(f *fleet.Fleet) error{
+		"token removed":      func(f *fleet.Fleet) error { return f.RemoveToken(ctx, boss, "ci") },
+		"token replaced":     func(f *fleet.Fleet) error { _, err := f.NewOperator(ctx, "ci"); return err },
+		"token has run out":  func(*fleet.Fleet) error { time.Sleep(time.Hour); return nil },
+		"account removed":    func(f *fleet.Fleet) error { return f.RemoveAccount(ctx, boss, "anna") },
+		"password replaced":  func(f *fleet.Fleet) error { return f.SetPassword(ctx, boss, "anna", otherPassword) },
+		"nothing, by nobody": func(f *fleet.Fleet) error { return f.RemoveToken(ctx, anna, "ci") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, out := newFleet(t, fleet.Config{}), newOutbox()
+				stop := start(t, f, out)
+				defer stop()
+				token, err := f.NewToken(ctx, boss, "ci", fleet.RoleOperator, time.Now().Add(time.Hour))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := f.AddAccount(ctx, boss, "anna", fleet.RoleOperator, goodPassword); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.Authenticate(ctx, "ci", token); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				out.mu.Lock()
+				out.drops = nil
+				out.mu.Unlock()
+				changes, done := f.Watch()
+				defer done()
+				err = end(f)
+				time.Sleep(time.Second)
+				synctest.Wait()
+				out.mu.Lock()
+				got := strings.Join(out.drops, " ")
+				out.mu.Unlock()
+				open := true
+				select {
+				case _, open = <-changes:
+				default:
+				}
+				want := map[bool]string{true: "anna", false: "ci"}[strings.Contains(name, "account") || strings.Contains(name, "password")]
+				if name == "nothing, by nobody" {
+					want = ""
+					if !errors.Is(err, fleet.ErrDenied) || !open {
+						t.Errorf("%v, stream open: %t", err, open)
+					}
+				} else if err != nil || open {
+					t.Errorf("%v, stream open: %t", err, open)
+				}
+				if got != want {
+					t.Errorf("cut off: %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
 func TestBadAccountsAreRefusedAndChangeNothing(t *testing.T) {
 	ctx := t.Context()
 	f := newFleet(t, fleet.Config{})

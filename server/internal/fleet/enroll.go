@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 
 	"bmsota/protocol"
 )
@@ -89,7 +90,7 @@ func (f *Fleet) Revoke(ctx context.Context, by Identity, id string) error {
 	return nil
 }
 
-// drop asks the loop to end the sessions of a device, once its row says why.
+// drop asks the loop to end the sessions of a device or an operator, once the rows say why.
 func (f *Fleet) drop(id string) {
 	f.mu.Lock()
 	f.drops[id] = struct{}{}
@@ -105,9 +106,9 @@ func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity
 		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
 	}
 	digest := tokenDigest(secret)
-	id := Identity{}
+	id, ends := Identity{}, time.Time{}
 	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		id = Identity{}
+		id, ends = Identity{}, time.Time{}
 		d, err := tx.Device(name)
 		if err == nil && !d.Revoked && sameDigest(d.TokenSHA256, digest) {
 			id = Identity{Name: name, Role: RoleDevice}
@@ -119,6 +120,7 @@ func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity
 		o, err := tx.Operator(name)
 		if err == nil && o.valid(f.cfg.Now()) && sameDigest(o.TokenSHA256, digest) && (Identity{o.Name, o.Role}).Has(RightOperate) {
 			id = Identity{Name: name, Role: RoleOperator} // there is nothing more to do over MQTT
+			ends = o.ExpiresAt
 		}
 		if errors.Is(err, ErrNotFound) {
 			return nil
@@ -131,7 +133,29 @@ func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity
 	if id.Name == "" {
 		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
 	}
+	if !ends.IsZero() {
+		f.mu.Lock()
+		f.ending[name] = ends
+		f.mu.Unlock()
+	}
 	return id, nil
+}
+
+// endExpired cuts off the operators who have logged in with a token that has run out since.
+func (f *Fleet) endExpired() {
+	now := f.cfg.Now()
+	f.mu.Lock()
+	var over []string
+	for name, at := range f.ending {
+		if !now.Before(at) {
+			over = append(over, name)
+			delete(f.ending, name)
+		}
+	}
+	f.mu.Unlock()
+	for _, name := range over {
+		_ = f.cutOff(name, nil)
+	}
 }
 
 // Devices are all devices, by id.

@@ -64,9 +64,11 @@ type Fleet struct {
 	zones      zones
 
 	mu       sync.Mutex
-	dirty    map[string]struct{} // devices whose attempts changed; guarded by mu
-	drops    map[string]struct{} // devices whose sessions must end; guarded by mu
-	sessions map[string]int      // MQTT sessions of devices in this process; guarded by mu
+	dirty    map[string]struct{}  // devices whose attempts changed; guarded by mu
+	drops    map[string]struct{}  // devices and operators whose sessions must end; guarded by mu
+	ending   map[string]time.Time // operators who logged in to MQTT with a token that ends then; guarded by mu
+	contests map[string]Contest   // by device; guarded by mu
+	sessions map[string]int       // MQTT sessions of devices in this process; guarded by mu
 }
 
 // New makes a Fleet. It starts nothing: Run does.
@@ -97,6 +99,9 @@ func New(cfg Config) (*Fleet, error) {
 
 		dirty: make(map[string]struct{}),
 		drops: make(map[string]struct{}),
+
+		ending:   make(map[string]time.Time),
+		contests: make(map[string]Contest),
 
 		sessions: make(map[string]int),
 		guard:    newGuard(),

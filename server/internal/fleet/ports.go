@@ -103,10 +103,10 @@ type Blob interface {
 }
 
 // Commander carries commands to devices. Send publishes cmd retained on the device's own topic at QoS 1; it returns
-// when the broker has it. Clear removes the retained command. Drop ends the live sessions of a device, where the broker
-// is ours.
+// when the broker has it. Clear removes the retained command. Drop ends the live sessions of a device or
+// an operator, where the broker is ours.
 type Commander interface {
 	Send(ctx context.Context, device string, cmd protocol.Command) error
 	Clear(ctx context.Context, device string) error
-	Drop(ctx context.Context, device string) error
+	Drop(ctx context.Context, name string) error
 }

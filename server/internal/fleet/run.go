@@ -127,6 +127,7 @@ func (l *loop) run(ctx context.Context) {
 		case <-l.fleet.wake:
 			l.logged(ctx, "send commands", l.touched)
 		case <-plan.C:
+			l.fleet.endExpired()
 			l.logged(ctx, "advance rollouts", l.advanceAll)
 		case <-l.fleet.planning:
 			l.logged(ctx, "advance rollouts", l.advanceAll)
@@ -231,7 +232,7 @@ func (l *loop) touched(ctx context.Context) error {
 	f.mu.Unlock()
 	for _, id := range drops {
 		if err := l.out.Drop(ctx, id); err != nil {
-			f.cfg.Log.Warn("end session", "device", id, "err", err)
+			f.cfg.Log.Warn("end session", "name", id, "err", err)
 		}
 	}
 	if len(dirty) == 0 {

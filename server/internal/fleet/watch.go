@@ -15,7 +15,7 @@ type watchers struct {
 
 // Watch hands out the ids of devices whose row or attempts have changed, of rollouts that have, and the digests of
 // releases whose quarantine was lifted, after the change is committed. The channel is closed when the reader falls behind,
-// and by stop, which may be called more than once.
+// when somebody's right to sign in has ended, and by stop, which may be called more than once.
 func (f *Fleet) Watch() (changes <-chan string, stop func()) {
 	w := &f.watchers
 	c := make(chan string, watchBuffer)
@@ -28,6 +28,15 @@ func (f *Fleet) Watch() (changes <-chan string, stop func()) {
 	return c, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		w.drop(c)
+	}
+}
+
+// end drops every watcher.
+func (w *watchers) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.open {
 		w.drop(c)
 	}
 }

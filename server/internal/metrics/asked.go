@@ -25,6 +25,8 @@ var (
 	turnedAway   = describe("bmsota_mqtt_connections_turned_away_total", "Connections over a limit.")
 	refused      = describe("bmsota_mqtt_logins_refused_total", "MQTT logins refused.")
 	takeovers    = describe("bmsota_mqtt_takeovers_total", "Sessions ended because another of the same name began.")
+	contested    = describe("bmsota_mqtt_logins_contested_total", "Times that a device's login was found in use in two places.")
+	banned       = describe("bmsota_mqtt_addresses_banned", "Addresses kept out because too many of their connections ended without a login.")
 	denied       = describe("bmsota_mqtt_topics_denied_total", "Publishes and subscriptions to topics without the right.")
 	dropped      = describe("bmsota_mqtt_statuses_dropped_total", "Statuses not taken: unreadable, or above the rate.")
 	notStored    = describe("bmsota_mqtt_statuses_not_stored_total", "Statuses not acknowledged because they could not be stored.")
@@ -44,7 +46,7 @@ type asked struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (a *asked) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, stalled, byWave, sessions, waiting, turnedAway, refused, takeovers, denied, dropped, notStored,
+	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, stalled, byWave, sessions, waiting, turnedAway, refused, takeovers, contested, banned, denied, dropped, notStored,
 		certificate, storage, ready, build, censusFailed} {
 		c <- d
 	}
@@ -82,6 +84,8 @@ func (a *asked) Collect(c chan<- prometheus.Metric) {
 		total(turnedAway, b.TurnedAway)
 		total(refused, b.Refused)
 		total(takeovers, b.Takeovers)
+		total(contested, b.Contested)
+		gauge(banned, float64(b.Banned))
 		total(denied, b.Denied)
 		total(dropped, b.Dropped)
 		total(notStored, b.NotStored)

@@ -35,8 +35,8 @@ const (
 
 // Broker is what the broker counts.
 type Broker struct {
-	Sessions, Waiting                                          int
-	TurnedAway, Refused, Takeovers, Denied, Dropped, NotStored uint64
+	Sessions, Waiting, Banned                                             int
+	TurnedAway, Refused, Takeovers, Contested, Denied, Dropped, NotStored uint64
 }
 
 // Sources are what a scrape asks. Census and Log must be given.

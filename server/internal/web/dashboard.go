@@ -43,6 +43,9 @@ type Dashboard interface {
 	ReleaseTally(ctx context.Context, sha256 string) (map[fleet.AttemptState]int, error)
 	Command(ctx context.Context, out fleet.Messenger, by fleet.Identity, device string, cmd protocol.Command) (protocol.Command, error)
 	Watch() (changes <-chan string, stop func())
+
+	Contests() []fleet.Contest
+	ContestOf(device string) *fleet.Contest
 }
 
 //go:embed templates/ui static
@@ -179,6 +182,7 @@ func (u *ui) headers(w http.ResponseWriter) {
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
+	u.h.httpsOnly(w)
 }
 
 // page is what base.html needs; Data is the page's own.

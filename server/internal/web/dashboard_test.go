@@ -599,3 +599,62 @@ func TestOnlySoManyStreams(t *testing.T) {
 		t.Errorf("%d, %v", w.Code, err)
 	}
 }
+
+// TestAStreamEndsWithTheAccount: within a second of the removal, not at the next beat, and also when the session went
+// between the look at the cookie and the watch.
+func TestAStreamEndsWithTheAccount(t *testing.T) {
+	s := newSite(t)
+	if err := s.fleet.AddAccount(t.Context(), admin, "eva", fleet.RoleViewer, testPassword); err != nil {
+		t.Fatal(err)
+	}
+	cookie, _, err := s.fleet.Login(t.Context(), "eva", testPassword, "192.0.2.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+"/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.AddCookie(&http.Cookie{Name: sessionCookie, Value: cookie})
+	resp, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := resp.Body.Read(make([]byte, 64)); err != nil { // what a stream begins with
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := s.fleet.RemoveAccount(t.Context(), admin, "eva"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := io.ReadAll(resp.Body); err != nil || len(left) > 0 {
+		t.Errorf("told %q, %v", left, err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("took %v", took)
+	}
+	u := &ui{h: &handler{cfg: Config{Log: quiet(), Fleet: s.fleet}}, readers: make(chan struct{}, 1)}
+	late := httptest.NewRequest("GET", "/events", nil)
+	late.AddCookie(&http.Cookie{Name: sessionCookie, Value: cookie})
+	if err := u.events(httptest.NewRecorder(), late, fleet.Identity{Name: "eva", Role: fleet.RoleViewer}); !errors.Is(err, fleet.ErrDenied) {
+		t.Errorf("a stream for nobody: %v", err)
+	}
+}
+
+// TestBrowsersAreToldToComeByHTTPSOnlyWhereTheNameIsOurs: on every page and nothing that a device fetches.
+func TestBrowsersAreToldToComeByHTTPSOnlyWhereTheNameIsOurs(t *testing.T) {
+	for _, only := range []bool{false, true} {
+		s := newSite(t, func(c *Config) { c.HTTPSOnly = only })
+		want := map[bool]string{true: "max-age=31536000"}[only]
+		for path, page := range map[string]bool{"/login": true, "/": true, "/devices": true, "/healthz": false, "/firmware/version.json": false} {
+			expect := want
+			if !page {
+				expect = ""
+			}
+			if got := s.get(path, "").Header.Get("Strict-Transport-Security"); got != expect {
+				t.Errorf("%s, HTTPS only %t: %q", path, only, got)
+			}
+		}
+	}
+}

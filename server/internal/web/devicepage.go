@@ -20,6 +20,7 @@ type deviceData struct {
 	Other    string          // the slot that does not run
 	Channels []string        // it could be in
 	Chosen   string          // version of the form that was refused
+	Contest  *fleet.Contest  // about its login
 }
 
 func (u *ui) device(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
@@ -28,7 +29,7 @@ func (u *ui) device(w http.ResponseWriter, r *http.Request, by fleet.Identity) e
 
 // showDevice is the page of a device, with the reason why a form on it was refused.
 func (u *ui) showDevice(w http.ResponseWriter, r *http.Request, by fleet.Identity, status int, chosen string, refusal error) error {
-	d := deviceData{Chosen: chosen}
+	d := deviceData{Chosen: chosen, Contest: u.h.cfg.Fleet.ContestOf(r.PathValue("id"))}
 	var err error
 	if d.Device, err = u.h.cfg.Fleet.Device(r.Context(), r.PathValue("id")); err != nil {
 		return err

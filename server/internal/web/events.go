@@ -39,6 +39,10 @@ func (u *ui) events(w http.ResponseWriter, r *http.Request, _ fleet.Identity) er
 	}
 	changes, stop := u.h.cfg.Fleet.Watch()
 	defer stop()
+	// Asked again: what ends this stream when the session does begins with the line above.
+	if _, err := u.h.cfg.Fleet.BySession(r.Context(), cookieOf(r), false); err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
 	stream := &eventStream{w: w, control: http.NewResponseController(w)}
@@ -53,7 +57,7 @@ func (u *ui) events(w http.ResponseWriter, r *http.Request, _ fleet.Identity) er
 		select {
 		case id, open := <-changes:
 			if !open {
-				return nil // it has fallen behind; the browser comes back and asks for everything
+				return nil // it has fallen behind, or sessions have ended; the browser comes back and asks for everything
 			}
 			if due == nil && (device == "" || device == id) {
 				due = time.After(tellEvery)

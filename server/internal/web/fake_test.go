@@ -106,6 +106,8 @@ func (f *fakeFleet) Publish(_ context.Context, by fleet.Identity, req fleet.Publ
 	return f.releases[0], []string{"only a test"}, nil
 }
 
+func (f *fakeFleet) ContestOf(string) *fleet.Contest { return nil }
+
 func (f *fakeFleet) Withdraw(_ context.Context, _ fleet.Identity, digest string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

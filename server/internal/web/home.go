@@ -23,6 +23,7 @@ type homeData struct {
 	Quiet        bool         // nothing needs anybody
 	Rollouts     []rolloutRow // running or paused
 	Held         []releaseRow // quarantined
+	Contests     []fleet.Contest
 	Shown        []fleet.VersionCount
 	More         int // versions beyond Shown
 	MoreDevices  int // that run those
@@ -47,11 +48,14 @@ func (u *ui) home(w http.ResponseWriter, r *http.Request, by fleet.Identity) err
 	for halted < len(rows) && rows[halted].State == fleet.RolloutHalted {
 		halted++
 	}
-	d := homeData{Census: census, Needs: needsOf(census), Quiet: true, Shown: census.Versions}
+	d := homeData{Census: census, Needs: needsOf(census), Shown: census.Versions}
 	if halted > 0 {
 		d.Needs = append([]need{haltedNeed(rows[:halted])}, d.Needs...)
 	}
 	d.Rollouts = rows[halted:]
+	d.Contests = u.h.cfg.Fleet.Contests()
+	d.Quiet = len(d.Contests) == 0
+	d.Contests = d.Contests[:min(len(d.Contests), homeListed)]
 	for _, n := range d.Needs {
 		d.Quiet = d.Quiet && n.Count == 0
 	}

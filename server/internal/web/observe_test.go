@@ -74,3 +74,28 @@ func TestADownloadThatIsCutOffIsSeenAsSuch(t *testing.T) {
 		t.Errorf("HEAD: %+v", seen)
 	}
 }
+
+// TestAContestedLoginIsShown on the first page, on the device's and to tools; nothing is said about other devices.
+func TestAContestedLoginIsShown(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	cookie := s.signIn(fleet.RoleViewer)
+	const said = "login is used in two places"
+	for _, contested := range []bool{false, true} {
+		if contested {
+			s.fleet.Contested("d-well", []string{"192.0.2.1", "192.0.2.2"}, 3)
+		}
+		for _, path := range []string{"/", "/devices/d-well"} {
+			if r := s.get(path, cookie); strings.Contains(r.body, said) != contested || contested && !strings.Contains(r.body, "192.0.2.2") {
+				t.Errorf("%s, contested %t: %s", path, contested, r.body)
+			}
+		}
+		if r := s.get("/devices/d-stuck", cookie); strings.Contains(r.body, said) {
+			t.Error("another device is said to be contested")
+		}
+		r := s.do("GET", "/api/v1/devices/d-well", "", nil, "Authorization: Bearer "+s.token[fleet.RoleViewer])
+		if strings.Contains(r.body, `"contest":{`) != contested {
+			t.Errorf("API, contested %t: %s", contested, r.body)
+		}
+	}
+}

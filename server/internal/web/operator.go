@@ -322,6 +322,9 @@ func (h *handler) showDevice(_ http.ResponseWriter, r *http.Request, _ fleet.Ide
 	for _, a := range attempts {
 		out.Attempts = append(out.Attempts, attemptOf(a))
 	}
+	if c := h.cfg.Fleet.ContestOf(d.ID); c != nil {
+		out.Contest = &api.Contest{At: c.At.UTC(), Addresses: c.Addresses, Times: c.Times}
+	}
 	return out, nil
 }
 

@@ -78,6 +78,9 @@ type Config struct {
 	Messenger fleet.Messenger
 	// PublicURL is the address that browsers use where it is not the one they ask; empty = it is.
 	PublicURL string
+	// HTTPSOnly has browsers come by HTTPS alone (HSTS). It is for a host name that is this server's own: what a browser
+	// remembers holds for every port of the name.
+	HTTPSOnly bool
 	// Closing, when it is closed, ends what would last for ever: streams of events.
 	Closing <-chan struct{}
 	// CacheBytes bounds the memory for images that were served lately; 0 means 64 MiB, below 0 none.
@@ -217,9 +220,17 @@ func (h *handler) page(w http.ResponseWriter, r *http.Request, name string, data
 		h.fail(w, r, err)
 		return
 	}
+	h.httpsOnly(w)
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
 	_, _ = io.WriteString(paced(w), b.String())
+}
+
+// httpsOnly says HSTS (RFC 6797) where it is wanted, on pages only: a device does not read it, and its buffers are small.
+func (h *handler) httpsOnly(w http.ResponseWriter) {
+	if h.cfg.HTTPSOnly {
+		w.Header().Set("Strict-Transport-Security", "max-age=31536000")
+	}
 }
 
 func (h *handler) healthz(w http.ResponseWriter, r *http.Request) {
