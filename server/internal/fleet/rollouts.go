@@ -33,7 +33,7 @@ type Draft struct {
 // PlanRollout says what CreateRollout would make of a request, and changes nothing.
 // Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined), ErrStorage.
 func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest) (Draft, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Draft{}, err
 	}
 	var d Draft
@@ -49,7 +49,7 @@ func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest
 // expected, is refused.
 // Errors: those of PlanRollout, and ErrConflict.
 func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutRequest) (Rollout, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Rollout{}, err
 	}
 	if len(req.Key) > 128 {
@@ -97,7 +97,7 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if r.Policy.OverrideGates {
 		r.say(r.CreatedAt, by.Name, "gates and window are overridden")
 	}
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		made = false
 		if old, err := repeated(tx, key, bodySum); err == nil {
 			*r = old
@@ -378,12 +378,12 @@ func (f *Fleet) Abort(ctx context.Context, by Identity, rollout string) (Rollout
 }
 
 func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (RolloutView, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return RolloutView{}, err
 	}
 	now := f.cfg.Now()
 	var view RolloutView
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		r, err := tx.Rollout(id)
 		if err != nil {
 			return fmt.Errorf("rollout %.64q: %w", id, err)
@@ -433,11 +433,11 @@ func (f *Fleet) Quarantines(ctx context.Context) ([]Quarantine, error) {
 // LiftQuarantine lets an image be offered again. Devices that rolled it back still refuse it.
 // Errors: ErrDenied, ErrNotFound (not quarantined), ErrStorage.
 func (f *Fleet) LiftQuarantine(ctx context.Context, by Identity, sha256 string) error {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return err
 	}
 	now := f.cfg.Now()
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		q, err := tx.Quarantine(sha256)
 		if err == nil && !q.Stands() {
 			err = ErrNotFound

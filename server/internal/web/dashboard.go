@@ -159,7 +159,7 @@ func (u *ui) route(method, pattern string, right fleet.Right, v view) {
 			http.Redirect(w, r, target, http.StatusSeeOther)
 			return
 		case err == nil && !by.Has(right):
-			err = lacks(by, right)
+			err = u.h.lacks(r, fleet.ViaWeb, by, right)
 		}
 		if err == nil {
 			err = v(w, r, by)
