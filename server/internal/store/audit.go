@@ -120,7 +120,7 @@ func (t *memoryTx) AppendAudit(list []audit.Entry) error {
 		if e.Seq != head.Seq+1 || e.Prev != head.Hash {
 			return t.conflict("a row of the audit log that does not follow")
 		}
-		t.m.audit = append(t.m.audit[:len(t.m.audit):len(t.m.audit)], e)
+		t.m.audit = append(t.m.audit, e)
 	}
 	return nil
 }

@@ -124,6 +124,8 @@ var contract = []struct {
 	{"members are found by rank and state", membersAreFound},
 	{"candidates are those that may be started", candidatesAreFound},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
+	{"the audit log takes only what follows", auditFollows},
+	{"rows of the audit log are found", auditIsFound},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {
