@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -234,9 +237,19 @@ func (t *audited) PutKey(k ProjectKey) error {
 		return err
 	}
 	if !slices.ContainsFunc(keys, func(old ProjectKey) bool { return old.PublicKeyPEM == k.PublicKeyPEM }) {
-		t.add(audit.Entry{What: audit.KeyAdd, About: tokenDigest(k.PublicKeyPEM), Details: audit.Of("project", k.Project)})
+		t.add(audit.Entry{What: audit.KeyAdd, About: fingerprint(k.PublicKeyPEM), Details: audit.Of("project", k.Project)})
 	}
 	return t.Tx.PutKey(k)
+}
+
+// fingerprint names a key as 'bmsota keys' does: by the SHA-256 of its DER.
+func fingerprint(text string) string {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return ""
+	}
+	sum := sha256.Sum256(block.Bytes)
+	return hex.EncodeToString(sum[:])
 }
 
 // deviceThen is what the log tells of a device, as it was.

@@ -22,8 +22,8 @@ import (
 	"bmsota/server/internal/store"
 )
 
-// auditLog is the whole log of a store, verified.
-func auditLog(t testing.TB, s fleet.Store) []audit.Entry {
+// readLog is the whole log of a store.
+func readLog(t testing.TB, s fleet.Store) []audit.Entry {
 	t.Helper()
 	var rows []audit.Entry
 	err := s.View(context.WithoutCancel(t.Context()), func(tx fleet.Tx) (err error) {
@@ -33,6 +33,13 @@ func auditLog(t testing.TB, s fleet.Store) []audit.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return rows
+}
+
+// auditLog is the whole log of a store, verified.
+func auditLog(t testing.TB, s fleet.Store) []audit.Entry {
+	t.Helper()
+	rows := readLog(t, s)
 	var c audit.Chain
 	var b bytes.Buffer
 	for _, e := range rows {

@@ -147,7 +147,7 @@ func (s *secrets) count(holder, secret string) string {
 // compare says where log and rows differ.
 func compare(t *testing.T, s fleet.Store, seen *secrets) (differences []string) {
 	t.Helper()
-	told := retold(auditLog(t, s))
+	told := retold(readLog(t, s))
 	err := s.View(t.Context(), func(tx fleet.Tx) error {
 		now, err := stands(tx, seen)
 		for what, value := range now {
@@ -170,7 +170,7 @@ func compare(t *testing.T, s fleet.Store, seen *secrets) (differences []string) 
 
 // Whatever is done, in whatever order: what the log tells, from its rows alone, is what stands in the store.
 func TestTheLogTellsWhatStandsInTheStore(t *testing.T) {
-	for n := range 3 {
+	for n := range 2 {
 		seed := uint64(time.Now().UnixNano()) + uint64(n)
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { auditWalk(t, rand.New(rand.NewPCG(seed, 0))) })
@@ -213,10 +213,6 @@ func auditWalk(t *testing.T, r *rand.Rand) {
 			minor++
 			y.publish(t, b)
 			return nil
-		}},
-		{"publish again", func() error {
-			_, _, err := y.Publish(ctx, anna, fleet.PublishRequest{SHA256: some().SHA256})
-			return err
 		}},
 		{"withdraw", func() error {
 			if minor < 5 || r.IntN(3) > 0 {
@@ -287,9 +283,9 @@ func auditWalk(t *testing.T, r *rand.Rand) {
 			return nil
 		}},
 	}
-	for step := range 250 {
+	for step := range 150 {
 		v := verbs[r.IntN(len(verbs))]
-		before := len(auditLog(t, y.store.Store))
+		before := len(readLog(t, y.store.Store))
 		if err := v.do(); err == nil {
 			done[v.name]++
 		} else if !errors.Is(err, fleet.ErrConflict) && !errors.Is(err, fleet.ErrNotFound) && !errors.Is(err, fleet.ErrRefused) && !errors.Is(err, fleet.ErrDenied) &&
@@ -300,13 +296,14 @@ func auditWalk(t *testing.T, r *rand.Rand) {
 		for _, d := range compare(t, y.store.Store, seen) {
 			t.Fatalf("step %d, %s: %s", step, v.name, d)
 		}
-		for _, e := range auditLog(t, y.store.Store)[before:] {
+		for _, e := range readLog(t, y.store.Store)[before:] {
 			if e.What == audit.CommandSend && e.Who != anna.Name || e.What == audit.AccountAdd && e.Who != boss.Name || e.What == audit.RolloutHalt && e.Who != "server" {
 				t.Errorf("by the wrong one: %s", e.Line())
 			}
 		}
 	}
 	t.Logf("done: %v", done)
+	auditLog(t, y.store.Store)
 
 	// And the comparison can fail: a change past the log is noticed.
 	err := y.store.Store.Update(ctx, func(tx fleet.Tx) error {

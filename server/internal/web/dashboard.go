@@ -92,6 +92,7 @@ func (h *handler) routeDashboard() {
 	post("/rollouts/{id}/pause", fleet.RightOperate, u.turnRollout(fleet.VerbPause, h.cfg.Fleet.Pause))
 	post("/rollouts/{id}/resume", fleet.RightOperate, u.turnRollout(fleet.VerbResume, h.cfg.Fleet.Resume))
 	post("/rollouts/{id}/abort", fleet.RightOperate, u.turnRollout(fleet.VerbAbort, h.cfg.Fleet.Abort))
+	u.route(http.MethodGet, "/audit", fleet.RightAudit, u.auditPage)
 	get("/account", u.account)
 	post("/account/password", fleet.RightPassword, u.changePassword)
 	get("/events", u.events)
@@ -127,7 +128,7 @@ func (u *ui) load() {
 	funcs := words()
 	funcs["static"] = func(name string) string { return names[name] }
 	u.pages = make(map[string]*template.Template)
-	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "account", "login", "confirm", "fault"} {
+	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "audit", "account", "login", "confirm", "fault"} {
 		t := template.New(name).Funcs(funcs).Option("missingkey=error")
 		u.pages[name] = template.Must(t.ParseFS(dashboardFiles, "templates/ui/base.html", "templates/ui/"+name+".html"))
 	}
@@ -185,6 +186,7 @@ type page struct {
 	Here    string // the entry of the navigation that this page belongs to
 	By      fleet.Identity
 	Operate bool   // whether the reader may change the fleet
+	Audit   bool   // whether the reader may see who did what
 	Version string // of bmsota
 	Live    string // where changes are told; empty = nowhere
 	Done    string // what has just been done
@@ -194,7 +196,7 @@ type page struct {
 
 // show renders a page and then writes it, so that a template that fails is an error and not half a page.
 func (u *ui) show(w http.ResponseWriter, status int, name string, p page) error {
-	p.Operate, p.Version = p.By.Has(fleet.RightOperate), u.h.cfg.Version
+	p.Operate, p.Audit, p.Version = p.By.Has(fleet.RightOperate), p.By.Has(fleet.RightAudit), u.h.cfg.Version
 	var b strings.Builder
 	if err := u.pages[name].ExecuteTemplate(&b, "base.html", p); err != nil {
 		return fmt.Errorf("page %s: %w", name, err)
