@@ -224,6 +224,8 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		h.e.count.denied.Add(1)
 		if !c.denied.Swap(true) { // once for each connection
 			h.e.note("topic refused", "name", c.id.Name, "role", string(c.id.Role), "topic", topic, "publish", write)
+		}
+		if topic != h.e.cfg.Topics.StatusAll() { // boards that are set to repeat their statuses there do no wrong
 			h.e.knock(c, audit.AccessDenied, c.id.Name, "topic "+topic)
 		}
 		return false

@@ -374,7 +374,15 @@ func (t *audited) PutAttempt(a Attempt) error {
 		}
 		old = t.book.attempts[a.ID]
 	}
-	said := audit.Of("command", a.CommandID, "action", string(a.Action), "version", a.Version, "sha256", a.SHA256, "force", yes(a.Force))
+	version := a.Version
+	if version == "" && a.SHA256 != "" && (old == "" || a.State != old) { // whatever was offered: which is known by now
+		r, _, err := before(t.Release(a.SHA256))
+		if err != nil {
+			return err
+		}
+		version = r.Version
+	}
+	said := audit.Of("command", a.CommandID, "action", string(a.Action), "version", version, "sha256", a.SHA256, "force", yes(a.Force))
 	tell := func(what audit.Action, details ...audit.Detail) {
 		t.add(audit.Entry{What: what, About: a.ID, Device: a.DeviceID, Rollout: a.RolloutID, Details: append(said[:len(said):len(said)], details...)})
 	}
