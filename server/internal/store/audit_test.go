@@ -218,3 +218,18 @@ func TestAuditIsReadWhileItIsWritten(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkAppendAudit is what the rows of a transaction cost, in groups as a command to many devices makes them.
+func BenchmarkAppendAudit(b *testing.B) {
+	db := openBench(b)
+	head := audit.Genesis
+	const group = 1000
+	for b.Loop() {
+		rows := auditRows(head, group)
+		head = rows[group-1].Head()
+		if err := db.Update(b.Context(), func(tx fleet.Tx) error { return tx.AppendAudit(rows) }); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*group), "us/row")
+}
