@@ -275,6 +275,17 @@ func (t *audited) Device(id string) (Device, error) {
 	return d, err
 }
 
+// Devices remembers likewise: at a start every device that was online is put.
+func (t *audited) Devices() ([]Device, error) {
+	list, err := t.Tx.Devices()
+	for _, d := range list {
+		if _, known := t.book.devices[d.ID]; !known {
+			t.book.devices[d.ID] = thenOf(d)
+		}
+	}
+	return list, err
+}
+
 func (t *audited) PutDevice(d Device) error {
 	old, known := t.book.devices[d.ID]
 	if !known {
