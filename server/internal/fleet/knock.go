@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -155,8 +156,9 @@ func (f *Fleet) writeKnocks(ctx context.Context) error {
 			}
 			rows[n] = t
 		}
-		for n, t := range rows {
-			note(tx, n.entry(t))
+		order := func(a, b Knock) int { return rows[a].first.Compare(rows[b].first) }
+		for _, n := range slices.SortedFunc(maps.Keys(rows), order) {
+			note(tx, n.entry(rows[n]))
 		}
 		return nil
 	})
