@@ -85,14 +85,14 @@ func Actions() []Action {
 
 // Entry is one row.
 type Entry struct {
-	Seq     int64     `json:"seq"`               // from 1, without gaps
-	At      time.Time `json:"at"`                // when the row was written: UTC, whole milliseconds
-	Who     string    `json:"who"`               // account, token, device or "server"; empty for a stranger
-	Role    string    `json:"role,omitempty"`    // of Who at that time
-	What    Action    `json:"what"`              //
-	About   string    `json:"about,omitempty"`   // digest of a release, name of an account or token, id of an attempt
-	Device  string    `json:"device,omitempty"`  // it was done to, or by
-	Rollout string    `json:"rollout,omitempty"` //
+	Seq     int64     `json:"seq"`            // from 1, without gaps
+	At      time.Time `json:"at"`             // when the row was written: UTC, whole milliseconds
+	Who     string    `json:"who"`            // account, token, device, "server" or "stranger"
+	Role    string    `json:"role,omitempty"` // of Who at that time
+	What    Action    `json:"what"`
+	About   string    `json:"about,omitempty"`  // digest of a release, name of an account or token, id of an attempt
+	Device  string    `json:"device,omitempty"` // it was done to, or by
+	Rollout string    `json:"rollout,omitempty"`
 	Details Details   `json:"details,omitempty"`
 	Prev    string    `json:"prev"`           // Hash of the row before; Genesis of the first
 	Hash    string    `json:"hash,omitempty"` // last: the line without it is what is hashed
@@ -147,7 +147,7 @@ func (e Entry) Line() []byte {
 	b, err := json.Marshal(e)
 	if err != nil {
 		// Nothing in an Entry can fail to be JSON but a year beyond 9999, which no clock says.
-		return []byte(fmt.Sprintf(`{"error":%q}`, err.Error()))
+		return fmt.Appendf(nil, `{"error":%q}`, err.Error())
 	}
 	return b
 }
