@@ -33,6 +33,7 @@ var browsing = map[string]func(b *browser){
 	"access":   adminLetsSomebodyIn,
 	"noscript": withoutJavaScript,
 	"rollouts": haltedAndRunningRollouts,
+	"audit":    whoDidWhat,
 }
 
 // password is that of the accounts in these stories.
@@ -463,4 +464,39 @@ func withoutJavaScript(b *browser) {
 	b.wants("back without a rollback", `location.pathname === "/devices/bms-000003"`)
 	b.click(".who button")
 	b.wants("signed out", `location.pathname === "/login"`)
+}
+
+func whoDidWhat(b *browser) {
+	b.expected["status of 401"], b.expected["status of 403"] = true, true
+	b.open("/login")
+	b.do("a wrong password", chromedp.SetValue(chromedp.CSS("input[name=name]"), "anna"), chromedp.SetValue(chromedp.CSS("input[name=password]"), "not this one"))
+	b.click("main form button")
+	b.wants("no way in", `document.querySelector("[role=alert]").innerText === "Name or password is wrong."`)
+	b.signIn("vera", password)
+	b.wants("a viewer is not led to the log", `!document.querySelector("nav a[href='/audit']")`)
+	b.open("/audit")
+	b.wants("nor let in", `document.body.innerText.includes("no right to audit") && !document.querySelector("#audit")`)
+	b.click(".who button")
+
+	b.signIn("anna", password)
+	b.click("nav a[href='/audit']")
+	b.wants("her own login among the newest, and what went wrong", `["login.ok", "access.denied", "login.failed"].every((what) => [...document.querySelectorAll("#audit tbody .badge")].slice(0, 8).some((e) => e.innerText === what))`)
+	b.live()
+	if out, err := b.bmsota("", "devices", "label", "bms-000001", "site=north"); err != nil {
+		b.fail("label: %v\n%s", err, out)
+	}
+	b.do("choose", chromedp.SetValue(chromedp.CSS("select[name=what]"), "attempt."))
+	b.click(".filter button")
+	b.wants("attempts alone", `document.querySelectorAll("#audit tbody tr").length === 4 && [...document.querySelectorAll("#audit .badge")].every((e) => e.innerText.startsWith("attempt."))`)
+	b.wants("the command line for it", `document.querySelector(".cli code").innerText === "bmsota audit list --what attempt."`)
+	b.click("#audit a[href='/devices/bms-000001']")
+	b.wants("the device", `document.querySelector("h1").innerText.trim() === "bms-000001"`)
+	b.click("a[href='/audit?device=bms-000001']")
+	b.wants("its rows, the label first", `document.querySelector("#audit tbody tr").innerText.match(/device\.label.*operator.*bms-000001.*site north/s) && document.querySelector("input[name=device]").value === "bms-000001"`)
+	rollout := b.ts.Getenv("ROLLOUT")
+	b.open("/rollouts/" + rollout)
+	b.click("a[href='/audit?rollout=" + rollout + "']")
+	b.wants("the rollout's rows", `document.querySelector("#audit").innerText.match(/rollout\.halt.*rollout\.create/s)`)
+	b.wants("its release", `document.querySelector("#audit a[href^='/releases/']")`)
+	b.fitsOnAPhone("/audit", "/audit?what=rollout.&rollout="+rollout)
 }

@@ -198,7 +198,7 @@ func (s *Server) openBroker() error {
 	embedded, err := broker.NewEmbedded(broker.Config{
 		Handler: s.fleet, Topics: topics, AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
 		Secure: s.mqttTLS, TLS: s.certs.config(false), Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
-		Log: s.log,
+		Log: s.log, TurnedAway: s.fleet.TurnedAway,
 	})
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ func commands() []*cobra.Command {
 		newTokensCmd(),
 		newProvisionCmd(),
 		newLintCmd(),
+		newAuditCmd(),
 		newHealthCmd(),
 		newBackupCmd(),
 		newRestoreCmd(),

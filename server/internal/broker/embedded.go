@@ -70,6 +70,9 @@ type Config struct {
 	StatusBurst int // statuses of one device at once; 50
 
 	Log *slog.Logger // nil = none
+
+	// TurnedAway is told of logins and topics that are refused, and of operators that log in; nil = nobody.
+	TurnedAway func(fleet.Knock)
 }
 
 func (c Config) withDefaults() Config {

@@ -12,6 +12,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"bmsota/audit"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
@@ -45,6 +46,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		if errors.Is(err, fleet.ErrDenied) {
 			e.count.refused.Add(1)
 			e.noteErr("mqtt login refused", err, "peer", c.source, "name", string(pk.Connect.Username))
+			e.knock(c, audit.LoginFailed, string(pk.Connect.Username), "")
 			return nil
 		}
 		// Not "wrong password": a device must not take a fault of ours for a fault of its own.
@@ -54,6 +56,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	if err := e.checkWill(id, pk); err != nil {
 		e.count.refused.Add(1)
 		e.noteErr("mqtt login refused", err, "peer", c.source, "name", id.Name)
+		e.knock(c, audit.AccessDenied, id.Name, "will to "+pk.Connect.WillTopic)
 		return nil
 	}
 	// The identity is part of the session id, so a client identifier can only ever meet its own kind.
@@ -91,7 +94,17 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	// (Inflight.NextImmediate). Zero switches it off; OnSubscribe keeps a client's Receive Maximum in another way.
 	cl.State.Inflight.ResetSendQuota(0)
 	c.release()
+	if id.Role == fleet.RoleOperator {
+		e.knock(c, audit.LoginOK, id.Name, "") // a device that comes is seen, not noted
+	}
 	return nil
+}
+
+// knock tells whoever keeps the audit log about a peer.
+func (e *Embedded) knock(c *conn, what audit.Action, name, about string) {
+	if e.cfg.TurnedAway != nil {
+		e.cfg.TurnedAway(fleet.Knock{What: what, Name: name, Via: fleet.ViaMQTT, Address: c.source, About: about})
+	}
 }
 
 // refuse answers CONNECT with code and ends the connection.
@@ -221,6 +234,9 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		h.e.count.denied.Add(1)
 		if !c.denied.Swap(true) { // once for each connection
 			h.e.note("topic refused", "name", c.id.Name, "role", string(c.id.Role), "topic", topic, "publish", write)
+		}
+		if topic != h.e.cfg.Topics.StatusAll() { // boards that are set to repeat their statuses there do no wrong
+			h.e.knock(c, audit.AccessDenied, c.id.Name, "topic "+topic)
 		}
 		return false
 	}

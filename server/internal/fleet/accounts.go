@@ -98,7 +98,7 @@ func nameIsFree(tx Tx, name string, kinds ...string) error {
 
 // AddAccount makes an account. A name that is taken, by an account, a token or a device, is ErrConflict.
 func (f *Fleet) AddAccount(ctx context.Context, by Identity, name string, role Role, password string) error {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return err
 	}
 	for _, err := range []error{checkName(name), checkRole(role), checkPassword(password)} {
@@ -111,7 +111,7 @@ func (f *Fleet) AddAccount(ctx context.Context, by Identity, name string, role R
 		return err
 	}
 	now := f.cfg.Now()
-	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.update(ctx, by, func(tx Tx) error {
 		if err := nameIsFree(tx, name, "account", "operator", "device"); err != nil {
 			return err
 		}
@@ -121,10 +121,10 @@ func (f *Fleet) AddAccount(ctx context.Context, by Identity, name string, role R
 
 // RemoveAccount deletes an account and ends its sessions.
 func (f *Fleet) RemoveAccount(ctx context.Context, by Identity, name string) error {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return err
 	}
-	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.update(ctx, by, func(tx Tx) error {
 		if _, err := tx.Account(name); err != nil {
 			return fmt.Errorf("account %.64q: %w", name, err)
 		}
@@ -148,16 +148,16 @@ func (f *Fleet) cutOff(name string, err error) error {
 
 // SetPassword gives an account a new password and ends its sessions.
 func (f *Fleet) SetPassword(ctx context.Context, by Identity, name, password string) error {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return err
 	}
-	return f.setPassword(ctx, name, password)
+	return f.setPassword(ctx, by, name, password)
 }
 
 // ChangePassword is SetPassword for one's own account, which needs the old password. Tries with a wrong one count as
 // failed logins.
 func (f *Fleet) ChangePassword(ctx context.Context, by Identity, address, old, password string) error {
-	if err := may(by, RightPassword); err != nil {
+	if err := f.may(by, RightPassword); err != nil {
 		return err
 	}
 	if _, err := f.verify(ctx, by.Name, old, address); errors.Is(err, ErrDenied) {
@@ -165,10 +165,10 @@ func (f *Fleet) ChangePassword(ctx context.Context, by Identity, address, old, p
 	} else if err != nil {
 		return err
 	}
-	return f.setPassword(ctx, by.Name, password)
+	return f.setPassword(ctx, by, by.Name, password)
 }
 
-func (f *Fleet) setPassword(ctx context.Context, name, password string) error {
+func (f *Fleet) setPassword(ctx context.Context, by Identity, name, password string) error {
 	if err := checkPassword(password); err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (f *Fleet) setPassword(ctx context.Context, name, password string) error {
 		return err
 	}
 	now := f.cfg.Now()
-	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.update(ctx, by, func(tx Tx) error {
 		a, err := tx.Account(name)
 		if err != nil {
 			return fmt.Errorf("account %.64q: %w", name, err)
@@ -192,7 +192,7 @@ func (f *Fleet) setPassword(ctx context.Context, name, password string) error {
 
 // Accounts are all accounts, by name.
 func (f *Fleet) Accounts(ctx context.Context, by Identity) ([]Account, error) {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return nil, err
 	}
 	var list []Account
@@ -211,13 +211,13 @@ func (o Operator) valid(now time.Time) bool {
 // NewOperator makes a token with every right, for the server's own machine, and returns it; only its SHA-256 is kept. A
 // name that exists gets a new token, the old one stops working and its sessions end.
 func (f *Fleet) NewOperator(ctx context.Context, name string) (token string, err error) {
-	return f.newOperator(ctx, Operator{Name: name, Role: RoleAdmin}, true)
+	return f.newOperator(ctx, theServer, Operator{Name: name, Role: RoleAdmin}, true)
 }
 
 // NewToken makes a token that ends at expires (zero: never) and returns it; only its SHA-256 is kept. A name that is
 // taken is ErrConflict: a token that programs use must not be replaced by mistake.
 func (f *Fleet) NewToken(ctx context.Context, by Identity, name string, role Role, expires time.Time) (token string, err error) {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return "", err
 	}
 	if err := checkRole(role); err != nil {
@@ -226,16 +226,16 @@ func (f *Fleet) NewToken(ctx context.Context, by Identity, name string, role Rol
 	if !expires.IsZero() && !expires.After(f.cfg.Now()) {
 		return "", fmt.Errorf("%w: the token would have ended at %s", ErrInvalid, expires.UTC().Format(time.RFC3339))
 	}
-	return f.newOperator(ctx, Operator{Name: name, Role: role, ExpiresAt: expires}, false)
+	return f.newOperator(ctx, by, Operator{Name: name, Role: role, ExpiresAt: expires}, false)
 }
 
-func (f *Fleet) newOperator(ctx context.Context, o Operator, replace bool) (token string, err error) {
+func (f *Fleet) newOperator(ctx context.Context, by Identity, o Operator, replace bool) (token string, err error) {
 	if err := checkName(o.Name); err != nil {
 		return "", err
 	}
 	token, o.TokenSHA256 = newToken()
 	o.CreatedAt = f.cfg.Now()
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		_, err := tx.Operator(o.Name)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
@@ -258,10 +258,10 @@ func (f *Fleet) newOperator(ctx context.Context, o Operator, replace bool) (toke
 
 // RemoveToken makes a token stop working and ends the sessions that began with it, of MQTT too.
 func (f *Fleet) RemoveToken(ctx context.Context, by Identity, name string) error {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return err
 	}
-	return f.cutOff(name, f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.cutOff(name, f.update(ctx, by, func(tx Tx) error {
 		if _, err := tx.Operator(name); err != nil {
 			return fmt.Errorf("token %.64q: %w", name, err)
 		}
@@ -274,7 +274,7 @@ func (f *Fleet) RemoveToken(ctx context.Context, by Identity, name string) error
 
 // Tokens are all tokens, by name.
 func (f *Fleet) Tokens(ctx context.Context, by Identity) ([]Operator, error) {
-	if err := may(by, RightAdminister); err != nil {
+	if err := f.may(by, RightAdminister); err != nil {
 		return nil, err
 	}
 	var list []Operator

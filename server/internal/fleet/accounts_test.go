@@ -46,7 +46,7 @@ func (c *clock) add(d time.Duration) {
 func TestRightsAreOneTableAndNothingElseIsAllowed(t *testing.T) {
 	want := map[fleet.Right]string{
 		fleet.RightView: "viewer operator admin", fleet.RightPassword: "viewer operator admin",
-		fleet.RightOperate: "operator admin", fleet.RightAdminister: "admin",
+		fleet.RightOperate: "operator admin", fleet.RightAudit: "operator admin", fleet.RightAdminister: "admin",
 	}
 	if len(want) != len(fleet.Rights()) {
 		t.Errorf("%d rights, this test knows %d", len(fleet.Rights()), len(want))

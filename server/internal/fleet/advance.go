@@ -85,7 +85,7 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 		return nil
 	}
 	quarantined := false
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, theServer, func(tx Tx) error {
 		quarantined = false
 		if err := plan(tx); err != nil { // from the rows as they are now
 			return err

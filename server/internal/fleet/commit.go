@@ -180,7 +180,7 @@ var errGroup = errors.New("commit of statuses")
 func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	results := make([]result, len(group))
 	now := f.cfg.Now()
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, theServer, func(tx Tx) error {
 		clear(results) // this may be the second run
 		rows := make(map[string]*row, len(group))
 		for i, fo := range group {
@@ -195,7 +195,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 			results[i] = f.foldInto(r, fo, now)
 		}
 		for _, r := range rows {
-			if err := r.put(tx); err != nil {
+			if err := r.put(as(tx, Identity{r.device.ID, RoleDevice}, "")); err != nil { // its own word
 				return err
 			}
 		}

@@ -14,7 +14,7 @@ import (
 // An update that names no version and that the device has not taken up yet goes for what the new channel offers.
 // Errors: ErrDenied, ErrInvalid (no name of a channel), ErrNotFound (no such device), ErrRefused (no such channel), ErrStorage.
 func (f *Fleet) SetDeviceChannel(ctx context.Context, by Identity, device, channel string) (Device, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Device{}, err
 	}
 	if err := checkChannel(channel); err != nil {
@@ -25,7 +25,7 @@ func (f *Fleet) SetDeviceChannel(ctx context.Context, by Identity, device, chann
 		return Device{}, err
 	}
 	var d Device
-	err = f.cfg.Store.Update(ctx, func(tx Tx) (err error) {
+	err = f.update(ctx, by, func(tx Tx) (err error) {
 		if d, err = tx.Device(device); err != nil {
 			return fmt.Errorf("device %q: %w", device, err)
 		}

@@ -35,7 +35,7 @@ func sameDigest(a, b string) bool {
 // Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token, lifts
 // a revocation and ends the sessions of the old token.
 func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return "", err
 	}
 	if err := protocol.CheckDeviceID(id); err != nil {
@@ -43,7 +43,7 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 	}
 	token, digest := newToken()
 	now := f.cfg.Now()
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		if err := nameIsFree(tx, id, "operator", "account"); err != nil {
 			return err
 		}
@@ -67,11 +67,11 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 // Revoke takes a device's right to log in, ends its open attempts and drops its live session. The row and its history
 // stay. Revoking twice is no error.
 func (f *Fleet) Revoke(ctx context.Context, by Identity, id string) error {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return err
 	}
 	now := f.cfg.Now()
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		d, err := tx.Device(id)
 		if err != nil {
 			return fmt.Errorf("device %q: %w", id, err)

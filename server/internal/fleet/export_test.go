@@ -1,6 +1,9 @@
 package fleet
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // InTurn runs work as a login's password is worked on.
 func InTurn(ctx context.Context, f *Fleet, work func()) error { return f.guard.inTurn(ctx, work) }
@@ -19,3 +22,27 @@ func LookAt(ctx context.Context, f *Fleet, rollout string) error {
 		return *failed
 	})
 }
+
+// Audited is a store whose updates write the audit log, as somebody.
+func Audited(s Store, by Identity, now func() time.Time) Store {
+	return &auditedStore{ledger{s, now}, by}
+}
+
+type auditedStore struct {
+	ledger
+	by Identity
+}
+
+func (s *auditedStore) Update(ctx context.Context, fn func(Tx) error) error {
+	return s.ledger.update(ctx, s.by, fn)
+}
+
+// Knocks is how many kinds of knocks are remembered.
+func Knocks(f *Fleet) int {
+	f.knocks.mu.Lock()
+	defer f.knocks.mu.Unlock()
+	return len(f.knocks.kinds)
+}
+
+// WriteKnocks writes who was turned away, as the loop does.
+func WriteKnocks(ctx context.Context, f *Fleet) error { return f.writeKnocks(ctx) }

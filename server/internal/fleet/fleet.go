@@ -57,6 +57,8 @@ type Fleet struct {
 	catalog    catalogCache
 	census     censusCache
 	guard      *guard // of logins
+	ledger     *ledger
+	knocks     knocks
 	watchers   watchers
 	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
@@ -88,8 +90,11 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Silence < 0 || cfg.Expiry < 0 {
 		return nil, errors.New("fleet: silence and expiry cannot be negative")
 	}
+	books := &ledger{cfg.Store, cfg.Now}
+	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
+		ledger:  books,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -113,7 +113,7 @@ func (z *zones) of(l Labels) *time.Location {
 // SetLabels adds, replaces and removes labels of a device and returns all it has then. Errors: ErrDenied, ErrInvalid,
 // ErrNotFound, ErrStorage.
 func (f *Fleet) SetLabels(ctx context.Context, by Identity, device string, set Labels, remove []string) (Labels, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return nil, err
 	}
 	for key, value := range set {
@@ -130,7 +130,7 @@ func (f *Fleet) SetLabels(ctx context.Context, by Identity, device string, set L
 		}
 	}
 	var labels Labels
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		d, err := tx.Device(device)
 		if err != nil {
 			return fmt.Errorf("device %q: %w", device, err)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"bmsota/audit"
 )
 
 // How long a session lives: unused, and at the most.
@@ -33,7 +35,7 @@ func (f *Fleet) Login(ctx context.Context, name, secret, address string) (cookie
 	cookie, digest := newToken()
 	now := f.cfg.Now()
 	s := Session{SHA256: digest, Account: by.Name, CreatedAt: now, SeenAt: now, ExpiresAt: now.Add(SessionLife)}
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		if err := tx.DeleteSessionsUntil(now); err != nil {
 			return err
 		}
@@ -46,7 +48,7 @@ func (f *Fleet) Login(ctx context.Context, name, secret, address string) (cookie
 			return err
 		}
 		by.Role = role
-		return tx.PutSession(s)
+		return as(tx, by, address).PutSession(s)
 	})
 	if err != nil {
 		return "", Identity{}, err
@@ -62,6 +64,7 @@ func (f *Fleet) verify(ctx context.Context, name, secret, address string) (Ident
 		return Identity{}, errLogin
 	}
 	if err := f.guard.wait(name, address, f.cfg.Now()); err != nil {
+		f.TurnedAway(Knock{What: audit.LoginFailed, Name: name, Via: ViaWeb, Address: address, About: "too many tries"})
 		return Identity{}, err
 	}
 	var account Account
@@ -106,6 +109,7 @@ func (f *Fleet) verify(ctx context.Context, name, secret, address string) (Ident
 		return Identity{Name: token.Name, Role: token.Role}, nil
 	}
 	f.guard.failed(name, address, now)
+	f.TurnedAway(Knock{What: audit.LoginFailed, Name: name, Via: ViaWeb, Address: address})
 	return Identity{}, errLogin
 }
 
@@ -160,7 +164,7 @@ func (f *Fleet) BySession(ctx context.Context, cookie string, use bool) (Identit
 		return Identity{}, err
 	}
 	if use && now.Sub(s.SeenAt) >= seenEvery {
-		err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+		err = f.update(ctx, id, func(tx Tx) error {
 			s, err := tx.Session(digest)
 			if errors.Is(err, ErrNotFound) {
 				return denied // it ended in between, and must not come back
@@ -177,7 +181,7 @@ func (f *Fleet) BySession(ctx context.Context, cookie string, use bool) (Identit
 
 // Logout ends a session. One that is not there has ended already.
 func (f *Fleet) Logout(ctx context.Context, cookie string) error {
-	return f.cfg.Store.Update(ctx, func(tx Tx) error { return tx.DeleteSession(tokenDigest(cookie)) })
+	return f.update(ctx, theServer, func(tx Tx) error { return tx.DeleteSession(tokenDigest(cookie)) })
 }
 
 // What failed logins cost. A name's wait stays short, because anyone can make it long for its owner; an address's does

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"bmsota/audit"
 	"bmsota/protocol"
 )
 
@@ -23,7 +24,7 @@ import (
 // topic of one device it ends the attempts that the device has not taken up, so that they are not sent again.
 // Errors: ErrDenied, ErrInvalid (not a command), ErrNotFound (no such device), ErrRefused, ErrStorage.
 func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained bool, payload []byte) ([]byte, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return nil, err
 	}
 	if retained && len(payload) == 0 {
@@ -46,9 +47,15 @@ func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained 
 		cmd.ExpiresAt = now.Add(f.cfg.Expiry).Truncate(time.Second)
 	}
 	if cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback {
-		if cmd, err = f.attempts(ctx, by, device, cmd, now, retained); err != nil {
-			return nil, err
-		}
+		cmd, err = f.attempts(ctx, by, device, cmd, now, retained)
+	} else {
+		err = f.update(ctx, by, func(tx Tx) error {
+			note(tx, sentEntry(device, cmd))
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, err
 	}
 	out, err := cmd.Append(nil)
 	if err != nil {
@@ -57,17 +64,31 @@ func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained 
 	return out, nil
 }
 
+// sentEntry is the row of a command; without a device it went to all. The attempts that it makes have rows beside it.
+func sentEntry(device string, cmd protocol.Command) audit.Entry {
+	return audit.Entry{What: audit.CommandSend, About: cmd.ID, Device: device,
+		Details: audit.Of("action", string(cmd.Action), "version", cmd.Version, "force", yes(cmd.Force), "to", toAll(device))}
+}
+
+func toAll(device string) string {
+	if device == "" {
+		return "all"
+	}
+	return ""
+}
+
 // takeBack ends the attempts of a device that it has said nothing about yet.
 func (f *Fleet) takeBack(ctx context.Context, by Identity, device string) error {
 	now := f.cfg.Now()
 	var ended int
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		open, err := tx.OpenAttemptsOf(device)
 		if err != nil {
 			return err
 		}
 		open = slices.DeleteFunc(open, func(a Attempt) bool { return a.Phase != "" })
 		ended = len(open)
+		note(tx, audit.Entry{What: audit.CommandTakeBack, Device: device, Details: audit.Of("to", toAll(device), "attempts", fmt.Sprint(ended))})
 		return supersede(tx, open, now, "taken back by "+by.Name)
 	})
 	if err == nil && ended > 0 {
@@ -85,7 +106,7 @@ func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd pr
 	}
 	final := cmd
 	var touched []string
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		final, touched = cmd, nil
 		devices, err := recipients(tx, device)
 		if err != nil {
@@ -100,6 +121,7 @@ func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd pr
 		if _, err := final.Append(nil); err != nil { // before a row speaks of a command that cannot be sent
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
+		note(tx, sentEntry(device, final))
 		for _, d := range devices {
 			a := f.newAttempt(cat, d, final, by, now)
 			if (device != "" || final.Version != "") && cat.quarantined[a.SHA256] {

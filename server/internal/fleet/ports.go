@@ -85,6 +85,7 @@ type Tx interface {
 
 	AccountTx
 	OverviewTx
+	AuditTx
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable

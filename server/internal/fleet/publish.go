@@ -32,7 +32,7 @@ type PublishRequest struct {
 // Upload stores a firmware file of size bytes under its digest. The bytes are durable when it returns nil and are
 // offered to nobody until Publish. The same bytes again are no error.
 func (f *Fleet) Upload(ctx context.Context, by Identity, sha256 string, size int64, r io.Reader) error {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return err
 	}
 	if !isDigest(sha256) {
@@ -54,7 +54,7 @@ func (f *Fleet) Upload(ctx context.Context, by Identity, sha256 string, size int
 // warnings are sentences for the operator; the release is published all the same.
 // Errors: ErrDenied, ErrInvalid, ErrNotFound (no such upload), ErrRefused, ErrConflict, ErrStorage.
 func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (Release, []string, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Release{}, nil, err
 	}
 	if req.Channel == "" {
@@ -81,7 +81,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	r.PublishedAt, r.PublishedBy = f.cfg.Now(), by.Name
 
 	// The bytes have been durable since Upload. Only now may a row, and with it every device, speak of them.
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		if err := putKey(tx, r, key); err != nil {
 			return err
 		}
@@ -176,10 +176,10 @@ func putChannel(tx Tx, c Channel) error {
 // Withdraw makes a release one that is offered to nobody. Its bytes and its version stay taken. Channels that point at
 // it offer nothing until they are set again. Withdrawing twice is no error.
 func (f *Fleet) Withdraw(ctx context.Context, by Identity, sha256 string) error {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return err
 	}
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		r, err := tx.Release(sha256)
 		if err != nil {
 			return fmt.Errorf("release %.64q: %w", sha256, err)
@@ -196,7 +196,7 @@ func (f *Fleet) Withdraw(ctx context.Context, by Identity, sha256 string) error 
 // SetChannel points a channel at a published version. Project and chip may be empty where only one release has the
 // version. Errors: ErrDenied, ErrInvalid (ambiguous, or no channel name), ErrNotFound, ErrConflict (withdrawn).
 func (f *Fleet) SetChannel(ctx context.Context, by Identity, project, chip, channel, version string) (Channel, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Channel{}, err
 	}
 	if channel == "" {
@@ -206,7 +206,7 @@ func (f *Fleet) SetChannel(ctx context.Context, by Identity, project, chip, chan
 		return Channel{}, err
 	}
 	var c Channel
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		all, err := tx.Releases()
 		if err != nil {
 			return err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strconv"
 	"time"
+
+	"bmsota/audit"
 )
 
 // Restoration is what Restored has done.
@@ -24,8 +26,9 @@ type Restoration struct {
 // no attempt's.
 func Restored(ctx context.Context, s Store, taken, now time.Time, life string) (Restoration, error) {
 	var done Restoration
-	err := s.Update(ctx, func(tx Tx) error {
+	err := byServer(ctx, s, now, func(tx Tx) error {
 		done = Restoration{}
+		note(tx, audit.Entry{What: audit.BackupRestore, Details: audit.Of("taken", taken.UTC().Format(time.RFC3339))})
 		releases, err := tx.Releases()
 		if err != nil {
 			return err

@@ -3,6 +3,8 @@ package fleet
 import (
 	"fmt"
 	"slices"
+
+	"bmsota/audit"
 )
 
 // Role is what an identity may do.
@@ -24,6 +26,7 @@ const (
 	RightView       Right = "view"       // devices, releases, figures
 	RightPassword   Right = "password"   // change one's own
 	RightOperate    Right = "operate"    // publish, point channels, withdraw, command, enrol, revoke, roll out, label, lift quarantines
+	RightAudit      Right = "audit"      // read who did what, signed in, or was turned away
 	RightAdminister Right = "administer" // accounts and tokens
 )
 
@@ -32,6 +35,7 @@ var rights = map[Right][]Role{
 	RightView:       {RoleViewer, RoleOperator, RoleAdmin},
 	RightPassword:   {RoleViewer, RoleOperator, RoleAdmin},
 	RightOperate:    {RoleOperator, RoleAdmin},
+	RightAudit:      {RoleOperator, RoleAdmin},
 	RightAdminister: {RoleAdmin},
 }
 
@@ -39,21 +43,24 @@ var rights = map[Right][]Role{
 func Roles() []Role { return []Role{RoleViewer, RoleOperator, RoleAdmin} }
 
 // Rights lists the rights of the table.
-func Rights() []Right { return []Right{RightView, RightPassword, RightOperate, RightAdminister} }
+func Rights() []Right {
+	return []Right{RightView, RightPassword, RightOperate, RightAudit, RightAdminister}
+}
 
 // Has says whether the identity has a right. Nobody, which is the zero Identity, has none.
 func (id Identity) Has(r Right) bool { return id.Name != "" && slices.Contains(rights[r], id.Role) }
 
-// may refuses whoever lacks a right.
-func may(by Identity, r Right) error {
+// may refuses whoever lacks a right, which the audit log learns.
+func (f *Fleet) may(by Identity, r Right) error {
 	if !by.Has(r) {
+		f.TurnedAway(Knock{What: audit.AccessDenied, Name: by.Name, About: string(r)})
 		return fmt.Errorf("%w: %q has the role %q, which has no right to %s", ErrDenied, by.Name, by.Role, r)
 	}
 	return nil
 }
 
 // operator refuses who may not change the fleet.
-func operator(by Identity) error { return may(by, RightOperate) }
+func (f *Fleet) operator(by Identity) error { return f.may(by, RightOperate) }
 
 // checkRole refuses what is no role of an account.
 func checkRole(r Role) error {

@@ -35,7 +35,7 @@ type Draft struct {
 // Errors: ErrDenied, ErrInvalid, ErrNotFound (no such release), ErrRefused (withdrawn or quarantined, or another number of
 // members than expected), ErrStorage.
 func (f *Fleet) PlanRollout(ctx context.Context, by Identity, req RolloutRequest) (Draft, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Draft{}, err
 	}
 	var d Draft
@@ -62,7 +62,7 @@ func (d *Draft) expected(n *int) error {
 // expected, is refused.
 // Errors: those of PlanRollout, and ErrConflict.
 func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutRequest) (Rollout, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return Rollout{}, err
 	}
 	if len(req.Key) > 128 {
@@ -110,7 +110,7 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if r.Policy.OverrideGates {
 		r.say(r.CreatedAt, by.Name, "gates and window are overridden")
 	}
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
 		made = false
 		if old, err := repeated(tx, key, bodySum); err == nil {
 			*r = old
@@ -274,12 +274,12 @@ func (f *Fleet) Abort(ctx context.Context, by Identity, rollout string) (Rollout
 }
 
 func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (RolloutView, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return RolloutView{}, err
 	}
 	now := f.cfg.Now()
 	var view RolloutView
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		r, err := tx.Rollout(id)
 		if err != nil {
 			return fmt.Errorf("rollout %.64q: %w", id, err)
@@ -326,12 +326,12 @@ func (f *Fleet) put(tx Tx, r Rollout, now time.Time) (RolloutView, error) {
 // the operator's word that the member says nothing of the release; the event keeps whose.
 // Errors: ErrDenied, ErrNotFound, ErrConflict (the rollout has ended, or the member is under way or through), ErrStorage.
 func (f *Fleet) SkipMember(ctx context.Context, by Identity, rollout, device string) (RolloutView, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return RolloutView{}, err
 	}
 	now := f.cfg.Now()
 	var view RolloutView
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		r, err := tx.Rollout(rollout)
 		if err != nil {
 			return fmt.Errorf("rollout %.64q: %w", rollout, err)
@@ -379,11 +379,11 @@ func (f *Fleet) Quarantines(ctx context.Context) ([]Quarantine, error) {
 // LiftQuarantine lets an image be offered again. Devices that rolled it back still refuse it.
 // Errors: ErrDenied, ErrNotFound (not quarantined), ErrStorage.
 func (f *Fleet) LiftQuarantine(ctx context.Context, by Identity, sha256 string) error {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return err
 	}
 	now := f.cfg.Now()
-	err := f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		q, err := tx.Quarantine(sha256)
 		if err == nil && !q.Stands() {
 			err = ErrNotFound

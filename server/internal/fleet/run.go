@@ -45,6 +45,9 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	l.rollouts = rollouts{next: make(map[string]time.Time), asked: make(map[string]time.Time)}
 	l.run(ctx)
 	wg.Wait()
+	if err := f.writeKnocks(context.WithoutCancel(ctx)); err != nil {
+		f.cfg.Log.Error("audit log", "err", err)
+	}
 	return nil
 }
 
@@ -53,7 +56,7 @@ func (f *Fleet) markAllOffline(ctx context.Context) error {
 	if f.cfg.ForeignSessions {
 		return nil
 	}
-	return f.cfg.Store.Update(ctx, func(tx Tx) error {
+	return f.update(ctx, theServer, func(tx Tx) error {
 		devices, err := tx.Devices()
 		if err != nil {
 			return err
@@ -129,6 +132,7 @@ func (l *loop) run(ctx context.Context) {
 		case <-plan.C:
 			l.fleet.endExpired()
 			l.logged(ctx, "advance rollouts", l.advanceAll)
+			l.logged(ctx, "audit log", l.fleet.writeKnocks)
 		case <-l.fleet.planning:
 			l.logged(ctx, "advance rollouts", l.advanceAll)
 		case <-tick.C:
@@ -349,7 +353,7 @@ func (f *Fleet) sweep(ctx context.Context) error {
 	if err != nil || !candidates {
 		return err
 	}
-	err = f.cfg.Store.Update(ctx, func(tx Tx) error {
+	err = f.update(ctx, theServer, func(tx Tx) error {
 		ended, rows = nil, nil
 		_, err := f.sweepTx(tx, now, func(a Attempt) error {
 			ended, rows = append(ended, a.DeviceID), append(rows, a)

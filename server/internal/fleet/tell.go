@@ -20,7 +20,7 @@ type Messenger interface {
 // refused for a device that is not connected.
 // Errors: ErrDenied, ErrInvalid, ErrNotFound (no such device), ErrRefused (revoked, or not connected), ErrStorage.
 func (f *Fleet) Command(ctx context.Context, out Messenger, by Identity, device string, cmd protocol.Command) (protocol.Command, error) {
-	if err := operator(by); err != nil {
+	if err := f.operator(by); err != nil {
 		return cmd, err
 	}
 	d, err := f.Device(ctx, device)

@@ -134,3 +134,9 @@ func MakeVersion1(ctx context.Context, path string, statements ...string) error 
 	}
 	return errors.Join(err, db.Close())
 }
+
+// Tamper runs a statement on the database as somebody with a shell on the server would.
+func (db *DB) Tamper(text string, args ...any) error {
+	_, err := db.write.Exec(text, args...)
+	return err
+}

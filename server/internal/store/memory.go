@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"bmsota/audit"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
@@ -31,6 +32,8 @@ type Memory struct {
 	rollouts   map[string]fleet.Rollout
 	members    map[string]map[string]fleet.Member // by rollout and device
 	quarantine map[string]fleet.Quarantine
+
+	audit []audit.Entry // by Seq, from 1
 }
 
 // NewMemory makes an empty store.

@@ -67,6 +67,8 @@ const (
 	qQuarantine
 	qQuarantines
 	qPutQuarantine
+	qAuditHead
+	qAppendAudit
 	queryCount
 )
 
@@ -168,4 +170,7 @@ ON CONFLICT (rollout_id, device_id) DO UPDATE SET rank = excluded.rank, state = 
 	qPutQuarantine: `INSERT INTO quarantine (` + quarantineColumns + `) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (sha256) DO UPDATE SET rollout_id = excluded.rollout_id, why = excluded.why, since = excluded.since,
  lifted_at = excluded.lifted_at, lifted_by = excluded.lifted_by`,
+
+	qAuditHead:   `SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1`,
+	qAppendAudit: `INSERT INTO audit (` + auditColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 }

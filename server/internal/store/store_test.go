@@ -126,6 +126,8 @@ var contract = []struct {
 	{"members that are away are found", membersThatAreAwayAreFound},
 	{"counts follow the members", countsFollowTheMembers},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
+	{"the audit log takes only what follows", auditFollows},
+	{"rows of the audit log are found", auditIsFound},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {

@@ -24,19 +24,19 @@ type AccountKeeper interface {
 
 func (h *handler) accountRoutes() map[string]map[string]call {
 	return map[string]map[string]call{
-		"/accounts":                 {http.MethodGet: administer(h.listAccounts), http.MethodPost: administer(h.addAccount)},
-		"/accounts/{name}":          {http.MethodDelete: administer(h.removeAccount)},
-		"/accounts/{name}/password": {http.MethodPut: administer(h.setPassword)},
-		"/tokens":                   {http.MethodGet: administer(h.listTokens), http.MethodPost: administer(h.addToken)},
-		"/tokens/{name}":            {http.MethodDelete: administer(h.removeToken)},
+		"/accounts":                 {http.MethodGet: h.administer(h.listAccounts), http.MethodPost: h.administer(h.addAccount)},
+		"/accounts/{name}":          {http.MethodDelete: h.administer(h.removeAccount)},
+		"/accounts/{name}/password": {http.MethodPut: h.administer(h.setPassword)},
+		"/tokens":                   {http.MethodGet: h.administer(h.listTokens), http.MethodPost: h.administer(h.addToken)},
+		"/tokens/{name}":            {http.MethodDelete: h.administer(h.removeToken)},
 	}
 }
 
 // administer refuses who may not, before the body is read.
-func administer(fn call) call {
+func (h *handler) administer(fn call) call {
 	return func(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 		if !by.Has(fleet.RightAdminister) {
-			return nil, lacks(by, fleet.RightAdminister)
+			return nil, h.lacks(r, fleet.ViaAPI, by, fleet.RightAdminister)
 		}
 		return fn(w, r, by)
 	}

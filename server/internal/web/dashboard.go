@@ -96,6 +96,7 @@ func (h *handler) routeDashboard() {
 	post("/rollouts/{id}/pause", fleet.RightOperate, u.turnRollout(fleet.VerbPause, h.cfg.Fleet.Pause))
 	post("/rollouts/{id}/resume", fleet.RightOperate, u.turnRollout(fleet.VerbResume, h.cfg.Fleet.Resume))
 	post("/rollouts/{id}/abort", fleet.RightOperate, u.turnRollout(fleet.VerbAbort, h.cfg.Fleet.Abort))
+	u.route(http.MethodGet, "/audit", fleet.RightAudit, u.auditPage)
 	get("/account", u.account)
 	post("/account/password", fleet.RightPassword, u.changePassword)
 	u.routeAccess()
@@ -132,7 +133,7 @@ func (u *ui) load() {
 	funcs := words()
 	funcs["static"] = func(name string) string { return names[name] }
 	u.pages = make(map[string]*template.Template)
-	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "account", "access", "login", "confirm", "fault"} {
+	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "audit", "account", "access", "login", "confirm", "fault"} {
 		t := template.New(name).Funcs(funcs).Option("missingkey=error")
 		u.pages[name] = template.Must(t.ParseFS(dashboardFiles, "templates/ui/base.html", "templates/ui/"+name+".html"))
 	}
@@ -164,7 +165,7 @@ func (u *ui) route(method, pattern string, right fleet.Right, v view) {
 			http.Redirect(w, r, target, http.StatusSeeOther)
 			return
 		case err == nil && !by.Has(right):
-			err = lacks(by, right)
+			err = u.h.lacks(r, fleet.ViaWeb, by, right)
 		}
 		if err == nil {
 			err = v(w, r, by)
@@ -192,6 +193,7 @@ type page struct {
 	By      fleet.Identity
 	Operate bool   // whether the reader may change the fleet
 	Admin   bool   // whether the reader decides who may
+	Audit   bool   // whether the reader may see who did what
 	Version string // of bmsota
 	Live    string // where changes are told; empty = nowhere
 	Done    string // what has just been done
@@ -201,7 +203,7 @@ type page struct {
 
 // show renders a page and then writes it, so that a template that fails is an error and not half a page.
 func (u *ui) show(w http.ResponseWriter, status int, name string, p page) error {
-	p.Operate, p.Admin, p.Version = p.By.Has(fleet.RightOperate), p.By.Has(fleet.RightAdminister), u.h.cfg.Version
+	p.Operate, p.Admin, p.Audit, p.Version = p.By.Has(fleet.RightOperate), p.By.Has(fleet.RightAdminister), p.By.Has(fleet.RightAudit), u.h.cfg.Version
 	var b strings.Builder
 	if err := u.pages[name].ExecuteTemplate(&b, "base.html", p); err != nil {
 		return fmt.Errorf("page %s: %w", name, err)

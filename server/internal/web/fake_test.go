@@ -29,6 +29,7 @@ type fakeFleet struct {
 	AccountKeeper // not faked, as the next: they are tested with a real fleet
 	Dashboard
 	RolloutFleet
+	Auditor
 	mu     sync.Mutex
 	blobs  map[string][]byte
 	opened int
@@ -313,3 +314,5 @@ func ask(tb testing.TB, method, url string, lines ...string) (*http.Response, []
 	}
 	return resp, b
 }
+
+func (f *fakeFleet) TurnedAway(fleet.Knock) {}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"bmsota/api"
+	"bmsota/audit"
 	"bmsota/server/internal/fleet"
 )
 
@@ -36,6 +37,8 @@ func (h *handler) routeAPI() {
 	}
 	maps.Copy(routes, h.accountRoutes())
 	maps.Copy(routes, h.rolloutRoutes())
+	maps.Copy(routes, h.auditRoutes())
+	h.mux.HandleFunc(api.Prefix+"/audit/export", h.exportAudit)
 	for pattern, calls := range routes {
 		allowed := strings.Join(slices.Sorted(maps.Keys(calls)), ", ")
 		h.mux.HandleFunc(api.Prefix+pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -78,7 +81,7 @@ func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
 func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Right) (by fleet.Identity, ok bool) {
 	by, err := h.operator(r)
 	if err == nil && !by.Has(right) {
-		err = lacks(by, right)
+		err = h.lacks(r, fleet.ViaAPI, by, right)
 	}
 	if errors.Is(err, errToken) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="bmsota"`)
@@ -89,7 +92,9 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Righ
 	return by, err == nil
 }
 
-func lacks(by fleet.Identity, right fleet.Right) error {
+// lacks refuses whoever has not the right.
+func (h *handler) lacks(r *http.Request, via string, by fleet.Identity, right fleet.Right) error {
+	h.turnedAway(r, audit.AccessDenied, via, by.Name, string(right))
 	return fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
 }
 
@@ -111,6 +116,7 @@ func (h *handler) operator(r *http.Request) (fleet.Identity, error) {
 	by, err := h.cfg.Fleet.OperatorByToken(r.Context(), token)
 	switch {
 	case errors.Is(err, fleet.ErrDenied), errors.Is(err, fleet.ErrNotFound):
+		h.turnedAway(r, audit.LoginFailed, fleet.ViaAPI, "", "")
 		return fleet.Identity{}, errToken
 	case err != nil:
 		return fleet.Identity{}, err

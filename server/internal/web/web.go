@@ -55,6 +55,7 @@ type Fleet interface {
 
 	AccountKeeper
 	Dashboard
+	Auditor
 }
 
 var _ Fleet = (*fleet.Fleet)(nil)

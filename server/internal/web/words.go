@@ -19,7 +19,8 @@ func words() template.FuncMap {
 		"state": stateName, "attempt": attemptName, "attemptTone": attemptTone, "share": share, "dict": dict, "short": short, "plural": plural,
 		"rolloutTone": rolloutTone, "span": span, "memberTone": memberTone,
 		"memberName": func(s fleet.MemberState) string { return strings.ReplaceAll(string(s), "_", " ") },
-		"said":       said, "because": because, "steps": steps, "channelName": channelName,
+		"auditTone":  auditTone, "auditLinks": auditLinks, "auditFacts": auditFacts,
+		"said": said, "because": because, "steps": steps, "channelName": channelName,
 	}
 }
 
