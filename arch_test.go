@@ -74,6 +74,7 @@ var onlyIn = []struct{ Library, Package, Why string }{
 	{"github.com/spf13/cobra", "cmd/bmsota", "flags are read in one place"},
 	{"github.com/pkg/sftp", "deploy", "how a machine is reached, and proves itself, is one package's business"},
 	{"golang.org/x/crypto/ssh", "deploy", "how a machine is reached, and proves itself, is one package's business"},
+	{"github.com/danielgtaylor/huma/v2", "server/internal/web", "only its schemas are used: the routing stays ours, and one package knows"},
 	{"github.com/go-jose/go-jose/v4", "manifest", "one place decides what a signature is"},
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -271,6 +272,35 @@ func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool) ([]R
 			if !want(r) {
 				continue
 			}
+			v, err := f.view(tx, r)
+			if err != nil {
+				return err
+			}
+			list = append(list, v)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// RolloutPage are at most limit rollouts, newest first: those behind the one named, or from the newest where none is.
+// Errors: ErrInvalid (there is no such rollout), ErrStorage.
+func (f *Fleet) RolloutPage(ctx context.Context, after string, limit int) ([]RolloutView, error) {
+	var list []RolloutView
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		list = nil
+		all, err := tx.Rollouts()
+		if err != nil {
+			return err
+		}
+		if after != "" {
+			at := slices.IndexFunc(all, func(r Rollout) bool { return r.ID == after })
+			if at < 0 {
+				return invalid("after: there is no rollout %.64q", after)
+			}
+			all = all[at+1:]
+		}
+		for _, r := range all[:min(len(all), limit)] {
 			v, err := f.view(tx, r)
 			if err != nil {
 				return err

@@ -235,6 +235,17 @@ func (f *fakeFleet) Devices(context.Context) ([]fleet.Device, error) {
 	return slices.Clone(f.devices), f.fail
 }
 
+// DevicePage knows the order by id alone.
+func (f *fakeFleet) DevicePage(_ context.Context, q fleet.DeviceQuery) ([]fleet.Device, int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := 0
+	if q.After != nil {
+		at = 1 + slices.IndexFunc(f.devices, func(d fleet.Device) bool { return d.ID == q.After.ID })
+	}
+	return slices.Clone(f.devices[at:min(len(f.devices), at+q.Limit)]), len(f.devices), f.fail
+}
+
 func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -16,6 +16,7 @@ package web
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"html/template"
 	"io"
@@ -105,6 +106,8 @@ type handler struct {
 	mux      *http.ServeMux
 	images   *imageCache
 	versions versionCache
+	// described is the OpenAPI document, made when it is first asked for.
+	described func() (json.RawMessage, error)
 }
 
 // New makes the handler. It starts nothing and is safe for concurrent use. Serve it with Server, which holds the
@@ -114,6 +117,7 @@ func New(cfg Config) http.Handler {
 		cfg.CacheBytes = 64 << 20
 	}
 	h := &handler{cfg: cfg, mux: http.NewServeMux(), images: newImageCache(cfg.CacheBytes)}
+	h.described = h.describe()
 	h.mux.HandleFunc("/{$}", h.landing)
 	h.mux.HandleFunc("/healthz", h.healthz)
 	h.mux.HandleFunc("/readyz", h.readyz)
@@ -253,5 +257,6 @@ var (
 	errNoPath = errors.New("no such path")
 	errMethod = errors.New("method is not allowed here")
 	errLength = errors.New("an upload must say its length")
+	errMedia  = errors.New("a body must be JSON and say so: Content-Type: application/json")
 	errToken  = errors.New("an operator's token is needed: Authorization: Bearer <token>")
 )
