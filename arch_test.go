@@ -52,6 +52,8 @@ var rules = []rule{
 		Why: "store, broker and web meet in fleet only"},
 	{From: "server/internal/metrics", Allow: []string{"server/internal/fleet", "protocol"},
 		Why: "figures are told what happened; they look at nothing themselves"},
+	{From: "server/internal/notify", Allow: []string{"server/internal/fleet"},
+		Why: "it carries what fleet has decided to tell, and looks at nothing itself"},
 	{From: "server", Allow: []string{"server/...", "protocol", "manifest", "api", "esp/...", "durable"},
 		Why: "the two halves share protocol, manifest and esp, nothing else"},
 	{From: "demo", Allow: []string{"server", "device", "deploy", "api", "protocol", "manifest", "esp/appimage"},

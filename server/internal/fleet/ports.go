@@ -77,6 +77,7 @@ type Tx interface {
 
 	AccountTx
 	OverviewTx
+	WebhookTx
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable

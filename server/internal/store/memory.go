@@ -31,6 +31,9 @@ type Memory struct {
 	rollouts   map[string]fleet.Rollout
 	members    map[string]map[string]fleet.Member // by rollout and device
 	quarantine map[string]fleet.Quarantine
+
+	webhooks   map[string]fleet.Webhook
+	deliveries map[deliveryKey]fleet.Delivery
 }
 
 // NewMemory makes an empty store.
@@ -42,6 +45,7 @@ func NewMemory() *Memory {
 		operators: make(map[string]fleet.Operator), accounts: make(map[string]fleet.Account), sessions: make(map[string]fleet.Session),
 		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
+		webhooks:   make(map[string]fleet.Webhook), deliveries: make(map[deliveryKey]fleet.Delivery),
 	}
 }
 

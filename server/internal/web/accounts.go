@@ -41,7 +41,7 @@ func (h *handler) accountRoutes() []route {
 func (h *handler) listAccounts(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 	accounts, err := h.cfg.Fleet.Accounts(r.Context(), by)
 	if err == nil {
-		accounts, err = cut(w, r, accounts, func(a fleet.Account) string { return a.Name })
+		accounts, err = cutByName(w, r, accounts, func(a fleet.Account) string { return a.Name })
 	}
 	out := make([]api.Account, 0, len(accounts))
 	for _, a := range accounts {
@@ -65,7 +65,7 @@ func (h *handler) setPassword(w http.ResponseWriter, r *http.Request, by fleet.I
 func (h *handler) listTokens(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 	tokens, err := h.cfg.Fleet.Tokens(r.Context(), by)
 	if err == nil {
-		tokens, err = cut(w, r, tokens, func(t fleet.Operator) string { return t.Name })
+		tokens, err = cutByName(w, r, tokens, func(t fleet.Operator) string { return t.Name })
 	}
 	out := make([]api.Token, 0, len(tokens))
 	for _, t := range tokens {

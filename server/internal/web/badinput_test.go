@@ -198,11 +198,21 @@ func TestListingsArePaged(t *testing.T) {
 			t.Errorf("%s: %d rows on %d pages, want %d", path, rows, pages, want)
 		}
 	}
+	// A row that a page ended with may have gone.
+	resp, err := srv.Client().Do(request(t, srv, token, apiStep{method: "GET", path: "/tokens?after=t15"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || strings.Count(string(b), `"name"`) != 2 || !strings.Contains(string(b), `"t2"`) {
+		t.Errorf("behind t15: %s (%v), want t2 and t3", b, err)
+	}
 	// The client follows them.
 	if list, err := c.Devices(t.Context()); err != nil || len(list) != 7 {
 		t.Errorf("the client has %d devices (%v)", len(list), err)
 	}
-	for _, path := range []string{"/devices?limit=501", "/devices?limit=0", "/rollouts?after=r-none", "/releases?after=x", "/tokens?after=x", "/channels?limit=-1"} {
+	for _, path := range []string{"/devices?limit=501", "/devices?limit=0", "/rollouts?after=r-none", "/releases?after=x", "/channels?after=x", "/channels?limit=-1"} {
 		resp, err := srv.Client().Do(request(t, srv, token, apiStep{method: "GET", path: path}))
 		if err != nil {
 			t.Fatal(err)

@@ -117,12 +117,21 @@ func documentOf(routes []route, version string) *huma.OpenAPI {
 		}
 	}
 	problem := schemas.Schema(reflect.TypeFor[api.Problem](), true, "Problem")
+	event := schemas.Schema(reflect.TypeFor[api.WebhookEvent](), true, "WebhookEvent")
 	shared := sharedWith(schemas, answers)
 	for name, s := range schemas.Map() {
 		if !slices.Contains(strict, name) || shared[name] {
 			s.AdditionalProperties = nil
 		}
 		mend(s, schemas.TypeFromRef(schemaPrefix+name))
+	}
+	doc.Webhooks = make(map[string]*huma.PathItem)
+	for _, e := range append(fleet.NoticeTypes(), fleet.NoticeTest) {
+		doc.Webhooks[string(e)] = &huma.PathItem{Post: &huma.Operation{
+			Summary: "Sent to webhooks, signed as Standard Webhooks says", Security: []map[string][]string{},
+			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{jsonType: {Schema: event}}},
+			Responses:   map[string]*huma.Response{"2XX": {Description: "the receiver has it; any other answer, and it is sent again"}},
+		}}
 	}
 	for _, rt := range routes {
 		item := doc.Paths[rt.path]

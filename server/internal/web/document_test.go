@@ -211,6 +211,10 @@ func everyOperation(t testing.TB, f *fleet.Fleet) []apiStep {
 		{"POST", "/tokens", `{"name":"ci","role":"operator","expires_at":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + `"}`, ""},
 		{"GET", "/tokens", "", ""},
 		{"DELETE", "/tokens/ci", "", ""},
+		{"POST", "/webhooks", `{"url":"http://receiver.lan/x","events":["rollout.halted"]}`, "id"},
+		{"POST", "/webhooks/$/test", "", ""},
+		{"GET", "/webhooks", "", ""},
+		{"DELETE", "/webhooks/$", "", ""},
 	}
 }
 

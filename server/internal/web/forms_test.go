@@ -35,12 +35,13 @@ func fingerprintOf(t testing.TB, store fleet.Store) string {
 		rollouts, e6 := tx.Rollouts()
 		quarantines, e7 := tx.Quarantines()
 		operators, e8 := tx.Operators()
+		hooks, e10 := tx.Webhooks()
 		for i := range devices {
 			devices[i].Status.Battery = nil
 		}
 		states, e9 := json.Marshal(rollouts) // they hold pointers
-		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%+v", devices, releases, channels, open, accounts, string(states), quarantines, operators)
-		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, e9)
+		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%+v\n%+v", devices, releases, channels, open, accounts, string(states), quarantines, operators, hooks)
+		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, e9, e10)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"bmsota/api"
 	"bmsota/server/internal/fleet"
@@ -37,18 +38,40 @@ func nextPage(w http.ResponseWriter, limit int, last string) {
 	w.Header().Set("Link", "<?"+q.Encode()+`>; rel="next"`)
 }
 
-// cut is the page of rows that is asked for; key names a row.
+// cut is the page of rows that is asked for; key names a row. The rows never go away, so the one that a page ended with
+// is there when the next is asked for.
 func cut[T any](w http.ResponseWriter, r *http.Request, rows []T, key func(T) string) ([]T, error) {
+	return cutBehind(w, r, rows, key, func(after string) (int, error) {
+		at := slices.IndexFunc(rows, func(row T) bool { return key(row) == after })
+		if at < 0 {
+			return 0, fmt.Errorf("%w: after: nothing in this list is called %.64q", fleet.ErrInvalid, after)
+		}
+		return at + 1, nil
+	})
+}
+
+// cutByName is cut for rows that are in the order of their keys and may go away.
+func cutByName[T any](w http.ResponseWriter, r *http.Request, rows []T, key func(T) string) ([]T, error) {
+	return cutBehind(w, r, rows, key, func(after string) (int, error) {
+		at, found := slices.BinarySearchFunc(rows, after, func(row T, name string) int { return strings.Compare(key(row), name) })
+		if found {
+			at++
+		}
+		return at, nil
+	})
+}
+
+func cutBehind[T any](w http.ResponseWriter, r *http.Request, rows []T, key func(T) string, behind func(after string) (int, error)) ([]T, error) {
 	after, limit, err := pageOf(r)
 	if err != nil {
 		return nil, err
 	}
 	if after != "" {
-		at := slices.IndexFunc(rows, func(row T) bool { return key(row) == after })
-		if at < 0 {
-			return nil, fmt.Errorf("%w: after: nothing in this list is called %.64q", fleet.ErrInvalid, after)
+		at, err := behind(after)
+		if err != nil {
+			return nil, err
 		}
-		rows = rows[at+1:]
+		rows = rows[at:]
 	}
 	if len(rows) > limit {
 		rows = rows[:limit]

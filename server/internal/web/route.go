@@ -63,7 +63,7 @@ func once(op operation) operation {
 }
 
 func (h *handler) routes() []route {
-	return slices.Concat(h.fleetRoutes(), h.rolloutRoutes(), h.accountRoutes(), []route{
+	return slices.Concat(h.fleetRoutes(), h.rolloutRoutes(), h.accountRoutes(), h.webhookRoutes(), []route{
 		{http.MethodGet, "/openapi.json", "getDocument", "This document", "", nil, map[string]any{}, nil, reads(h.document)},
 	})
 }

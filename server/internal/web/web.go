@@ -55,6 +55,7 @@ type Fleet interface {
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
 
 	AccountKeeper
+	WebhookKeeper
 	Dashboard
 }
 
