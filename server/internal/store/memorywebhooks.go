@@ -57,7 +57,11 @@ func (t *memoryTx) Deliveries(webhook string, limit int) ([]fleet.Delivery, erro
 			list = append(list, d)
 		}
 	}
-	slices.SortFunc(list, func(a, b fleet.Delivery) int { return cmp.Compare(a.Seq, b.Seq) })
+	oldest := func(a, b fleet.Delivery) int { return cmp.Compare(a.Seq, b.Seq) }
+	if limit == 1 && len(list) > 0 {
+		return []fleet.Delivery{slices.MinFunc(list, oldest)}, nil // as asked for with every notice
+	}
+	slices.SortFunc(list, oldest)
 	return list[:min(len(list), max(limit, 0))], nil
 }
 

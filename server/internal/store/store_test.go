@@ -124,6 +124,7 @@ var contract = []struct {
 	{"members are found by rank and state", membersAreFound},
 	{"candidates are those that may be started", candidatesAreFound},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
+	{"webhooks and what waits for them come back and go", webhooksComeAndGo},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {
