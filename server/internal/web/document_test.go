@@ -3,6 +3,8 @@ package web
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -15,6 +17,7 @@ import (
 
 	"bmsota/api"
 	"bmsota/esp/appimage"
+	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
 
@@ -279,6 +282,139 @@ func TestEveryAnswerIsAsTheDocumentSays(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("never used: %v", slices.Sorted(maps.Keys(left)))
 	}
+}
+
+// What a receiver of webhooks gets is what the document says, too.
+func TestEventsOfWebhooksAreAsTheDocumentSays(t *testing.T) {
+	srv, c, f := realFleet(t, 3)
+	schemas := schemasOf(t, closed(served(t, srv)).(map[string]any))
+	admin := fleet.Identity{Name: "root", Role: fleet.RoleAdmin}
+	h, err := f.AddWebhook(t.Context(), admin, "http://receiver.lan/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := c.CreateRollout(t.Context(), api.RolloutRequest{Version: "1.1.0", Policy: api.Policy{Selector: api.Selector{All: true}}}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.TurnRollout(t.Context(), made.ID, "abort"); err != nil {
+		t.Fatal(err)
+	}
+	rolledBack := protocol.Status{Phase: protocol.PhaseRolledBack, CurrentVersion: "1.0.0", Chip: "esp32", Project: "bms", SlotSize: 1 << 20, BootID: "c", Seq: 1,
+		Reason: protocol.ReasonCrash, Message: "it crashed", FailedSHA256: strings.Repeat("ab", 32)}
+	b, err := rolledBack.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Fold(t.Context(), "bms-01", false, b), f.TestWebhook(t.Context(), admin, h.ID)); err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for {
+		due, err := f.Deliverable(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(due) == 0 {
+			break
+		}
+		d := due[0].Delivery
+		told = append(told, string(d.Type))
+		if err := schemas.check([]byte(d.Body), "webhooks", string(d.Type), "post", "requestBody", "content", jsonType, "schema"); err != nil {
+			t.Errorf("%s: %v\n%s", d.Type, err, d.Body)
+		}
+		if err := f.Delivered(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"rollout.finished", "device.rolled_back", "test"}; !slices.Equal(told, want) {
+		t.Errorf("told of %v, want %v", told, want)
+	}
+}
+
+// A request that is sent again, because its answer was lost, makes nothing twice.
+func TestRequestsThatAreRepeatedMakeOneThing(t *testing.T) {
+	rows := store.NewMemory()
+	srv, _, f := fleetOn(t, rows, 3)
+	token := adminToken(t, f)
+	send := func(key string, s apiStep) (int, string) {
+		t.Helper()
+		req := request(t, srv, token, s)
+		if key != "" {
+			req.Header.Set(api.IdempotencyKey, key)
+		}
+		resp, err := srv.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	old, err := f.Releases(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := make(map[string]bool)
+	for _, c := range []struct {
+		key    string
+		s      apiStep
+		first  int
+		second int
+		other  string // body for the same key
+	}{
+		{"k", apiStep{"POST", "/rollouts", `{"version":"1.1.0","policy":{"selector":{"all":true}}}`, ""}, 200, 200, `{"version":"1.1.0","policy":{"selector":{"all":true},"retries":1}}`},
+		{"", apiStep{"POST", "/releases", `{"sha256":"` + old[0].SHA256 + `"}`, ""}, 200, 200, ""},
+		{"", apiStep{"POST", "/devices", `{"device_id":"new-1"}`, ""}, 200, 200, ""},
+		{"", apiStep{"POST", "/accounts", `{"name":"berta","role":"viewer","password":"correct horse"}`, ""}, 204, 409, ""},
+		{"", apiStep{"POST", "/tokens", `{"name":"ci","role":"viewer"}`, ""}, 200, 409, ""},
+		{"", apiStep{"POST", "/webhooks", `{"url":"http://receiver.lan/"}`, ""}, 200, 409, ""},
+	} {
+		again[operationOf(routesOf(srv), c.s).id] = true
+		if code, b := send(c.key, c.s); code != c.first {
+			t.Errorf("%s: %d %s", c.s.path, code, b)
+		}
+		before := counts(t, rows)
+		if code, b := send(c.key, c.s); code != c.second {
+			t.Errorf("%s again: %d %s", c.s.path, code, b)
+		}
+		if c.other != "" {
+			c.s.body = c.other
+			if code, b := send(c.key, c.s); code != 409 || !strings.Contains(b, `"code":"conflict"`) {
+				t.Errorf("%s with the key of another request: %d %s", c.s.path, code, b)
+			}
+		}
+		if after := counts(t, rows); after != before {
+			t.Errorf("%s again made more: %s, before %s", c.s.path, after, before)
+		}
+	}
+	for _, rt := range routesOf(srv) {
+		// What is behind an id changes one thing, which is the same the second time.
+		if creates := rt.method == "POST" && strings.Count(rt.path, "/") == 1; creates && !again[rt.id] {
+			t.Errorf("%s is not tried twice", rt.id)
+		}
+	}
+}
+
+// counts says how many there are of everything that a POST makes.
+func counts(t *testing.T, rows fleet.Store) (text string) {
+	t.Helper()
+	if err := rows.View(t.Context(), func(tx fleet.Tx) error {
+		devices, e1 := tx.Devices()
+		releases, e2 := tx.Releases()
+		rollouts, e3 := tx.Rollouts()
+		accounts, e4 := tx.Accounts()
+		operators, e5 := tx.Operators()
+		hooks, e6 := tx.Webhooks()
+		text = fmt.Sprint(len(devices), len(releases), len(rollouts), len(accounts), len(operators), len(hooks))
+		return errors.Join(e1, e2, e3, e4, e5, e6)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // operationOf finds the route of a request: the one with the fewest placeholders.

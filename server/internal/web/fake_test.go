@@ -230,12 +230,6 @@ func (f *fakeFleet) Revoke(_ context.Context, _ fleet.Identity, id string) error
 	return fleet.ErrNotFound
 }
 
-func (f *fakeFleet) Devices(context.Context) ([]fleet.Device, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.devices), f.fail
-}
-
 // DevicePage knows the order by id alone.
 func (f *fakeFleet) DevicePage(_ context.Context, q fleet.DeviceQuery) ([]fleet.Device, int, error) {
 	f.mu.Lock()

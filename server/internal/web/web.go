@@ -45,7 +45,6 @@ type Fleet interface {
 
 	Enroll(ctx context.Context, by fleet.Identity, id string) (token string, err error)
 	Revoke(ctx context.Context, by fleet.Identity, id string) error
-	Devices(ctx context.Context) ([]fleet.Device, error)
 	Device(ctx context.Context, id string) (fleet.Device, error)
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)
 
