@@ -207,6 +207,11 @@ func (c *Client) Device(ctx context.Context, id string) (out DeviceDetail, err e
 	return out, c.call(ctx, http.MethodGet, "/devices/"+url.PathEscape(id), nil, &out)
 }
 
+// Attempts lists every attempt of a device, newest first.
+func (c *Client) Attempts(ctx context.Context, device string) ([]Attempt, error) {
+	return all[Attempt](ctx, c, "/devices/"+url.PathEscape(device)+"/attempts")
+}
+
 // Enroll gives a device a new token, in place of any it had.
 func (c *Client) Enroll(ctx context.Context, id string) (out EnrollResponse, err error) {
 	return out, c.call(ctx, http.MethodPost, "/devices", EnrollRequest{DeviceID: id}, &out)

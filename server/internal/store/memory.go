@@ -253,6 +253,18 @@ func (t *memoryTx) AttemptsOf(device string, limit int) ([]fleet.Attempt, error)
 	return list[:min(len(list), max(limit, 0))], nil
 }
 
+func (t *memoryTx) AttemptsBefore(a fleet.Attempt, limit int) ([]fleet.Attempt, error) {
+	trim(&a.CreatedAt)
+	all, err := t.AttemptsOf(a.DeviceID, len(t.m.attempts))
+	var list []fleet.Attempt
+	for _, b := range all {
+		if oldestFirst(b, a) < 0 && len(list) < limit {
+			list = append(list, b)
+		}
+	}
+	return list, err
+}
+
 func (t *memoryTx) OpenAttempts() ([]fleet.Attempt, error) {
 	var list []fleet.Attempt
 	for _, ids := range t.m.open {

@@ -124,6 +124,7 @@ var contract = []struct {
 	{"members are found by rank and state", membersAreFound},
 	{"candidates are those that may be started", candidatesAreFound},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
+	{"attempts of a device have pages", attemptsHavePages},
 	{"webhooks and what waits for them come back and go", webhooksComeAndGo},
 }
 

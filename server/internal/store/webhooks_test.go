@@ -2,10 +2,36 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"bmsota/server/internal/fleet"
 )
+
+func attemptsHavePages(t *testing.T, s fleet.Store) {
+	var of []fleet.Attempt // newest first
+	update(t, s, func(tx fleet.Tx) error {
+		of = nil
+		errs := []error{tx.PutDevice(device("d1")), tx.PutDevice(device("d2")), tx.PutAttempt(attempt("other", "d2", 3, fleet.AttemptFailed))}
+		for i := range 7 {
+			a := attempt(fmt.Sprintf("a%d", i), "d1", int64(i/2), fleet.AttemptFailed) // two at a time
+			of = append([]fleet.Attempt{a}, of...)
+			errs = append(errs, tx.PutAttempt(a))
+		}
+		return all(errs...)
+	})
+	view(t, s, func(tx fleet.Tx) error {
+		for i, a := range of {
+			want := of[i+1:]
+			if len(want) == 0 {
+				want = nil
+			}
+			same(t, want)(tx.AttemptsBefore(a, 100))
+			same(t, want[:min(len(want), 2)])(tx.AttemptsBefore(a, 2))
+		}
+		return nil
+	})
+}
 
 func webhooksComeAndGo(t *testing.T, s fleet.Store) {
 	full := fleet.Webhook{ID: "w-1", URL: "https://x.example/?a=b c", Events: []fleet.NoticeType{fleet.NoticeHalted, fleet.NoticeFinished}, Secret: "whsec_x",

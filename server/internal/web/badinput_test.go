@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bmsota/api"
+	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
 )
@@ -189,8 +190,17 @@ func TestListingsArePaged(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
+	for _, v := range []string{"1.1.0", "1.1.0", "1.1.0"} {
+		cmd, err := protocol.Command{Action: protocol.ActionUpdate, Version: v}.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Order(t.Context(), admin, "bms-01", true, cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
 	key := regexp.MustCompile(`"(device_id|name|id)":"([^"]+)"`)
-	for path, want := range map[string]int{"/devices": 7, "/tokens": 5, "/rollouts": 3, "/releases": 2, "/channels": 2, "/accounts": 0} {
+	for path, want := range map[string]int{"/devices": 7, "/tokens": 5, "/rollouts": 3, "/releases": 2, "/channels": 2, "/accounts": 0, "/devices/bms-01/attempts": 3} {
 		seen := make(map[string]bool)
 		rows, pages := 0, 0
 		for query := "?limit=" + map[bool]string{true: "1", false: "2"}[want == 2]; query != ""; pages++ {
@@ -204,8 +214,8 @@ func TestListingsArePaged(t *testing.T) {
 			if err != nil || resp.StatusCode != 200 || pages > 10 {
 				t.Fatalf("%s%s: %d %s (%v)", path, query, resp.StatusCode, b, err)
 			}
-			if path == "/releases" || path == "/channels" {
-				rows += strings.Count(string(b), `"sha256"`)
+			if path == "/releases" || path == "/channels" || path == "/devices/bms-01/attempts" {
+				rows += strings.Count(string(b), `"created_at"`) + strings.Count(string(b), `"set_at"`) + strings.Count(string(b), `"published_at"`)
 			} else {
 				for _, m := range key.FindAllStringSubmatch(string(b), -1) {
 					if m[1] == "id" || path != "/rollouts" {
@@ -238,7 +248,7 @@ func TestListingsArePaged(t *testing.T) {
 	if list, err := c.Devices(t.Context()); err != nil || len(list) != 7 {
 		t.Errorf("the client has %d devices (%v)", len(list), err)
 	}
-	for _, path := range []string{"/devices?limit=501", "/devices?limit=0", "/rollouts?after=r-none", "/releases?after=x", "/channels?after=x", "/channels?limit=-1"} {
+	for _, path := range []string{"/devices?limit=501", "/devices?limit=0", "/rollouts?after=r-none", "/releases?after=x", "/channels?after=x", "/channels?limit=-1", "/devices/bms-01/attempts?after=x"} {
 		resp, err := srv.Client().Do(request(t, srv, token, apiStep{method: "GET", path: path}))
 		if err != nil {
 			t.Fatal(err)

@@ -195,6 +195,7 @@ func everyOperation(t testing.TB, f *fleet.Fleet) []apiStep {
 		{"POST", "/devices", `{"device_id":"new-1"}`, ""},
 		{"GET", "/devices?limit=2", "", ""},
 		{"GET", "/devices/bms-01", "", ""},
+		{"GET", "/devices/bms-01/attempts", "", ""},
 		{"POST", "/devices/bms-01/labels", `{"set":{"site":"north"}}`, ""},
 		{"POST", "/devices/new-1/revoke", "", ""},
 		{"POST", "/rollouts/dry-run", rollout, ""},

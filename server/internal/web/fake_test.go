@@ -230,15 +230,11 @@ func (f *fakeFleet) Revoke(_ context.Context, _ fleet.Identity, id string) error
 	return fleet.ErrNotFound
 }
 
-// DevicePage knows the order by id alone.
-func (f *fakeFleet) DevicePage(_ context.Context, q fleet.DeviceQuery) ([]fleet.Device, int, error) {
+func (f *fakeFleet) DevicesAfter(_ context.Context, id string, limit int) ([]fleet.Device, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	at := 0
-	if q.After != nil {
-		at = 1 + slices.IndexFunc(f.devices, func(d fleet.Device) bool { return d.ID == q.After.ID })
-	}
-	return slices.Clone(f.devices[at:min(len(f.devices), at+q.Limit)]), len(f.devices), f.fail
+	at := 1 + slices.IndexFunc(f.devices, func(d fleet.Device) bool { return d.ID == id })
+	return slices.Clone(f.devices[at:min(len(f.devices), at+limit)]), f.fail
 }
 
 func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
@@ -253,6 +249,10 @@ func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
 }
 
 func (f *fakeFleet) Attempts(context.Context, string, int) ([]fleet.Attempt, error) {
+	return f.attempts, nil
+}
+
+func (f *fakeFleet) AttemptsAfter(context.Context, string, string, int) ([]fleet.Attempt, error) {
 	return f.attempts, nil
 }
 

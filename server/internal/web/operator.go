@@ -42,6 +42,8 @@ func (h *handler) fleetRoutes() []route {
 			operate, nil, api.EnrollResponse{}, []api.Code{api.CodeConflict}, takes(h.enroll)},
 		{http.MethodGet, "/devices/{id}", "getDevice", "Show one device with its latest attempts", view, nil, api.DeviceDetail{},
 			[]api.Code{api.CodeNotFound}, reads(h.showDevice)},
+		{http.MethodGet, "/devices/{id}/attempts", "listAttempts", "List attempts of a device, newest first", view, paged, []api.Attempt{},
+			[]api.Code{api.CodeNotFound}, reads(h.listAttempts)},
 		{http.MethodPost, "/devices/{id}/revoke", "revokeDevice", "Take a device's login away and end its session; twice is no error",
 			operate, nil, nil, []api.Code{api.CodeNotFound}, reads(h.revoke)},
 		{http.MethodGet, "/server", "getServer", "What the server says of itself", view, nil, api.ServerInfo{}, nil, reads(h.serverInfo)},
@@ -279,15 +281,11 @@ func (h *handler) setChannel(_ http.ResponseWriter, r *http.Request, by fleet.Id
 }
 
 func (h *handler) listDevices(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
-	q := fleet.DeviceQuery{}
 	after, limit, err := pageOf(r)
 	if err != nil {
 		return nil, err
 	}
-	if q.Limit = limit; after != "" {
-		q.After = &fleet.DeviceMark{ID: after}
-	}
-	devices, _, err := h.cfg.Fleet.DevicePage(r.Context(), q)
+	devices, err := h.cfg.Fleet.DevicesAfter(r.Context(), after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -313,6 +311,25 @@ func (h *handler) showDevice(_ http.ResponseWriter, r *http.Request, _ fleet.Ide
 	out := api.DeviceDetail{Device: deviceOf(d), Attempts: make([]api.Attempt, 0, len(attempts))}
 	for _, a := range attempts {
 		out.Attempts = append(out.Attempts, attemptOf(a))
+	}
+	return out, nil
+}
+
+func (h *handler) listAttempts(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	after, limit, err := pageOf(r)
+	if err != nil {
+		return nil, err
+	}
+	attempts, err := h.cfg.Fleet.AttemptsAfter(r.Context(), r.PathValue("id"), after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if len(attempts) == limit {
+		nextPage(w, limit, attempts[limit-1].ID)
+	}
+	out := make([]api.Attempt, 0, len(attempts))
+	for _, a := range attempts {
+		out = append(out, attemptOf(a))
 	}
 	return out, nil
 }

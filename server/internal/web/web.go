@@ -45,8 +45,10 @@ type Fleet interface {
 
 	Enroll(ctx context.Context, by fleet.Identity, id string) (token string, err error)
 	Revoke(ctx context.Context, by fleet.Identity, id string) error
+	DevicesAfter(ctx context.Context, id string, limit int) ([]fleet.Device, error)
 	Device(ctx context.Context, id string) (fleet.Device, error)
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)
+	AttemptsAfter(ctx context.Context, device, after string, limit int) ([]fleet.Attempt, error)
 
 	Quarantines(ctx context.Context) ([]fleet.Quarantine, error)
 	RolloutFleet
