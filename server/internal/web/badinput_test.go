@@ -129,7 +129,7 @@ func badRequests(rt route, tokens map[fleet.Role]string) []badRequest {
 		for name, kind := range map[string]string{"no type": "", "form": "application/x-www-form-urlencoded", "text": "text/plain", "latin": "application/json; charset=latin1", "broken type": "application/json;;=", "two types": "application/json, text/plain"} {
 			add(name, api.CodeMediaType, func(b *badRequest) { b.kind = kind })
 		}
-		for name, body := range map[string]string{"nothing": "", "no JSON": "hello", "half": `{"a`, "list": "[]", "text": `"x"`, "number": "1", "null bytes": "\x00\x00", "data behind": "{} {}",
+		for name, body := range map[string]string{"nothing": "", "no JSON": "hello", "half": `{"a`, "list": "[]", "text": `"x"`, "number": "1", "null": "null", "null bytes": "\x00\x00", "data behind": "{} {}",
 			"unknown key": `{"no such key":1}`, "not UTF-8": "{\"\xff\":1}", "deep": strings.Repeat(`{"policy":`, 12_000)} {
 			add(name, api.CodeInvalid, func(b *badRequest) { b.body = body })
 		}

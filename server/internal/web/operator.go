@@ -112,6 +112,9 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 		}
 		return fmt.Errorf("%w: body cannot be read", fleet.ErrInvalid)
 	}
+	if !bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{")) { // null would be taken for an empty one
+		return fmt.Errorf("%w: body: it is no JSON object", fleet.ErrInvalid)
+	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
