@@ -287,22 +287,30 @@ func all[T any](ctx context.Context, c *Client, path string) ([]T, error) {
 			return nil, err
 		}
 		rows = append(rows, page...)
-		// A page that says that it is not the last and is empty would be asked for without end.
-		if query = nextPage(header); query != "" && len(page) == 0 {
-			return nil, &Error{Status: http.StatusOK, Code: CodeUnexpectedAnswer, Detail: req.URL.Host + " answered with an empty page and more behind it"}
+		next, err := nextPage(req.URL, header)
+		if err != nil || next != "" && (len(page) == 0 || next == query) {
+			return nil, &Error{Status: http.StatusOK, Code: CodeUnexpectedAnswer, Detail: req.URL.Host + " answered with a listing that cannot be read to its end"}
 		}
+		query = next
 	}
 	return rows, nil
 }
 
-// nextPage is the query of the page that a Link header says comes next; empty when there is none.
-func nextPage(h http.Header) string {
+// nextPage is the query of the page that a Link header says comes behind the one at asked; empty when there is none. A
+// page at another place is an error: the token must not go there, and a listing without its end must not pass for whole.
+func nextPage(asked *url.URL, h http.Header) (string, error) {
 	for _, link := range h.Values("Link") {
-		if target, rest, ok := strings.Cut(link, ">"); ok && strings.HasPrefix(target, "<?") && strings.TrimSpace(rest) == `; rel="next"` {
-			return strings.TrimPrefix(target, "<?")
+		target, relation, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+		if !strings.Contains(relation+target, `rel="next"`) {
+			continue
 		}
+		next, err := asked.Parse(target)
+		if err != nil || next.Scheme != asked.Scheme || next.Host != asked.Host || next.Path != asked.Path || next.RawQuery == "" {
+			return "", errors.New("the next page is elsewhere")
+		}
+		return next.RawQuery, nil
 	}
-	return ""
+	return "", nil
 }
 
 func (c *Client) do(req *http.Request, out any) error {
