@@ -50,8 +50,8 @@ type AddTokenResponse struct {
 }
 
 // Accounts lists the accounts, by name.
-func (c *Client) Accounts(ctx context.Context) (out []Account, err error) {
-	return out, c.call(ctx, http.MethodGet, "/accounts", nil, &out)
+func (c *Client) Accounts(ctx context.Context) ([]Account, error) {
+	return all[Account](ctx, c, "/accounts")
 }
 
 // AddAccount makes an account.
@@ -70,8 +70,8 @@ func (c *Client) SetPassword(ctx context.Context, name, password string) error {
 }
 
 // Tokens lists the tokens, by name.
-func (c *Client) Tokens(ctx context.Context) (out []Token, err error) {
-	return out, c.call(ctx, http.MethodGet, "/tokens", nil, &out)
+func (c *Client) Tokens(ctx context.Context) ([]Token, error) {
+	return all[Token](ctx, c, "/tokens")
 }
 
 // AddToken makes a token and returns it.

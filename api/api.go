@@ -24,6 +24,12 @@ const Prefix = "/api/v1"
 // for what is appended to an image.
 const MaxUpload = 16<<20 + 64<<10
 
+// How many rows a page of a listing has where the request does not say, and at most.
+const (
+	DefaultPage = 100
+	MaxPage     = 500
+)
+
 // Release is an image and its manifest as published.
 type Release struct {
 	SHA256        string    `json:"sha256"` // of the image file; the release's identity
@@ -213,19 +219,20 @@ type Code string
 
 // The codes. They are stable: a new kind of error gets a new code.
 const (
-	CodeInvalid          Code = "invalid"            // the request makes no sense
-	CodeUnauthorized     Code = "unauthorized"       // no token, or one that is not known
-	CodeDenied           Code = "denied"             // known, but without the right
-	CodeNotFound         Code = "not_found"          // no such release, device, channel or path
-	CodeMethod           Code = "method_not_allowed" // the path exists, the method does not
-	CodeConflict         Code = "conflict"           // exists with other content
-	CodeRefused          Code = "refused"            // verification or policy says no
-	CodeLengthRequired   Code = "length_required"    // an upload must say its length
-	CodeTooLarge         Code = "too_large"          // body above the limit
-	CodeStorage          Code = "storage_fault"      // storage failed; nothing was acknowledged
-	CodeStorageFull      Code = "storage_full"       // no space left; nothing was acknowledged
-	CodeTooManyTries     Code = "too_many_tries"     // wait as long as Retry-After says
-	CodeUnavailable      Code = "unavailable"        // shutting down, or too slow to answer
-	CodeInternal         Code = "internal"           // a fault of the server; its log says more
-	CodeUnexpectedAnswer Code = "unexpected_answer"  // said by Client: what answered is no bmsota server
+	CodeInvalid          Code = "invalid"                // the request makes no sense
+	CodeUnauthorized     Code = "unauthorized"           // no token, or one that is not known
+	CodeDenied           Code = "denied"                 // known, but without the right
+	CodeNotFound         Code = "not_found"              // no such release, device, channel or path
+	CodeMethod           Code = "method_not_allowed"     // the path exists, the method does not
+	CodeConflict         Code = "conflict"               // exists with other content
+	CodeRefused          Code = "refused"                // verification or policy says no
+	CodeLengthRequired   Code = "length_required"        // an upload must say its length
+	CodeMediaType        Code = "unsupported_media_type" // the body does not say that it is JSON
+	CodeTooLarge         Code = "too_large"              // body above the limit
+	CodeStorage          Code = "storage_fault"          // storage failed; nothing was acknowledged
+	CodeStorageFull      Code = "storage_full"           // no space left; nothing was acknowledged
+	CodeTooManyTries     Code = "too_many_tries"         // wait as long as Retry-After says
+	CodeUnavailable      Code = "unavailable"            // shutting down, or too slow to answer
+	CodeInternal         Code = "internal"               // a fault of the server; its log says more
+	CodeUnexpectedAnswer Code = "unexpected_answer"      // said by Client: what answered is no bmsota server
 )

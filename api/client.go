@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// maxAnswer bounds an answer in bytes: a listing of 100,000 devices is about 60 MB.
-const maxAnswer = 256 << 20
+// maxAnswer bounds an answer in bytes: a dry run of the largest fleet is about 10 MB.
+const maxAnswer = 64 << 20
 
 // Failures below HTTP. An error of Client wraps at most one of them.
 var (
@@ -173,8 +173,8 @@ func (c *Client) Publish(ctx context.Context, in PublishRequest) (out PublishRes
 }
 
 // Releases lists every release, newest first, without manifests.
-func (c *Client) Releases(ctx context.Context) (out []Release, err error) {
-	return out, c.call(ctx, http.MethodGet, "/releases", nil, &out)
+func (c *Client) Releases(ctx context.Context) ([]Release, error) {
+	return all[Release](ctx, c, "/releases")
 }
 
 // Release returns one release by its digest.
@@ -188,8 +188,8 @@ func (c *Client) Withdraw(ctx context.Context, sha256 string) error {
 }
 
 // Channels lists every channel, by project, chip and name.
-func (c *Client) Channels(ctx context.Context) (out []Channel, err error) {
-	return out, c.call(ctx, http.MethodGet, "/channels", nil, &out)
+func (c *Client) Channels(ctx context.Context) ([]Channel, error) {
+	return all[Channel](ctx, c, "/channels")
 }
 
 // SetChannel points a channel at a published version.
@@ -198,13 +198,18 @@ func (c *Client) SetChannel(ctx context.Context, in SetChannelRequest) (out Chan
 }
 
 // Devices lists every device, by id.
-func (c *Client) Devices(ctx context.Context) (out []Device, err error) {
-	return out, c.call(ctx, http.MethodGet, "/devices", nil, &out)
+func (c *Client) Devices(ctx context.Context) ([]Device, error) {
+	return all[Device](ctx, c, "/devices")
 }
 
 // Device returns one device with its latest attempts.
 func (c *Client) Device(ctx context.Context, id string) (out DeviceDetail, err error) {
 	return out, c.call(ctx, http.MethodGet, "/devices/"+url.PathEscape(id), nil, &out)
+}
+
+// Attempts lists every attempt of a device, newest first.
+func (c *Client) Attempts(ctx context.Context, device string) ([]Attempt, error) {
+	return all[Attempt](ctx, c, "/devices/"+url.PathEscape(device)+"/attempts")
 }
 
 // Enroll gives a device a new token, in place of any it had.
@@ -268,12 +273,62 @@ func (c *Client) callWith(ctx context.Context, method, path string, in, out any,
 	return c.do(req, out)
 }
 
+// all asks for every page of a listing.
+func all[T any](ctx context.Context, c *Client, path string) ([]T, error) {
+	var rows []T
+	for query := (url.Values{"limit": {strconv.Itoa(MaxPage)}}).Encode(); query != ""; {
+		req, err := c.request(ctx, http.MethodGet, path+"?"+query, nil)
+		if err != nil {
+			return nil, err
+		}
+		var page []T
+		header, err := c.ask(req, &page)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, page...)
+		next, err := nextPage(req.URL, header)
+		if err != nil || next != "" && (len(page) == 0 || next == query) {
+			return nil, &Error{Status: http.StatusOK, Code: CodeUnexpectedAnswer, Detail: req.URL.Host + " answered with a listing that cannot be read to its end"}
+		}
+		query = next
+	}
+	return rows, nil
+}
+
+// nextPage is the query of the page that a Link header says comes behind the one at asked; empty when there is none. A
+// page at another place is an error: the token must not go there, and a listing without its end must not pass for whole.
+func nextPage(asked *url.URL, h http.Header) (string, error) {
+	for _, link := range h.Values("Link") {
+		target, relation, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+		if !strings.Contains(relation+target, `rel="next"`) {
+			continue
+		}
+		next, err := asked.Parse(target)
+		if err != nil || next.Scheme != asked.Scheme || next.Host != asked.Host || next.Path != asked.Path || next.RawQuery == "" {
+			return "", errors.New("the next page is elsewhere")
+		}
+		return next.RawQuery, nil
+	}
+	return "", nil
+}
+
 func (c *Client) do(req *http.Request, out any) error {
+	_, err := c.ask(req, out)
+	return err
+}
+
+// ask is do that also returns the header of the answer.
+func (c *Client) ask(req *http.Request, out any) (http.Header, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return classify(req, err)
+		return nil, classify(req, err)
 	}
 	defer resp.Body.Close()
+	return resp.Header, read(req, resp, out)
+}
+
+func read(req *http.Request, resp *http.Response, out any) error {
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return classify(req, err)

@@ -263,8 +263,8 @@ func (c *Client) Rehearse(ctx context.Context, in RehearsalRequest) (out Rehears
 }
 
 // Rollouts lists every rollout, newest first.
-func (c *Client) Rollouts(ctx context.Context) (out []Rollout, err error) {
-	return out, c.call(ctx, http.MethodGet, "/rollouts", nil, &out)
+func (c *Client) Rollouts(ctx context.Context) ([]Rollout, error) {
+	return all[Rollout](ctx, c, "/rollouts")
 }
 
 // Rollout returns one rollout.

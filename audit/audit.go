@@ -64,6 +64,10 @@ const (
 	TokenChange     Action = "token.change"
 	TokenRemove     Action = "token.remove"
 
+	WebhookAdd    Action = "webhook.add"
+	WebhookChange Action = "webhook.change"
+	WebhookRemove Action = "webhook.remove"
+
 	LoginOK      Action = "login.ok"
 	LoginFailed  Action = "login.failed"
 	LoginOut     Action = "login.out"
@@ -80,7 +84,7 @@ func Actions() []Action {
 		CommandSend, CommandTakeBack, AttemptBegin, AttemptEnd,
 		RolloutCreate, RolloutPause, RolloutResume, RolloutAbort, RolloutHalt, RolloutAdvance, RolloutDone, RolloutChange,
 		QuarantineSet, QuarantineLift,
-		AccountAdd, AccountRole, AccountPassword, AccountRemove, TokenAdd, TokenChange, TokenRemove,
+		AccountAdd, AccountRole, AccountPassword, AccountRemove, TokenAdd, TokenChange, TokenRemove, WebhookAdd, WebhookChange, WebhookRemove,
 		LoginOK, LoginFailed, LoginOut, AccessDenied, BackupRestore,
 	}
 }

@@ -51,6 +51,16 @@ type Config struct {
 
 	// Metrics is where Prometheus finds the figures.
 	Metrics Metrics `json:"metrics"`
+
+	// Webhooks is where webhooks may go.
+	Webhooks Webhooks `json:"webhooks"`
+}
+
+// Webhooks is the section "webhooks".
+type Webhooks struct {
+	// AllowLoopback lets webhooks go to this machine itself. Addresses at which a cloud gives a machine its credentials
+	// are refused always. Default false.
+	AllowLoopback bool `json:"allow_loopback"`
 }
 
 // Metrics is the section "metrics".

@@ -38,6 +38,7 @@ import (
 	"bmsota/server/internal/broker"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/metrics"
+	"bmsota/server/internal/notify"
 	"bmsota/server/internal/store"
 	"bmsota/server/internal/web"
 )
@@ -272,6 +273,7 @@ func (s *Server) Run(ctx context.Context) error {
 	err := runStages(ctx, shutdown, []stage{
 		{"certificates", s.certs.watch},
 		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
+		{"webhooks", notify.New(notify.Config{Queue: s.fleet, Log: s.log, Version: s.cfg.Version, AllowLoopback: s.cfg.Webhooks.AllowLoopback}).Run},
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
 		{"metrics", s.runMetrics},

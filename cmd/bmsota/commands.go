@@ -22,6 +22,7 @@ func commands() []*cobra.Command {
 		newDevicesCmd(),
 		newAccountsCmd(),
 		newTokensCmd(),
+		newWebhooksCmd(),
 		newProvisionCmd(),
 		newLintCmd(),
 		newAuditCmd(),

@@ -69,11 +69,13 @@ func (l *loop) advanceAll(ctx context.Context) error {
 func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 	f := l.fleet
 	var out Output
+	var before RolloutState
 	plan := func(tx Tx) error {
 		in, failed, err := f.input(tx, id, now)
 		if err != nil {
 			return err
 		}
+		before = in.Rollout.State
 		out = Plan(in, now)
 		return *failed
 	}
@@ -100,14 +102,18 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 				return err
 			}
 		}
-		if !out.Changed {
-			return nil
+		notices := rolledBack(out.End...)
+		if out.Changed {
+			var err error
+			if quarantined, err = quarantineHalted(tx, out.Rollout, now); err != nil {
+				return err
+			}
+			if err := tx.PutRollout(out.Rollout); err != nil {
+				return err
+			}
+			notices = append(notices, rolloutNotices(before, out.Rollout, quarantined)...)
 		}
-		var err error
-		if quarantined, err = quarantineHalted(tx, out.Rollout, now); err != nil {
-			return err
-		}
-		return tx.PutRollout(out.Rollout)
+		return f.queue(tx, now, notices...)
 	})
 	if err != nil {
 		return err
@@ -117,6 +123,7 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 	}
 	f.count(out.End...)
 	f.tell(out, quarantined)
+	f.ring()
 	f.watchers.tell(id)
 	// Rows came first: now the commands may go out, and those of attempts that are over come back.
 	for _, a := range append(out.End, out.Begin...) {

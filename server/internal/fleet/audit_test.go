@@ -79,7 +79,8 @@ func fixture(t *testing.T) (fleet.Store, fleet.Release, fleet.Rollout) {
 			tx.PutOperator(fleet.Operator{Name: "tool", TokenSHA256: "01"}), tx.PutAccount(fleet.Account{Name: "anna", Password: "p", Role: "admin"}),
 			tx.PutAttempt(fleet.Attempt{ID: "c/d1", DeviceID: "d1", State: fleet.AttemptOpen}), tx.PutQuarantine(fleet.Quarantine{SHA256: "aa"}),
 			tx.PutChannel(fleet.Channel{Project: "bms", Chip: "esp32", Name: "stable", SHA256: "aa"}),
-			tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "pem"}), tx.PutSession(fleet.Session{SHA256: "s", Account: "anna"}))
+			tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "pem"}), tx.PutSession(fleet.Session{SHA256: "s", Account: "anna"}),
+			tx.PutWebhook(fleet.Webhook{ID: "w-1", URL: "https://a.test/", Events: []fleet.NoticeType{fleet.NoticeTest}, Secret: "x"}))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -210,6 +211,9 @@ func TestEveryChangeOfARowIsToldOrNamedHere(t *testing.T) {
 		silentFor("it comes with the account or its password", "CreatedAt", "CreatedBy", "PasswordAt"))
 	everyField(t, func(tx fleet.Tx) (fleet.Session, error) { return tx.Session("s") }, fleet.Tx.PutSession,
 		silentFor("it is the session's use", "Account", "CreatedAt", "SeenAt", "ExpiresAt"))
+	everyField(t, func(tx fleet.Tx) (fleet.Webhook, error) { return tx.Webhook("w-1") }, fleet.Tx.PutWebhook,
+		with(silentFor("it comes with the webhook", "CreatedAt", "CreatedBy"),
+			silentFor("how deliveries go is no act of anybody", "Seq", "Dropped", "SucceededAt", "FailedAt", "Failure", "Failures", "RetryAt")))
 	everyField(t, func(tx fleet.Tx) (fleet.ProjectKey, error) {
 		keys, err := tx.Keys("bms")
 		return keys[0], err
@@ -222,6 +226,8 @@ func TestEveryWayToChangeRowsGoesThroughTheLog(t *testing.T) {
 		"PutMember":           "what becomes of a member is its attempt, which is told, or its rollout's step",
 		"DeleteSessionsOf":    "they end with what is told: an account, a password, a token",
 		"DeleteSessionsUntil": "they have ended by time",
+		"PutDelivery":         "what waits to be sent tells of what has its own row",
+		"DeleteDelivery":      "likewise",
 	}
 	declared, updates := map[string]bool{}, []string{}
 	files := token.NewFileSet()

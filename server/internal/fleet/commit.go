@@ -33,6 +33,7 @@ type result struct {
 	effects Effects
 	ended   *Attempt // by this fold
 	before  protocol.Phase
+	notices []Notice
 	waiting bool // the device has just connected, and an attempt waits for it
 	err     error
 }
@@ -199,7 +200,11 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 				return err
 			}
 		}
-		return nil
+		var notices []Notice
+		for _, r := range results {
+			notices = append(notices, r.notices...)
+		}
+		return f.queue(tx, now, notices...)
 	})
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errGroup, err)
@@ -210,6 +215,9 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	}
 	f.announce(group, results)
 	for i, fo := range group {
+		if len(results[i].notices) > 0 {
+			f.ring()
+		}
 		e := results[i].effects
 		if e.Unlawful != "" {
 			f.cfg.Log.Warn("unlawful step", "device", fo.device, "phase", e.Unlawful)
@@ -255,6 +263,7 @@ func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
 	if e.Ended {
 		res.ended = next
 	}
+	res.notices = cameBack(fo.device, fo.status, before, res, a != nil)
 	return res
 }
 

@@ -168,6 +168,17 @@ func (f *Fleet) Devices(ctx context.Context) ([]Device, error) {
 	return list, err
 }
 
+// DevicesAfter are at most limit devices, by id, those behind the one named, which need not be there; no more than these
+// are read.
+func (f *Fleet) DevicesAfter(ctx context.Context, id string, limit int) (page []Device, err error) {
+	q := DeviceQuery{Sort: SortID, After: &DeviceMark{ID: id}, Limit: min(max(limit, 1), MaxPage)}
+	err = f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		page, err = tx.DevicePage(q)
+		return err
+	})
+	return page, err
+}
+
 // Device is one device.
 func (f *Fleet) Device(ctx context.Context, id string) (Device, error) {
 	var d Device

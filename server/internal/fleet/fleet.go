@@ -63,6 +63,7 @@ type Fleet struct {
 	publishing sync.Mutex    // held by Publish: an image is in memory whole, one at a time
 	wake       chan struct{} // capacity 1: dirty is not empty, or drops is not
 	planning   chan struct{} // capacity 1: a rollout wants a look
+	noticed    chan struct{} // capacity 1: there may be notices to deliver
 	zones      zones
 
 	mu       sync.Mutex
@@ -101,6 +102,7 @@ func New(cfg Config) (*Fleet, error) {
 		wake:    make(chan struct{}, 1),
 
 		planning: make(chan struct{}, 1),
+		noticed:  make(chan struct{}, 1),
 
 		dirty: make(map[string]struct{}),
 		drops: make(map[string]struct{}),

@@ -227,6 +227,29 @@ func supersede(tx Tx, open []Attempt, now time.Time, why string) error {
 	return nil
 }
 
+// AttemptsAfter are at most limit attempts of a device, newest first: those behind the one named, or from the newest
+// where none is. Errors: ErrNotFound (no such device), ErrInvalid (it has no such attempt), ErrStorage.
+func (f *Fleet) AttemptsAfter(ctx context.Context, device, after string, limit int) (list []Attempt, err error) {
+	if after == "" {
+		return f.Attempts(ctx, device, limit)
+	}
+	err = f.cfg.Store.View(ctx, func(tx Tx) error {
+		if _, err := tx.Device(device); err != nil {
+			return fmt.Errorf("device %q: %w", device, err)
+		}
+		a, err := tx.Attempt(after)
+		if errors.Is(err, ErrNotFound) || err == nil && a.DeviceID != device {
+			return invalid("after: device %q has no attempt %.140q", device, after)
+		}
+		if err != nil {
+			return err
+		}
+		list, err = tx.AttemptsBefore(a, limit)
+		return err
+	})
+	return list, err
+}
+
 // Attempts are the newest attempts of a device, newest first; limit 0 means 100.
 func (f *Fleet) Attempts(ctx context.Context, device string, limit int) ([]Attempt, error) {
 	if limit <= 0 {

@@ -36,6 +36,7 @@ type Tx interface {
 
 	Attempt(id string) (Attempt, error)
 	AttemptsOf(device string, limit int) ([]Attempt, error) // newest first
+	AttemptsBefore(a Attempt, limit int) ([]Attempt, error) // of its device, older than it; newest first
 	OpenAttempts() ([]Attempt, error)                       // oldest first
 	OpenAttemptsOf(device string) ([]Attempt, error)        // oldest first
 	PutAttempt(Attempt) error
@@ -86,6 +87,7 @@ type Tx interface {
 	AccountTx
 	OverviewTx
 	AuditTx
+	WebhookTx
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable

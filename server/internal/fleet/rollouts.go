@@ -297,7 +297,11 @@ func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (Rollo
 				return errors.Join(err, barredError(release, why))
 			}
 		}
+		before := r.State
 		if err := r.verb(v, figures, by.Name, now); err != nil {
+			return err
+		}
+		if err := f.queue(tx, now, rolloutNotices(before, r, false)...); err != nil {
 			return err
 		}
 		view, err = f.put(tx, r, now)
@@ -307,6 +311,7 @@ func (f *Fleet) turn(ctx context.Context, by Identity, id string, v Verb) (Rollo
 		return RolloutView{}, err
 	}
 	f.cfg.Log.Info("rollout "+done[v], "rollout", id, "by", by.Name)
+	f.ring()
 	f.watchers.tell(id)
 	f.planSoon()
 	return view, nil

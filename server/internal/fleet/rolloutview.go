@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -74,6 +75,35 @@ func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool, view
 				continue
 			}
 			v, err := view(tx, r, f.cfg.Now())
+			if err != nil {
+				return err
+			}
+			list = append(list, v)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// RolloutPage are at most limit rollouts, newest first: those behind the one named, or from the newest where none is.
+// Errors: ErrInvalid (there is no such rollout), ErrStorage.
+func (f *Fleet) RolloutPage(ctx context.Context, after string, limit int) ([]RolloutView, error) {
+	var list []RolloutView
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		list = nil
+		all, err := tx.Rollouts()
+		if err != nil {
+			return err
+		}
+		if after != "" {
+			at := slices.IndexFunc(all, func(r Rollout) bool { return r.ID == after })
+			if at < 0 {
+				return invalid("after: there is no rollout %.64q", after)
+			}
+			all = all[at+1:]
+		}
+		for _, r := range all[:min(len(all), limit)] {
+			v, err := f.glance(tx, r, f.cfg.Now())
 			if err != nil {
 				return err
 			}

@@ -33,7 +33,9 @@ type Memory struct {
 	members    map[string]map[string]fleet.Member // by rollout and device
 	quarantine map[string]fleet.Quarantine
 
-	audit []audit.Entry // by Seq, from 1
+	audit      []audit.Entry // by Seq, from 1
+	webhooks   map[string]fleet.Webhook
+	deliveries map[deliveryKey]fleet.Delivery
 }
 
 // NewMemory makes an empty store.
@@ -45,6 +47,7 @@ func NewMemory() *Memory {
 		operators: make(map[string]fleet.Operator), accounts: make(map[string]fleet.Account), sessions: make(map[string]fleet.Session),
 		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
+		webhooks:   make(map[string]fleet.Webhook), deliveries: make(map[deliveryKey]fleet.Delivery),
 	}
 }
 
@@ -250,6 +253,18 @@ func (t *memoryTx) AttemptsOf(device string, limit int) ([]fleet.Attempt, error)
 	}
 	slices.SortFunc(list, func(a, b fleet.Attempt) int { return oldestFirst(b, a) })
 	return list[:min(len(list), max(limit, 0))], nil
+}
+
+func (t *memoryTx) AttemptsBefore(a fleet.Attempt, limit int) ([]fleet.Attempt, error) {
+	trim(&a.CreatedAt)
+	all, err := t.AttemptsOf(a.DeviceID, len(t.m.attempts))
+	var list []fleet.Attempt
+	for _, b := range all {
+		if oldestFirst(b, a) < 0 && len(list) < limit {
+			list = append(list, b)
+		}
+	}
+	return list, err
 }
 
 func (t *memoryTx) OpenAttempts() ([]fleet.Attempt, error) {

@@ -128,6 +128,8 @@ var contract = []struct {
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
 	{"the audit log takes only what follows", auditFollows},
 	{"rows of the audit log are found", auditIsFound},
+	{"attempts of a device have pages", attemptsHavePages},
+	{"webhooks and what waits for them come back and go", webhooksComeAndGo},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {

@@ -125,6 +125,11 @@ func (t *sqlTx) AttemptsOf(device string, limit int) ([]fleet.Attempt, error) {
 	return many(t, scanAttempt, qAttemptsOf, device, int64(limit))
 }
 
+func (t *sqlTx) AttemptsBefore(a fleet.Attempt, limit int) ([]fleet.Attempt, error) {
+	return manyOf(t, scanAttempt, `SELECT `+attemptColumns+` FROM attempts WHERE device_id = $1 AND (created_at, id) < ($2, $3)
+ ORDER BY created_at DESC, id DESC LIMIT $4`, a.DeviceID, millis(a.CreatedAt), a.ID, int64(limit))
+}
+
 func (t *sqlTx) OpenAttempts() ([]fleet.Attempt, error) { return many(t, scanAttempt, qOpenAttempts) }
 
 func (t *sqlTx) OpenAttemptsOf(device string) ([]fleet.Attempt, error) {

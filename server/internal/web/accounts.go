@@ -22,28 +22,27 @@ type AccountKeeper interface {
 	RemoveToken(ctx context.Context, by fleet.Identity, name string) error
 }
 
-func (h *handler) accountRoutes() map[string]map[string]call {
-	return map[string]map[string]call{
-		"/accounts":                 {http.MethodGet: h.administer(h.listAccounts), http.MethodPost: h.administer(h.addAccount)},
-		"/accounts/{name}":          {http.MethodDelete: h.administer(h.removeAccount)},
-		"/accounts/{name}/password": {http.MethodPut: h.administer(h.setPassword)},
-		"/tokens":                   {http.MethodGet: h.administer(h.listTokens), http.MethodPost: h.administer(h.addToken)},
-		"/tokens/{name}":            {http.MethodDelete: h.administer(h.removeToken)},
+func (h *handler) accountRoutes() []route {
+	admin, named := fleet.RightAdminister, []api.Code{api.CodeNotFound}
+	return []route{
+		{http.MethodGet, "/accounts", "listAccounts", "List accounts by name", admin, paged, []api.Account{}, nil, reads(h.listAccounts)},
+		{http.MethodPost, "/accounts", "addAccount", "Make an account; a name that is taken is a conflict", admin, nil, nil,
+			[]api.Code{api.CodeConflict, api.CodeTooManyTries}, takes(h.addAccount)},
+		{http.MethodDelete, "/accounts/{name}", "removeAccount", "Delete an account and end its sessions", admin, nil, nil, named, reads(h.removeAccount)},
+		{http.MethodPut, "/accounts/{name}/password", "setPassword", "Give an account a new password and end its sessions", admin, nil, nil,
+			[]api.Code{api.CodeNotFound, api.CodeTooManyTries}, takes(h.setPassword)},
+		{http.MethodGet, "/tokens", "listTokens", "List tokens by name, without the tokens themselves", admin, paged, []api.Token{}, nil, reads(h.listTokens)},
+		{http.MethodPost, "/tokens", "addToken", "Make a token, which this answer alone shows; a name that is taken is a conflict", admin, nil,
+			api.AddTokenResponse{}, []api.Code{api.CodeConflict}, takes(h.addToken)},
+		{http.MethodDelete, "/tokens/{name}", "removeToken", "Make a token stop working", admin, nil, nil, named, reads(h.removeToken)},
 	}
 }
 
-// administer refuses who may not, before the body is read.
-func (h *handler) administer(fn call) call {
-	return func(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-		if !by.Has(fleet.RightAdminister) {
-			return nil, h.lacks(r, fleet.ViaAPI, by, fleet.RightAdminister)
-		}
-		return fn(w, r, by)
-	}
-}
-
-func (h *handler) listAccounts(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+func (h *handler) listAccounts(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 	accounts, err := h.cfg.Fleet.Accounts(r.Context(), by)
+	if err == nil {
+		accounts, err = cutByName(w, r, accounts, func(a fleet.Account) string { return a.Name })
+	}
 	out := make([]api.Account, 0, len(accounts))
 	for _, a := range accounts {
 		out = append(out, api.Account{Name: a.Name, Role: string(a.Role), CreatedAt: a.CreatedAt.UTC(), CreatedBy: a.CreatedBy, PasswordAt: a.PasswordAt.UTC()})
@@ -51,11 +50,7 @@ func (h *handler) listAccounts(_ http.ResponseWriter, r *http.Request, by fleet.
 	return out, err
 }
 
-func (h *handler) addAccount(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.AddAccountRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) addAccount(w http.ResponseWriter, r *http.Request, by fleet.Identity, in api.AddAccountRequest) (any, error) {
 	return nil, busy(w, h.cfg.Fleet.AddAccount(r.Context(), by, in.Name, fleet.Role(in.Role), in.Password))
 }
 
@@ -63,16 +58,15 @@ func (h *handler) removeAccount(_ http.ResponseWriter, r *http.Request, by fleet
 	return nil, h.cfg.Fleet.RemoveAccount(r.Context(), by, r.PathValue("name"))
 }
 
-func (h *handler) setPassword(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.SetPasswordRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) setPassword(w http.ResponseWriter, r *http.Request, by fleet.Identity, in api.SetPasswordRequest) (any, error) {
 	return nil, busy(w, h.cfg.Fleet.SetPassword(r.Context(), by, r.PathValue("name"), in.Password))
 }
 
-func (h *handler) listTokens(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+func (h *handler) listTokens(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 	tokens, err := h.cfg.Fleet.Tokens(r.Context(), by)
+	if err == nil {
+		tokens, err = cutByName(w, r, tokens, func(t fleet.Operator) string { return t.Name })
+	}
 	out := make([]api.Token, 0, len(tokens))
 	for _, t := range tokens {
 		out = append(out, api.Token{Name: t.Name, Role: string(t.Role), CreatedAt: t.CreatedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC()})
@@ -80,11 +74,7 @@ func (h *handler) listTokens(_ http.ResponseWriter, r *http.Request, by fleet.Id
 	return out, err
 }
 
-func (h *handler) addToken(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.AddTokenRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) addToken(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.AddTokenRequest) (any, error) {
 	token, err := h.cfg.Fleet.NewToken(r.Context(), by, in.Name, fleet.Role(in.Role), in.ExpiresAt)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -26,17 +27,33 @@ const (
 	exportChunk = 1000 // rows that are read at once for an export
 )
 
-func (h *handler) auditRoutes() map[string]map[string]call {
-	return map[string]map[string]call{"/audit": {http.MethodGet: h.listAudit}}
+func (h *handler) auditRoutes() []route {
+	return []route{
+		{http.MethodGet, "/audit", "listAudit", "Read rows of the audit log, oldest first", fleet.RightAudit, auditParams, api.AuditPage{}, nil, reads(h.listAudit)},
+		{http.MethodGet, "/audit/export", "exportAudit", "Read the whole audit log, one row a line; an answer that is broken off is not whole", fleet.RightAudit, nil,
+			"", nil, streams(api.AuditType, h.exportAudit)},
+	}
 }
 
-// auditFields are what an address may say about rows.
-var auditFields = []string{"after", "before", "who", "what", "device", "rollout", "since", "until", "order", "limit"}
+// auditParams are what an address may say about rows.
+var auditParams = []param{
+	{"after", "only rows with a number above this", reflect.TypeFor[int]()},
+	{"before", "only rows with a number below this", reflect.TypeFor[int]()},
+	{"who", "only what this account, token or device did", reflect.TypeFor[string]()},
+	{"what", "only this action, or with a dot at its end this group of actions", reflect.TypeFor[string]()},
+	{"device", "only what was done to or by this device", reflect.TypeFor[string]()},
+	{"rollout", "only what is part of this rollout", reflect.TypeFor[string]()},
+	{"since", "not before this time", reflect.TypeFor[string]()},
+	{"until", "before this time", reflect.TypeFor[string]()},
+	{"order", "oldest (the default) or newest first", reflect.TypeFor[string]()},
+	{"limit", fmt.Sprintf("how many at most, 1 to %d (default %d)", auditLimit, auditPage), reflect.TypeFor[int]()},
+}
 
 // auditQuery reads which rows an address asks for.
 func auditQuery(values url.Values) (q fleet.AuditQuery, err error) {
 	for name, v := range values {
-		if !slices.Contains(auditFields, name) || len(v) != 1 || len(v[0]) > 128 {
+		known := slices.ContainsFunc(auditParams, func(p param) bool { return p.name == name })
+		if !known || len(v) != 1 || len(v[0]) > 128 {
 			return q, fmt.Errorf("%w: rows cannot be chosen by %.32q, or not by that", fleet.ErrInvalid, name)
 		}
 	}
@@ -98,20 +115,12 @@ func (h *handler) listAudit(_ http.ResponseWriter, r *http.Request, by fleet.Ide
 
 // exportAudit answers with the whole log, one row a line. An answer that cannot be finished is broken off, so that
 // nobody takes it for the whole.
-func (h *handler) exportAudit(w http.ResponseWriter, r *http.Request) {
-	if !h.allow(w, r) {
-		return
-	}
-	by, ok := h.admit(w, r, fleet.RightAudit)
-	if !ok {
-		return
-	}
+func (h *handler) exportAudit(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
 	out := paced(w)
 	for q := (fleet.AuditQuery{Limit: exportChunk}); ; {
 		rows, err := h.cfg.Fleet.Audit(r.Context(), by, q)
 		if err != nil && q.After == 0 {
-			h.fail(w, r, err)
-			return
+			return err
 		}
 		if err != nil {
 			h.cfg.Log.Error("export of the audit log", "err", err)
@@ -127,7 +136,7 @@ func (h *handler) exportAudit(w http.ResponseWriter, r *http.Request) {
 			lines = append(append(lines, e.Line()...), '\n')
 		}
 		if _, err := out.Write(lines); err != nil || len(rows) < exportChunk {
-			return
+			return nil // whoever has gone has gone
 		}
 		q.After = rows[len(rows)-1].Seq
 	}

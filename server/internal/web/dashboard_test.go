@@ -394,15 +394,15 @@ func TestAccountsThroughTheClient(t *testing.T) {
 	s := newSite(t)
 	call := func(role fleet.Role, method, path string, in any) (int, string) {
 		t.Helper()
-		b, err := json.Marshal(in)
-		if err != nil {
-			t.Fatal(err)
+		step := apiStep{method: method, path: path}
+		if in != nil {
+			b, err := json.Marshal(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			step.body = string(b)
 		}
-		req, err := http.NewRequestWithContext(t.Context(), method, s.URL+"/api/v1"+path, strings.NewReader(string(b)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Authorization", "Bearer "+s.token[role])
+		req := request(t, s.Server, s.token[role], step)
 		resp, err := s.Client().Do(req)
 		if err != nil {
 			t.Fatal(err)

@@ -27,6 +27,7 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 // fakeFleet keeps the contract of the methods web calls, in memory. fail, when set, is what every method answers.
 type fakeFleet struct {
 	AccountKeeper // not faked, as the next: they are tested with a real fleet
+	WebhookKeeper
 	Dashboard
 	RolloutFleet
 	Auditor
@@ -232,10 +233,11 @@ func (f *fakeFleet) Revoke(_ context.Context, _ fleet.Identity, id string) error
 	return fleet.ErrNotFound
 }
 
-func (f *fakeFleet) Devices(context.Context) ([]fleet.Device, error) {
+func (f *fakeFleet) DevicesAfter(_ context.Context, id string, limit int) ([]fleet.Device, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Clone(f.devices), f.fail
+	at := 1 + slices.IndexFunc(f.devices, func(d fleet.Device) bool { return d.ID == id })
+	return slices.Clone(f.devices[at:min(len(f.devices), at+limit)]), f.fail
 }
 
 func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
@@ -250,6 +252,10 @@ func (f *fakeFleet) Device(_ context.Context, id string) (fleet.Device, error) {
 }
 
 func (f *fakeFleet) Attempts(context.Context, string, int) ([]fleet.Attempt, error) {
+	return f.attempts, nil
+}
+
+func (f *fakeFleet) AttemptsAfter(context.Context, string, string, int) ([]fleet.Attempt, error) {
 	return f.attempts, nil
 }
 

@@ -19,25 +19,32 @@ import (
 
 // fingerprint is everything that a form could change.
 func (s *site) fingerprint() string {
+	return fmt.Sprintf("%s\n%d commands", fingerprintOf(s.t, s.store), s.mail.count())
+}
+
+// fingerprintOf is everything in a store that a request could change.
+func fingerprintOf(t testing.TB, store fleet.Store) string {
+	t.Helper()
 	var b strings.Builder
-	err := s.store.View(context.Background(), func(tx fleet.Tx) error {
+	err := store.View(context.Background(), func(tx fleet.Tx) error {
 		devices, e1 := tx.Devices()
 		releases, e2 := tx.Releases()
 		channels, e3 := tx.Channels()
 		open, e4 := tx.OpenAttempts()
 		accounts, e5 := tx.Accounts()
-		operators, e9 := tx.Operators()
 		rollouts, e6 := tx.Rollouts()
 		quarantines, e7 := tx.Quarantines()
+		operators, e8 := tx.Operators()
+		hooks, e10 := tx.Webhooks()
 		for i := range devices {
 			devices[i].Status.Battery = nil
 		}
-		states, e8 := json.Marshal(rollouts) // they hold pointers
-		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%d commands", devices, releases, channels, open, accounts, operators, string(states), quarantines, s.mail.count())
-		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, e9)
+		states, e9 := json.Marshal(rollouts) // they hold pointers
+		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%+v\n%s\n%+v\n%+v\n%+v", devices, releases, channels, open, accounts, string(states), quarantines, operators, hooks)
+		return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, e9, e10)
 	})
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return b.String()
 }

@@ -172,7 +172,7 @@ func TestSlowBodyIsCut(t *testing.T) {
 	f := newFake()
 	inBubble(t, f, func(conn net.Conn) {
 		start := time.Now()
-		if _, err := io.WriteString(conn, "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+operatorToken+"\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+		if _, err := io.WriteString(conn, "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+operatorToken+"\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"); err != nil {
 			t.Fatal(err)
 		}
 		b, _ := io.ReadAll(conn)

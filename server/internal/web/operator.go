@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 
 	"bmsota/api"
@@ -23,52 +21,44 @@ const attemptsShown = 20
 // call is one API call of an operator. What it returns is the answer: a value for 200 (nil for 204), or an error.
 type call func(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error)
 
-func (h *handler) routeAPI() {
-	routes := map[string]map[string]call{
-		"/blobs/{sha256}":             {http.MethodPut: h.putBlob},
-		"/releases":                   {http.MethodGet: h.listReleases, http.MethodPost: h.publish},
-		"/releases/{sha256}":          {http.MethodGet: h.showRelease},
-		"/releases/{sha256}/withdraw": {http.MethodPost: h.withdraw},
-		"/channels":                   {http.MethodGet: h.listChannels, http.MethodPut: h.setChannel},
-		"/devices":                    {http.MethodGet: h.listDevices, http.MethodPost: h.enroll},
-		"/devices/{id}":               {http.MethodGet: h.showDevice},
-		"/devices/{id}/revoke":        {http.MethodPost: h.revoke},
-		"/server":                     {http.MethodGet: h.serverInfo},
-	}
-	maps.Copy(routes, h.accountRoutes())
-	maps.Copy(routes, h.rolloutRoutes())
-	maps.Copy(routes, h.auditRoutes())
-	h.mux.HandleFunc(api.Prefix+"/audit/export", h.exportAudit)
-	for pattern, calls := range routes {
-		allowed := strings.Join(slices.Sorted(maps.Keys(calls)), ", ")
-		h.mux.HandleFunc(api.Prefix+pattern, func(w http.ResponseWriter, r *http.Request) {
-			fn, ok := calls[r.Method]
-			if !ok {
-				w.Header().Set("Allow", allowed)
-				h.fail(w, r, errMethod)
-				return
-			}
-			h.serveCall(w, r, fn)
-		})
+// digestCodes are how an operation on one release fails.
+var digestCodes = []api.Code{api.CodeInvalid, api.CodeNotFound}
+
+func (h *handler) fleetRoutes() []route {
+	view, operate := fleet.RightView, fleet.RightOperate
+	return []route{
+		{http.MethodPut, "/blobs/{sha256}", "upload", "Upload a firmware file under its digest", operate, nil, nil,
+			[]api.Code{api.CodeInvalid, api.CodeLengthRequired, api.CodeTooLarge}, operation{call: h.putBlob, raw: true}},
+		{http.MethodGet, "/releases", "listReleases", "List releases, newest first, without manifests", view, paged, []api.Release{}, nil, reads(h.listReleases)},
+		{http.MethodPost, "/releases", "publish", "Make uploaded bytes a release and point a channel at it; the same again is no error",
+			operate, nil, api.PublishResponse{}, []api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused}, takes(h.publish)},
+		{http.MethodGet, "/releases/{sha256}", "getRelease", "Show one release", view, nil, api.Release{}, digestCodes, reads(h.showRelease)},
+		{http.MethodPost, "/releases/{sha256}/withdraw", "withdrawRelease", "Take a release out of every offer; twice is no error",
+			operate, nil, nil, digestCodes, reads(h.withdraw)},
+		{http.MethodGet, "/channels", "listChannels", "List channels by project, chip and name", view, paged, []api.Channel{}, nil, reads(h.listChannels)},
+		{http.MethodPut, "/channels", "setChannel", "Point a channel at a published version", operate, nil, api.Channel{},
+			[]api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused}, takes(h.setChannel)},
+		{http.MethodGet, "/devices", "listDevices", "List devices by id", view, paged, []api.Device{}, nil, reads(h.listDevices)},
+		{http.MethodPost, "/devices", "enrollDevice", "Give a device a new token in place of any it had: of repeated requests the last answer counts",
+			operate, nil, api.EnrollResponse{}, []api.Code{api.CodeConflict}, takes(h.enroll)},
+		{http.MethodGet, "/devices/{id}", "getDevice", "Show one device with its latest attempts", view, nil, api.DeviceDetail{},
+			[]api.Code{api.CodeNotFound}, reads(h.showDevice)},
+		{http.MethodGet, "/devices/{id}/attempts", "listAttempts", "List attempts of a device, newest first", view, paged, []api.Attempt{},
+			[]api.Code{api.CodeNotFound}, reads(h.listAttempts)},
+		{http.MethodPost, "/devices/{id}/revoke", "revokeDevice", "Take a device's login away and end its session; twice is no error",
+			operate, nil, nil, []api.Code{api.CodeNotFound}, reads(h.revoke)},
+		{http.MethodGet, "/server", "getServer", "What the server says of itself", view, nil, api.ServerInfo{}, nil, reads(h.serverInfo)},
 	}
 }
 
-func (h *handler) serveCall(w http.ResponseWriter, r *http.Request, fn call) {
-	by, ok := h.admit(w, r, rightFor(r.Method)) // package fleet asks again; this one is for the call that forgets to ask
-	if !ok {
-		return
-	}
-	answer, err := fn(w, r, by)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
+// answer writes v as JSON; nil is 204.
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, v any) {
 	w.Header().Set("Cache-Control", "no-store")
-	if answer == nil {
+	if v == nil {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	b, err := json.Marshal(answer)
+	b, err := json.Marshal(v)
 	if err != nil {
 		h.fail(w, r, fmt.Errorf("encode answer: %w", err))
 		return
@@ -98,14 +88,6 @@ func (h *handler) lacks(r *http.Request, via string, by fleet.Identity, right fl
 	return fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
 }
 
-// rightFor is the least that a call needs: reading is for everybody who has an account.
-func rightFor(method string) fleet.Right {
-	if method == http.MethodGet {
-		return fleet.RightView
-	}
-	return fleet.RightOperate
-}
-
 // operator finds who calls. The token is looked up by its SHA-256, never compared itself, so the time it takes says
 // nothing about how much of it was right.
 func (h *handler) operator(r *http.Request) (fleet.Identity, error) {
@@ -133,6 +115,9 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 			return err
 		}
 		return fmt.Errorf("%w: body cannot be read", fleet.ErrInvalid)
+	}
+	if !bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{")) { // null would be taken for an empty one
+		return fmt.Errorf("%w: body: it is no JSON object", fleet.ErrInvalid)
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
@@ -170,11 +155,7 @@ func (h *handler) putBlob(w http.ResponseWriter, r *http.Request, by fleet.Ident
 	return nil, h.cfg.Fleet.Upload(r.Context(), by, digest, r.ContentLength, body)
 }
 
-func (h *handler) publish(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.PublishRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) publish(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.PublishRequest) (any, error) {
 	if !isDigest(in.SHA256) {
 		return nil, fmt.Errorf("%w: sha256 is not 64 lower-case hex digits", fleet.ErrInvalid)
 	}
@@ -189,7 +170,7 @@ func (h *handler) publish(w http.ResponseWriter, r *http.Request, by fleet.Ident
 	return api.PublishResponse{Release: releaseOf(rel, channelNames(channels)), Warnings: append([]string{}, warnings...)}, nil
 }
 
-func (h *handler) listReleases(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+func (h *handler) listReleases(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
 	releases, err := h.cfg.Fleet.Releases(r.Context())
 	if err != nil {
 		return nil, err
@@ -203,6 +184,9 @@ func (h *handler) listReleases(_ http.ResponseWriter, r *http.Request, _ fleet.I
 		return nil, err
 	}
 	names := channelNames(channels)
+	if releases, err = cut(w, r, releases, func(rel fleet.Release) string { return rel.SHA256 }); err != nil {
+		return nil, err
+	}
 	out := make([]api.Release, 0, len(releases))
 	for _, rel := range releases {
 		row := releaseOf(rel, names)
@@ -271,7 +255,7 @@ func (h *handler) withdraw(_ http.ResponseWriter, r *http.Request, by fleet.Iden
 	return nil, h.cfg.Fleet.Withdraw(r.Context(), by, digest)
 }
 
-func (h *handler) listChannels(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+func (h *handler) listChannels(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
 	channels, err := h.cfg.Fleet.Channels(r.Context())
 	if err != nil {
 		return nil, err
@@ -284,6 +268,10 @@ func (h *handler) listChannels(_ http.ResponseWriter, r *http.Request, _ fleet.I
 	for _, rel := range releases {
 		versions[rel.SHA256] = rel.Version
 	}
+	channels, err = cut(w, r, channels, func(c fleet.Channel) string { return strings.Join([]string{c.Project, c.Chip, c.Name}, "/") })
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.Channel, 0, len(channels))
 	for _, c := range channels {
 		out = append(out, channelOf(c, versions[c.SHA256]))
@@ -291,11 +279,7 @@ func (h *handler) listChannels(_ http.ResponseWriter, r *http.Request, _ fleet.I
 	return out, nil
 }
 
-func (h *handler) setChannel(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.SetChannelRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) setChannel(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.SetChannelRequest) (any, error) {
 	c, err := h.cfg.Fleet.SetChannel(r.Context(), by, in.Project, in.Chip, in.Channel, in.Version)
 	if err != nil {
 		return nil, err
@@ -303,10 +287,17 @@ func (h *handler) setChannel(w http.ResponseWriter, r *http.Request, by fleet.Id
 	return channelOf(c, in.Version), nil
 }
 
-func (h *handler) listDevices(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
-	devices, err := h.cfg.Fleet.Devices(r.Context())
+func (h *handler) listDevices(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	after, limit, err := pageOf(r)
 	if err != nil {
 		return nil, err
+	}
+	devices, err := h.cfg.Fleet.DevicesAfter(r.Context(), after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if len(devices) == limit {
+		nextPage(w, limit, devices[limit-1].ID)
 	}
 	out := make([]api.Device, 0, len(devices))
 	for _, d := range devices {
@@ -334,11 +325,26 @@ func (h *handler) showDevice(_ http.ResponseWriter, r *http.Request, _ fleet.Ide
 	return out, nil
 }
 
-func (h *handler) enroll(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.EnrollRequest
-	if err := decode(w, r, &in); err != nil {
+func (h *handler) listAttempts(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	after, limit, err := pageOf(r)
+	if err != nil {
 		return nil, err
 	}
+	attempts, err := h.cfg.Fleet.AttemptsAfter(r.Context(), r.PathValue("id"), after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if len(attempts) == limit {
+		nextPage(w, limit, attempts[limit-1].ID)
+	}
+	out := make([]api.Attempt, 0, len(attempts))
+	for _, a := range attempts {
+		out = append(out, attemptOf(a))
+	}
+	return out, nil
+}
+
+func (h *handler) enroll(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.EnrollRequest) (any, error) {
 	token, err := h.cfg.Fleet.Enroll(r.Context(), by, in.DeviceID)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-func clientOf(t *testing.T, srv *httptest.Server, token string) *api.Client {
+func clientOf(t testing.TB, srv *httptest.Server, token string) *api.Client {
 	t.Helper()
 	c, err := api.NewClient(api.Options{BaseURL: srv.URL, Token: token, HTTPClient: srv.Client()})
 	if err != nil {
@@ -242,6 +242,7 @@ func TestBodiesAreReadStrictly(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "Bearer "+operatorToken)
+		req.Header.Set("Content-Type", "application/json")
 		resp, err := http.DefaultTransport.RoundTrip(req)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)

@@ -22,6 +22,7 @@ var problems = []struct {
 	{target(errNoPath), http.StatusNotFound, api.CodeNotFound},
 	{target(errMethod), http.StatusMethodNotAllowed, api.CodeMethod},
 	{target(errToken), http.StatusUnauthorized, api.CodeUnauthorized},
+	{target(errMedia), http.StatusUnsupportedMediaType, api.CodeMediaType},
 	{target(errLength), http.StatusLengthRequired, api.CodeLengthRequired},
 	{tooLarge, http.StatusRequestEntityTooLarge, api.CodeTooLarge},
 	{tooSoon, http.StatusTooManyRequests, api.CodeTooManyTries},

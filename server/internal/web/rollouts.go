@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -18,6 +19,7 @@ type RolloutFleet interface {
 	CreateRollout(ctx context.Context, by fleet.Identity, req fleet.RolloutRequest) (fleet.Rollout, error)
 	Rehearse(ctx context.Context, by fleet.Identity, req fleet.RehearsalRequest) (fleet.Rehearsal, error)
 	Rollouts(ctx context.Context) ([]fleet.RolloutView, error)
+	RolloutPage(ctx context.Context, after string, limit int) ([]fleet.RolloutView, error)
 	OpenRollouts(ctx context.Context) ([]fleet.RolloutView, error)
 	Rollout(ctx context.Context, id string) (fleet.RolloutView, error)
 	RolloutMembers(ctx context.Context, id string, state fleet.MemberState, after, limit int) ([]fleet.MemberView, error)
@@ -36,35 +38,55 @@ const (
 	maxDraft     = 10_000 // members and devices left out that a dry run lists; the figures are of all
 )
 
-func (h *handler) rolloutRoutes() map[string]map[string]call {
-	return map[string]map[string]call{
-		"/rollouts":              {http.MethodGet: h.listRollouts, http.MethodPost: h.createRollout},
-		"/rollouts/dry-run":      {http.MethodPost: h.dryRun},
-		"/rollouts/rehearse":     {http.MethodPost: h.rehearse},
-		"/rollouts/{id}":         {http.MethodGet: h.showRollout},
-		"/rollouts/{id}/members": {http.MethodGet: h.listMembers},
-		"/rollouts/{id}/pause":   {http.MethodPost: h.turn(h.cfg.Fleet.Pause)},
-		"/rollouts/{id}/resume":  {http.MethodPost: h.turn(h.cfg.Fleet.Resume)},
-		"/rollouts/{id}/abort":   {http.MethodPost: h.turn(h.cfg.Fleet.Abort)},
-		"/rollouts/{id}/members/{device}/skip": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-			return shownRollout(h.cfg.Fleet.SkipMember(r.Context(), by, r.PathValue("id"), r.PathValue("device")))
-		}},
-		"/devices/{id}/labels":  {http.MethodPost: h.setLabels},
-		"/devices/{id}/channel": {http.MethodPost: h.setDeviceChannel},
-		"/releases/{sha256}/lift": {http.MethodPost: func(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-			digest, err := digestOf(r)
-			if err != nil {
-				return nil, err
-			}
-			return nil, h.cfg.Fleet.LiftQuarantine(r.Context(), by, digest)
-		}},
+func (h *handler) rolloutRoutes() []route {
+	view, operate := fleet.RightView, fleet.RightOperate
+	turns := []api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused}
+	members := []param{
+		{"state", "only members in this state", reflect.TypeFor[string]()},
+		{"after", "only members with a rank above this", reflect.TypeFor[int]()},
+		{"limit", fmt.Sprintf("how many at most, 1 to %d (default %d)", maxMembers, membersShown), reflect.TypeFor[int]()},
+	}
+	return []route{
+		{http.MethodGet, "/rollouts", "listRollouts", "List rollouts, newest first", view, paged, []api.Rollout{}, nil, reads(h.listRollouts)},
+		{http.MethodPost, "/rollouts", "createRollout", "Choose the members and begin", operate, nil, api.Rollout{}, turns, once(takes(h.createRollout))},
+		{http.MethodPost, "/rollouts/dry-run", "planRollout", "Say what a rollout would be, and change nothing", operate, nil, api.RolloutDraft{},
+			[]api.Code{api.CodeNotFound, api.CodeRefused}, takes(h.dryRun)},
+		{http.MethodPost, "/rollouts/rehearse", "rehearseRollout", "Run a policy over a copy of the fleet in virtual time", operate, nil, api.Rehearsal{},
+			[]api.Code{api.CodeNotFound, api.CodeRefused}, takes(h.rehearse)},
+		{http.MethodGet, "/rollouts/{id}", "getRollout", "Show one rollout", view, nil, api.Rollout{}, []api.Code{api.CodeNotFound}, reads(h.showRollout)},
+		{http.MethodGet, "/rollouts/{id}/members", "listMembers", "List members of a rollout by rank", view, members, api.MemberPage{},
+			[]api.Code{api.CodeNotFound}, reads(h.listMembers)},
+		{http.MethodPost, "/rollouts/{id}/pause", "pauseRollout", "Start no more devices until it is resumed", operate, nil, api.Rollout{}, turns, reads(h.turn(h.cfg.Fleet.Pause))},
+		{http.MethodPost, "/rollouts/{id}/resume", "resumeRollout", "Go on with a paused or halted rollout", operate, nil, api.Rollout{}, turns, reads(h.turn(h.cfg.Fleet.Resume))},
+		{http.MethodPost, "/rollouts/{id}/abort", "abortRollout", "End a rollout for good", operate, nil, api.Rollout{}, turns, reads(h.turn(h.cfg.Fleet.Abort))},
+		{http.MethodPost, "/rollouts/{id}/members/{device}/skip", "skipMember", "Leave a member out that waits", operate, nil, api.Rollout{}, turns, reads(h.skipMember)},
+		{http.MethodPost, "/devices/{id}/channel", "setDeviceChannel", "Put a device into a channel", operate, nil, api.Device{},
+			[]api.Code{api.CodeNotFound, api.CodeRefused}, takes(h.setDeviceChannel)},
+		{http.MethodPost, "/devices/{id}/labels", "setLabels", "Set and remove labels of a device; the answer is all it has then", operate, nil, map[string]string{},
+			[]api.Code{api.CodeNotFound}, takes(h.setLabels)},
+		{http.MethodPost, "/releases/{sha256}/lift", "liftQuarantine", "Let a quarantined release be offered again", operate, nil, nil, digestCodes, reads(h.lift)},
 	}
 }
 
-func (h *handler) listRollouts(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
-	list, err := h.cfg.Fleet.Rollouts(r.Context())
+func (h *handler) lift(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	digest, err := digestOf(r)
 	if err != nil {
 		return nil, err
+	}
+	return nil, h.cfg.Fleet.LiftQuarantine(r.Context(), by, digest)
+}
+
+func (h *handler) listRollouts(w http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
+	after, limit, err := pageOf(r)
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.cfg.Fleet.RolloutPage(r.Context(), after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == limit {
+		nextPage(w, limit, list[limit-1].ID)
 	}
 	out := make([]api.Rollout, 0, len(list))
 	for _, v := range list {
@@ -73,11 +95,7 @@ func (h *handler) listRollouts(_ http.ResponseWriter, r *http.Request, _ fleet.I
 	return out, nil
 }
 
-func (h *handler) createRollout(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.RolloutRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) createRollout(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.RolloutRequest) (any, error) {
 	req := rolloutRequestOf(in)
 	req.Key = r.Header.Get(api.IdempotencyKey)
 	made, err := h.cfg.Fleet.CreateRollout(r.Context(), by, req)
@@ -87,11 +105,7 @@ func (h *handler) createRollout(w http.ResponseWriter, r *http.Request, by fleet
 	return shownRollout(h.cfg.Fleet.Rollout(r.Context(), made.ID))
 }
 
-func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.RolloutRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) dryRun(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.RolloutRequest) (any, error) {
 	d, err := h.cfg.Fleet.PlanRollout(r.Context(), by, rolloutRequestOf(in))
 	if err != nil {
 		return nil, err
@@ -113,11 +127,7 @@ func (h *handler) dryRun(w http.ResponseWriter, r *http.Request, by fleet.Identi
 	return out, nil
 }
 
-func (h *handler) rehearse(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.RehearsalRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) rehearse(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.RehearsalRequest) (any, error) {
 	mix := make(fleet.Mix, len(in.Mix))
 	for name, share := range in.Mix {
 		mix[fleet.Fate(name)] = share
@@ -192,11 +202,7 @@ func (h *handler) turn(verb func(context.Context, fleet.Identity, string) (fleet
 	}
 }
 
-func (h *handler) setLabels(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.SetLabelsRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) setLabels(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.SetLabelsRequest) (any, error) {
 	labels, err := h.cfg.Fleet.SetLabels(r.Context(), by, r.PathValue("id"), in.Set, in.Remove)
 	if err != nil {
 		return nil, err
@@ -204,11 +210,11 @@ func (h *handler) setLabels(w http.ResponseWriter, r *http.Request, by fleet.Ide
 	return map[string]string(labels), nil
 }
 
-func (h *handler) setDeviceChannel(w http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
-	var in api.SetDeviceChannelRequest
-	if err := decode(w, r, &in); err != nil {
-		return nil, err
-	}
+func (h *handler) skipMember(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	return shownRollout(h.cfg.Fleet.SkipMember(r.Context(), by, r.PathValue("id"), r.PathValue("device")))
+}
+
+func (h *handler) setDeviceChannel(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.SetDeviceChannelRequest) (any, error) {
 	d, err := h.cfg.Fleet.SetDeviceChannel(r.Context(), by, r.PathValue("id"), in.Channel)
 	if err != nil {
 		return nil, err

@@ -24,13 +24,19 @@ import (
 )
 
 // realFleet is a fleet with rows and one release, 1.1.0, and boards that have said that they run 1.0.0.
-func realFleet(t *testing.T, boards int) (*httptest.Server, *api.Client, *fleet.Fleet) {
+func realFleet(t testing.TB, boards int) (*httptest.Server, *api.Client, *fleet.Fleet) {
+	t.Helper()
+	return fleetOn(t, store.NewMemory(), boards)
+}
+
+// fleetOn is realFleet with its rows in rows.
+func fleetOn(t testing.TB, rows fleet.Store, boards int) (*httptest.Server, *api.Client, *fleet.Fleet) {
 	t.Helper()
 	blobs, err := store.OpenFolder(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := fleet.New(fleet.Config{Store: store.NewMemory(), Blobs: blobs, Log: quiet(), AllowUnsigned: true})
+	f, err := fleet.New(fleet.Config{Store: rows, Blobs: blobs, Log: quiet(), AllowUnsigned: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +225,9 @@ func TestBadRolloutRequestsAreProblems(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
+		if row.body != "" {
+			req.Header.Set("Content-Type", "application/json")
+		}
 		resp, err := srv.Client().Do(req)
 		if err != nil {
 			t.Fatal(err)

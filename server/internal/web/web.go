@@ -16,6 +16,7 @@ package web
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"html/template"
 	"io"
@@ -44,9 +45,10 @@ type Fleet interface {
 
 	Enroll(ctx context.Context, by fleet.Identity, id string) (token string, err error)
 	Revoke(ctx context.Context, by fleet.Identity, id string) error
-	Devices(ctx context.Context) ([]fleet.Device, error)
+	DevicesAfter(ctx context.Context, id string, limit int) ([]fleet.Device, error)
 	Device(ctx context.Context, id string) (fleet.Device, error)
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)
+	AttemptsAfter(ctx context.Context, device, after string, limit int) ([]fleet.Attempt, error)
 
 	Quarantines(ctx context.Context) ([]fleet.Quarantine, error)
 	RolloutFleet
@@ -54,6 +56,7 @@ type Fleet interface {
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
 
 	AccountKeeper
+	WebhookKeeper
 	Dashboard
 	Auditor
 }
@@ -109,6 +112,8 @@ type handler struct {
 	mux      *http.ServeMux
 	images   *imageCache
 	versions versionCache
+	// described is the OpenAPI document, made when it is first asked for.
+	described func() (json.RawMessage, error)
 }
 
 // New makes the handler. It starts nothing and is safe for concurrent use. Serve it with Server, which holds the
@@ -118,6 +123,7 @@ func New(cfg Config) http.Handler {
 		cfg.CacheBytes = 64 << 20
 	}
 	h := &handler{cfg: cfg, mux: http.NewServeMux(), images: newImageCache(cfg.CacheBytes)}
+	h.described = h.describe()
 	h.mux.HandleFunc("/{$}", h.landing)
 	h.mux.HandleFunc("/healthz", h.healthz)
 	h.mux.HandleFunc("/readyz", h.readyz)
@@ -265,5 +271,6 @@ var (
 	errNoPath = errors.New("no such path")
 	errMethod = errors.New("method is not allowed here")
 	errLength = errors.New("an upload must say its length")
+	errMedia  = errors.New("a body must be JSON and say so: Content-Type: application/json")
 	errToken  = errors.New("an operator's token is needed: Authorization: Bearer <token>")
 )
