@@ -149,9 +149,9 @@ type Config struct {
 	clock   func() time.Time
 	strict  bool
 	mutant  agent.Mutant
-	wrap    func(otaops.Flash) otaops.Flash              // what the application sees of the flash
-	atReset func(ResetReason) bool                       // before each boot decision; false ends Run
-	behave  func(parttable.Partition) appimage.Behaviour // of what runs from there; nil: as the image was built
+	wrap    func(otaops.Flash) otaops.Flash                               // what the application sees of the flash
+	atReset func(ResetReason) bool                                        // before each boot decision; false ends Run
+	behave  func(*norflash.Flash, parttable.Partition) appimage.Behaviour // of what runs from there; nil: as the image was built
 }
 
 // Board is one board. Run may be called again after it returned; the methods of one Board but Reset are for one goroutine.
@@ -354,7 +354,7 @@ var errReset = errors.New("reset")
 func (b *Board) behaviour(res bootloader.Result) appimage.Behaviour {
 	p := res.Partition
 	if b.cfg.behave != nil {
-		return b.cfg.behave(p)
+		return b.cfg.behave(b.flash, p)
 	}
 	return appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
 }

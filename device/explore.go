@@ -37,7 +37,8 @@ type explorer struct {
 	workers int
 	passes  []func(i int, op norflash.Op) bool // which operations of the story are cut for the first time, turn by turn
 	found   func(finding)                      // of each bad state; from any goroutine, one at a time
-	step    func()                             // after each state
+	step    func(figures)                      // after each state, likewise
+	tell    func(string)                       // what a board does; nil: nobody listens
 
 	mu       sync.Mutex
 	contents map[sum]int   // that were looked at, and after how many cuts
@@ -62,6 +63,7 @@ type end struct {
 // figures count what an explorer did.
 type figures struct {
 	operations int // of the story, undisturbed
+	cut        int // of them, and in one way each: first cuts
 	states     int // that power cuts left
 	distinct   int // different contents among them
 	escaped    int // set aside, see story.escaped
@@ -103,9 +105,17 @@ type path struct {
 // run explores the story. It returns early, with what there is, when ctx ends; the error is of the story itself, which
 // goes wrong without any power cut.
 func (x *explorer) run(ctx context.Context) error {
-	x.contents, x.ends = map[sum]int{}, map[place]end{}
+	x.clear()
 	var whole path
 	x.bubble(func() { whole = x.follow(x.start, 0, true) })
+	return x.cutAll(ctx, whole)
+}
+
+// clear forgets what is known.
+func (x *explorer) clear() { x.contents, x.ends = map[sum]int{}, map[place]end{} }
+
+// cutAll explores from a path of the story that no power cut disturbed.
+func (x *explorer) cutAll(ctx context.Context, whole path) error {
 	if whole.problem != "" {
 		return errors.New(whole.problem)
 	}
@@ -180,6 +190,9 @@ func (x *explorer) take(op norflash.Op, before, cut *norflash.Flash, cuts int) b
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.figures.states++
+	if cuts == 1 {
+		x.figures.cut++
+	}
 	return x.isNew(content, cuts)
 }
 
@@ -215,7 +228,7 @@ func (x *explorer) look(ctx context.Context, j job) {
 		}
 	}
 	if x.step != nil {
-		x.step()
+		x.step(x.figures)
 	}
 	x.mu.Unlock()
 	if j.cuts < x.cuts {
@@ -258,6 +271,7 @@ func (x *explorer) follow(f *norflash.Flash, cuts int, record bool) (p path) {
 		unheard = 0
 		if content := board.flash.Sum(); len(trail) > 0 && content != trail[len(trail)-1].content {
 			x.mu.Lock()
+			x.figures.states++
 			fresh := x.isNew(content, cuts)
 			x.mu.Unlock()
 			if fresh {
@@ -280,7 +294,10 @@ func (x *explorer) follow(f *norflash.Flash, cuts int, record bool) (p path) {
 		trail = append(trail, at)
 		return true
 	}
-	cfg.OnBoot = func(booted string, _ ResetReason) {
+	cfg.OnBoot = func(booted string, why ResetReason) {
+		if x.tell != nil {
+			x.tell(fmt.Sprintf("boots %s after %s", booted, why))
+		}
 		mu.Lock()
 		answered = false
 		mu.Unlock()
@@ -302,6 +319,9 @@ func (x *explorer) follow(f *norflash.Flash, cuts int, record bool) (p path) {
 		last = s
 		if word := string(s.Phase) + ":" + string(s.Reason); len(phases) == 0 || phases[len(phases)-1] != word {
 			phases = append(phases, word)
+			if x.tell != nil {
+				x.tell(fmt.Sprintf("says %s %s: %s", s.Phase, s.CurrentVersion, s.Message))
+			}
 		}
 		answered = answered || x.answered(s)
 		// A trial may be told of an order that it fulfils, and has still to end.
@@ -398,15 +418,15 @@ func (p *path) close(f *norflash.Flash) {
 }
 
 // tears is every way to cut an operation: before it, after it, and in the middle cleanly, at random and, for an erase, on a
-// chip that clears a sector first.
-func tears(op norflash.Op, seeds int) []norflash.Cut {
+// chip that clears a sector first. Random ones come with so many seeds, from the given one on.
+func tears(op norflash.Op, from uint64, seeds int) []norflash.Cut {
 	ways := []norflash.Cut{norflash.Before, norflash.After}
 	for _, n := range []int{1, 4, 16, int(op.Len) / 2, int(op.Len) - 1} {
 		if n > 0 && n < int(op.Len) {
 			ways = append(ways, norflash.Part(n))
 		}
 	}
-	for seed := range uint64(seeds) {
+	for seed := from; seed < from+uint64(seeds); seed++ {
 		ways = append(ways, norflash.Bits(seed), norflash.Torn(seed))
 		if op.Kind == norflash.OpErase {
 			ways = append(ways, norflash.Zeros(seed))

@@ -92,7 +92,7 @@ func TestPowerCutSweepInPairs(t *testing.T) {
 			x.ways = func(op norflash.Op, nth int) []norflash.Cut {
 				switch {
 				case long(t) && sw.metadata(op):
-					return tears(op, 2)
+					return tears(op, 0, 2)
 				case long(t) || nth == 1 && sw.metadata(op):
 					return []norflash.Cut{norflash.Before, norflash.After, norflash.Part(16), norflash.Torn(1), norflash.Bits(2)}
 				case nth == 1 || sw.metadata(op):

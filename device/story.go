@@ -19,7 +19,7 @@ type story struct {
 	name   string
 	start  *norflash.Flash
 	table  parttable.Table
-	chip   appimage.ChipID
+	fuses  fuses
 	order  string // retained
 	server http.RoundTripper
 	images [][]byte // what may start: these, whole, and nothing else
@@ -55,7 +55,7 @@ func (s *story) zombies(f *norflash.Flash) string {
 	recs := s.records(f)
 	slots := s.table.Slots()
 	for i, p := range slots {
-		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: s.chip, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
+		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: s.fuses.chip, Revision: s.fuses.revision, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
 		if err == nil && !recs[0].Names(i, len(slots)) && !recs[1].Names(i, len(slots)) {
 			return p.Name + " boots and no record vouches for it"
 		}

@@ -52,7 +52,7 @@ type sweep struct {
 // record follows the story without a power cut.
 func (sw *sweep) record(t *testing.T) path {
 	x := sw.explorer(t, 0)
-	x.contents, x.ends = map[sum]int{}, map[place]end{}
+	x.clear()
 	var p path
 	x.bubble(func() { p = x.follow(sw.start, 0, true) })
 	return p
@@ -77,13 +77,13 @@ func (sw *sweep) explorer(t *testing.T, cuts int) *explorer {
 		ways: func(op norflash.Op, _ int) []norflash.Cut {
 			switch {
 			case sw.metadata(op) && long(t):
-				return tears(op, longMetadataSeeds)
+				return tears(op, 0, longMetadataSeeds)
 			case sw.metadata(op):
-				return tears(op, cmp.Or(sw.seeds, metadataSeeds))
+				return tears(op, 0, cmp.Or(sw.seeds, metadataSeeds))
 			case long(t):
-				return tears(op, longDataSeeds)
+				return tears(op, 0, longDataSeeds)
 			}
-			return tears(op, dataSeeds)
+			return tears(op, 0, dataSeeds)
 		},
 		found: func(f finding) {
 			if bad++; bad <= 5 {
