@@ -19,7 +19,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -356,7 +355,7 @@ func (b *Board) behaviour(res bootloader.Result) appimage.Behaviour {
 	if b.cfg.behave != nil {
 		return b.cfg.behave(b.flash, p)
 	}
-	return appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
+	return appimage.TrialBehaviour(section(b.flash, p), res.Image)
 }
 
 func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p parttable.Partition, reset ResetReason) (ResetReason, error) {

@@ -79,43 +79,6 @@ func TestPowerCutSweepWithoutRollback(t *testing.T) {
 	sw.report(t)
 }
 
-// TestPowerCutSweepInPairs cuts the power twice in one update of an image of 16 KiB, once and again in what the board then
-// does about it: all pairs of operations.
-func TestPowerCutSweepInPairs(t *testing.T) {
-	for _, c := range []struct {
-		behaviour appimage.Behaviour
-		final     func(old, next []byte) []byte
-	}{{appimage.BehaviourOK, toNew}, {appimage.BehaviourUnhealthy, toOld}} {
-		t.Run(string(c.behaviour), func(t *testing.T) {
-			sw := tiny(t, c.behaviour, c.final)
-			x := sw.explorer(t, 2)
-			x.ways = func(op norflash.Op, nth int) []norflash.Cut {
-				switch {
-				case long(t) && sw.metadata(op):
-					return tears(op, 0, 2)
-				case long(t) || nth == 1 && sw.metadata(op):
-					return []norflash.Cut{norflash.Before, norflash.After, norflash.Part(16), norflash.Torn(1), norflash.Bits(2)}
-				case nth == 1 || sw.metadata(op):
-					return []norflash.Cut{norflash.After, norflash.Torn(1)}
-				case op.Off/norflash.PieceSize%16 == 5:
-					return []norflash.Cut{norflash.Torn(0)} // of the bytes of the image a sample: all of them in the long run
-				}
-				return nil
-			}
-			if f := reportOf(t, x); f.distinct < 5_000 {
-				t.Errorf("only %d pairs", f.distinct)
-			}
-		})
-	}
-}
-
-// tiny is an update of 16 KiB on a small chip, unsigned: what a signature costs is not what is tried here.
-func tiny(t *testing.T, b appimage.Behaviour, final func(old, next []byte) []byte) *sweep {
-	t.Helper()
-	small := func(o *appimage.BuildOptions) { o.Size = 16 << 10 }
-	return sweepIn(t, componentTable(), 1<<20, nil, image(t, "1.0.0", small), image(t, "1.1.0", small, trial(b)), final)
-}
-
 // TestPowerCutAtRandomAgainAndAgain cuts one update up to eight times, live, until it is through.
 func TestPowerCutAtRandomAgainAndAgain(t *testing.T) {
 	runs := 60

@@ -55,12 +55,21 @@ func (s *story) zombies(f *norflash.Flash) string {
 	recs := s.records(f)
 	slots := s.table.Slots()
 	for i, p := range slots {
-		_, err := appimage.Verify(io.NewSectionReader(f, int64(p.Offset), int64(p.Size)), appimage.Target{Chip: s.fuses.chip, Revision: s.fuses.revision, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
+		_, err := s.verify(f, p)
 		if err == nil && !recs[0].Names(i, len(slots)) && !recs[1].Names(i, len(slots)) {
 			return p.Name + " boots and no record vouches for it"
 		}
 	}
 	return ""
+}
+
+// verify is the bootloader's look at a slot.
+func (s *story) verify(f *norflash.Flash, p parttable.Partition) (*appimage.Image, error) {
+	return appimage.Verify(section(f, p), appimage.Target{Chip: s.fuses.chip, Revision: s.fuses.revision, PartitionSize: int64(p.Size), FlashOffset: int64(p.Offset)})
+}
+
+func section(f *norflash.Flash, p parttable.Partition) *io.SectionReader {
+	return io.NewSectionReader(f, int64(p.Offset), int64(p.Size))
 }
 
 // orphaned says that the slot that runs has no record of its own to boot by: the next update would leave it none.

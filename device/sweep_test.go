@@ -179,6 +179,17 @@ func TestPowerCutSweep(t *testing.T) {
 	}
 }
 
+// TestPowerCutSweepOfAFullSlot: an image of 1.5 MiB, of whose operations one in a thousand is cut, and in the long run each.
+func TestPowerCutSweepOfAFullSlot(t *testing.T) {
+	sw := sweepOf(t, image(t, "1.1.0", func(o *appimage.BuildOptions) { o.Size = 1536 << 10 }), toNew, agent.MutantNone)
+	x := sw.explorer(t, 1)
+	x.passes = []func(int, norflash.Op) bool{func(i int, op norflash.Op) bool { return long(t) || i%1000 == 0 && !sw.metadata(op) }}
+	x.ways = func(norflash.Op, int) []norflash.Cut { return []norflash.Cut{norflash.After, norflash.Torn(0)} }
+	if f := reportOf(t, x); f.operations < 24_000 {
+		t.Errorf("only %d operations", f.operations)
+	}
+}
+
 // TestPowerCutSweepOfAFailedTrial does the same to updates that are undone: the board ends on the old image, the
 // failed one is quarantined and no longer bootable.
 //
