@@ -129,7 +129,7 @@ type tale struct {
 }
 
 // trialSeconds is how long an image that nothing is heard of has in the story about it: each life of it waits so long.
-const trialSeconds = 2
+const trialSeconds = 4
 
 func newProof(cfg ProofConfig) (*proof, error) {
 	cfg.Every, cfg.Cuts = max(cfg.Every, 1), min(max(cfg.Cuts, 1), 3)
@@ -384,7 +384,7 @@ func (p *proof) explorer(t *tale) *explorer {
 	for n := range turns {
 		passes = append(passes, turn(n*5%turns))
 	}
-	return &explorer{story: &t.story, cuts: p.cfg.Cuts, limit: time.Minute, workers: jobs, passes: passes,
+	return &explorer{story: &t.story, cuts: p.cfg.Cuts, limit: 10 * time.Minute, workers: jobs, passes: passes,
 		bubble: func(life func()) { life() },
 		timing: Timing{Boot: time.Nanosecond, Crash: time.Nanosecond, Watchdog: time.Nanosecond, Frame: time.Millisecond},
 		ways: func(op norflash.Op, nth int) []norflash.Cut {

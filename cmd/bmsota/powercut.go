@@ -21,6 +21,9 @@ var flashKind = inputKind{what: "a board's flash file", limit: 32 << 20}
 // maxFailureFiles is how many failing states are written as flash files.
 const maxFailureFiles = 5
 
+// maxFailures is how many of them the report lists.
+const maxFailures = 100
+
 // proofReport is what the command prints with --json, and what it keeps with -o.
 type proofReport struct {
 	Old         provedImage          `json:"old"`
@@ -182,22 +185,25 @@ func watchProof(cmd *cobra.Command, ctx context.Context, cfg device.ProofConfig,
 		left := time.Duration(float64(time.Since(began)) / float64(max(done, 1)) * float64(of-done))
 		s.draw([]string{fmt.Sprintf("%s %s %d/%d cuts, %s left", plan.Story, bar(int64(done), int64(of)), done, of, roughly(left))})
 	}
-	cfg.OnFailure = func(f device.ProofFailure) {
-		failed := failedState{ProofFailure: f}
-		if len(r.Failures) < maxFailureFiles {
-			path := fmt.Sprintf("powercut-%s-%d.flash", f.Story, len(r.Failures)+1)
-			if err := replaceFile(path, f.Flash); err == nil {
-				failed.File = path
-				failed.Replay = fmt.Sprintf("bmsota powercut %s --replay %s --story %s", given, path, f.Story)
-			} else {
-				warn(cmd, "%s", sentence(unwritable(path, err)))
-			}
-		}
-		if failed.Flash = nil; len(r.Failures) < 100 {
-			r.Failures = append(r.Failures, failed)
+	cfg.OnFailure = func(f device.ProofFailure) { r.keep(cmd, f, given) }
+	return device.Prove(ctx, cfg)
+}
+
+// keep puts a failing state into the report, and the first few into flash files with the command that shows them again.
+func (r *proofReport) keep(cmd *cobra.Command, f device.ProofFailure, given string) {
+	failed := failedState{ProofFailure: f}
+	if len(r.Failures) < maxFailureFiles {
+		path := fmt.Sprintf("powercut-%s-%d.flash", f.Story, len(r.Failures)+1)
+		if err := replaceFile(path, f.Flash); err == nil {
+			failed.File = path
+			failed.Replay = fmt.Sprintf("bmsota powercut %s --replay %s --story %s", given, path, f.Story)
+		} else {
+			warn(cmd, "%s", sentence(unwritable(path, err)))
 		}
 	}
-	return device.Prove(ctx, cfg)
+	if failed.Flash = nil; len(r.Failures) < maxFailures {
+		r.Failures = append(r.Failures, failed)
+	}
 }
 
 // roughly says a time for people.
