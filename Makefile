@@ -40,7 +40,7 @@ check: ## format, vet, staticcheck, tidy, unit and architecture tests
 
 .PHONY: race
 race: ## the packages with goroutines under the race detector (the sweeps have none, and run in check)
-	go test -race -skip 'RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
+	go test -race -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
@@ -57,8 +57,8 @@ variations: ## N variations (default a million) of what the C component reads, a
 	BMSOTA_VARIATIONS=$(or $(N),1000000) go test -count=1 -timeout 60m -run ComponentDecides -v ./firmware/host_test/hosttest
 
 .PHONY: powercut
-powercut: ## the long power-cut sweep: every operation, several tears
-	BMSOTA_POWERCUT=long go test -count=1 -timeout 60m -run PowerCut -v ./device/...
+powercut: ## the long power-cut sweeps: every operation, several tears, all pairs, a full slot
+	BMSOTA_POWERCUT=long go test -count=1 -timeout 180m -run 'PowerCut|NoFlip' -v ./device/...
 
 .PHONY: crash
 crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run

@@ -19,7 +19,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -149,7 +148,9 @@ type Config struct {
 	clock   func() time.Time
 	strict  bool
 	mutant  agent.Mutant
-	wrap    func(otaops.Flash) otaops.Flash // what the application sees of the flash
+	wrap    func(otaops.Flash) otaops.Flash                               // what the application sees of the flash
+	atReset func(ResetReason) bool                                        // before each boot decision; false ends Run
+	behave  func(*norflash.Flash, parttable.Partition) appimage.Behaviour // of what runs from there; nil: as the image was built
 }
 
 // Board is one board. Run may be called again after it returned; the methods of one Board but Reset are for one goroutine.
@@ -275,6 +276,9 @@ func (b *Board) Run(ctx context.Context) error {
 	}
 	reset := PowerOn
 	for {
+		if b.cfg.atReset != nil && !b.cfg.atReset(reset) {
+			return nil
+		}
 		res, err := bootloader.Boot(b.flash, bootloader.Config{
 			Rollback: !b.cfg.NoRollback, AntiRollback: b.cfg.AntiRollback, Efuse: &b.fuses.secure,
 			Chip: b.fuses.chip, ChipRevision: b.fuses.revision})
@@ -332,9 +336,7 @@ func (b *Board) live(ctx context.Context, res bootloader.Result, reset ResetReas
 		after, suffered = b.suffer(life)
 	}
 	if !suffered {
-		p := res.Partition
-		behaviour := appimage.TrialBehaviour(io.NewSectionReader(b.flash, int64(p.Offset), int64(p.Size)), res.Image)
-		after, err = b.behave(life, behaviour, p, reset)
+		after, err = b.behave(life, b.behaviour(res), res.Partition, reset)
 	}
 	end(nil)
 	wg.Wait()
@@ -347,6 +349,14 @@ func (b *Board) live(ctx context.Context, res bootloader.Result, reset ResetReas
 }
 
 var errReset = errors.New("reset")
+
+func (b *Board) behaviour(res bootloader.Result) appimage.Behaviour {
+	p := res.Partition
+	if b.cfg.behave != nil {
+		return b.cfg.behave(b.flash, p)
+	}
+	return appimage.TrialBehaviour(section(b.flash, p), res.Image)
+}
 
 func (b *Board) behave(ctx context.Context, behaviour appimage.Behaviour, p parttable.Partition, reset ResetReason) (ResetReason, error) {
 	switch behaviour {

@@ -120,7 +120,7 @@ func newComponentCase(t *testing.T, behaviour appimage.Behaviour, final func(old
 	l := Layout{Image: old, Table: componentTable(), Size: 1 << 20,
 		OTAConfig:  fmt.Appendf(nil, `{"server_url":"%s/firmware/firmware.bin","auto_rollback_enabled":true,"skip_cert_verification":true,"health":{"deadline_s":%d}%s}`, b.url, deadline, trusting(t, key)),
 		MQTTConfig: fmt.Appendf(nil, `{"broker_host":"127.0.0.1","broker_port":%d,"qos":1}`, b.port)}
-	return &componentCase{bench: b, sweep: &sweep{layout: l, old: old, next: next, final: final(old, next), holes: behaviour == appimage.BehaviourCrash}}
+	return &componentCase{bench: b, sweep: &sweep{layout: l, old: old, next: next, story: &story{table: l.Table, images: [][]byte{old, next}, final: final(old, next), holes: behaviour == appimage.BehaviourCrash}}}
 }
 
 // rest runs a new board with this power cut, and after it until the retained order is found fulfilled or refused. It
@@ -169,7 +169,7 @@ func (cc *componentCase) rest(folder string, cut PowerCut) (ops int, problem str
 	board.flash.OnOp(func(norflash.Op) { inBootloader = inBootloader || board.flash.Ops() == cut.At })
 	err = board.Run(ctx)
 	if errors.Is(err, ErrPowerCut) {
-		if board.flash.PowerOn(); cc.sweep.holes && inBootloader && cc.escapes(board.flash) {
+		if board.flash.PowerOn(); cc.story.holes && inBootloader && cc.escapes(board.flash) {
 			cc.holes.Add(1)
 			return board.flash.Ops(), ""
 		}

@@ -1,17 +1,13 @@
 package device
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -41,11 +37,6 @@ func image(t testing.TB, version string, change ...func(*appimage.BuildOptions))
 
 func trial(b appimage.Behaviour) func(*appimage.BuildOptions) {
 	return func(o *appimage.BuildOptions) { o.Trial = b }
-}
-
-func sha(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
@@ -129,18 +120,6 @@ func (s *server) log(method string) (n int) {
 	return n
 }
 
-func reply(r *http.Request, code int, header http.Header, body io.Reader, length int64) *http.Response {
-	if header == nil {
-		header = http.Header{}
-	}
-	return &http.Response{StatusCode: code, Status: strconv.Itoa(code), Header: header, Body: io.NopCloser(body),
-		ContentLength: length, Request: r, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-}
-
-func plain(r *http.Request, code int, body []byte) *http.Response {
-	return reply(r, code, nil, bytes.NewReader(body), int64(len(body)))
-}
-
 var errLine = errors.New("connection reset")
 
 func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -180,23 +159,18 @@ func (s *server) file(r *http.Request, body []byte) *http.Response {
 	if s.etag != "" {
 		tag = s.etag
 	}
-	code, header := http.StatusOK, http.Header{"Etag": {tag}}
-	if from, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && s.ranges && r.Header.Get("If-Range") == tag {
-		start, err := strconv.Atoi(strings.TrimSuffix(from, "-"))
-		if err != nil || start >= len(body) {
-			return plain(r, http.StatusRequestedRangeNotSatisfiable, nil)
-		}
-		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(body)-1, len(body)))
-		code, body = http.StatusPartialContent, body[start:]
+	if !s.ranges {
+		r = r.Clone(r.Context())
+		r.Header.Del("Range")
 	}
-	var rd io.Reader = bytes.NewReader(body)
-	if s.cut > 0 && s.cut < int64(len(body)) {
-		rd = io.MultiReader(bytes.NewReader(body[:s.cut]), errReader{})
+	resp := ranged(r, body, tag)
+	if s.cut > 0 && s.cut < resp.ContentLength {
+		resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, s.cut), errReader{}))
 		if s.cuts--; s.cuts == 0 {
 			s.cut = 0
 		}
 	}
-	return reply(r, code, header, rd, int64(len(body)))
+	return resp
 }
 
 type errReader struct{}

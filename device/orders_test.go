@@ -606,14 +606,14 @@ func TestNothingButTestsSetsAMutant(t *testing.T) {
 
 func TestMutantsAreNoticed(t *testing.T) {
 	t.Run(string(agent.MutantSwitchFirst), func(t *testing.T) {
-		_, tr := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantSwitchFirst)
-		if newBeforeBytes(tr, image(t, "1.1.0")) == "" {
+		sw := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantSwitchFirst)
+		if newBeforeBytes(sw, sw.record(t)) == "" {
 			t.Error("a record before its bytes goes unnoticed")
 		}
 	})
 	t.Run(string(agent.MutantKeepFailedSlot), func(t *testing.T) {
-		sw, tr := sweepOf(t, image(t, "1.1.0", trial(appimage.BehaviourCrash)), toOld, agent.MutantKeepFailedSlot)
-		if sw.zombies(tr.forks[len(tr.forks)-1]) == "" {
+		sw := sweepOf(t, image(t, "1.1.0", trial(appimage.BehaviourCrash)), toOld, agent.MutantKeepFailedSlot)
+		if sw.zombies(sw.record(t).last) == "" {
 			t.Error("a failed image that stays bootable goes unnoticed")
 		}
 	})
@@ -635,10 +635,10 @@ func TestMutantsAreNoticed(t *testing.T) {
 // comes up every time. With the failed image left in place some flips are for ever.
 func TestEveryBitOfTheRecordsAfterARollback(t *testing.T) {
 	stuck := func(mutant agent.Mutant) (n int) {
-		_, tr := sweepOf(t, image(t, "1.1.0", trial(appimage.BehaviourCrash)), toOld, mutant)
+		after := sweepOf(t, image(t, "1.1.0", trial(appimage.BehaviourCrash)), toOld, mutant).record(t).last
 		data, _ := parttable.Default().OTAData()
 		for bit := range 512 {
-			f := tr.forks[len(tr.forks)-1].Clone()
+			f := after.Clone()
 			off := int64(data.Offset) + int64(bit/256)*4096
 			sector := make([]byte, 4096)
 			f.ReadAt(sector, off)

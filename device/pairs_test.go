@@ -1,7 +1,6 @@
 package device
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -13,26 +12,21 @@ import (
 )
 
 // in makes a sweep of another table: same files, same images.
-func in(t *testing.T, table string, next []byte, final func(old, next []byte) []byte) (*sweep, *trace) {
+func in(t *testing.T, table string, next []byte, final func(old, next []byte) []byte) *sweep {
 	t.Helper()
-	key, old := newKey(t), image(t, "1.0.0")
-	f := release(t, next, key)
-	l := layout(old, trusting(t, key))
-	l.Table = tableOf(t, table)
-	sw := &sweep{order: update, layout: l, old: old, next: next, final: final(old, next), metadataOnly: true, tears: 10,
-		server: func() *server { return serve(t, f, next) }, trouble: func(s string) { t.Error(s) }}
-	return sw, sw.record(t, nil)
+	sw := sweepIn(t, tableOf(t, table), 0, newKey(t), image(t, "1.0.0"), next, final)
+	sw.metadataOnly, sw.seeds = true, 4
+	return sw
 }
 
 func TestPowerCutSweepOfOtherLayouts(t *testing.T) {
 	for name, table := range map[string]string{"factory": factoryTable, "three slots": threeSlots, "encrypted": encrypted} {
 		t.Run(name, func(t *testing.T) {
-			sw, tr := in(t, table, image(t, "1.1.0"), toNew)
-			sw.report(t, tr)
-			updated := tr.forks[len(tr.forks)-1]
+			sw := in(t, table, image(t, "1.1.0"), toNew)
+			sw.report(t)
+			updated := sw.end(t)
 			t.Run("undone", func(t *testing.T) {
-				sw, tr := in(t, table, image(t, "1.1.0", trial(appimage.BehaviourUnhealthy)), toOld)
-				sw.report(t, tr)
+				in(t, table, image(t, "1.1.0", trial(appimage.BehaviourUnhealthy)), toOld).report(t)
 			})
 			if name == "factory" {
 				// The slot that the records ask for is damaged, the board falls back to its factory application and the
@@ -40,17 +34,14 @@ func TestPowerCutSweepOfOtherLayouts(t *testing.T) {
 				t.Run("fallen back", func(t *testing.T) {
 					damaged := updated.Clone()
 					put(t, damaged, 0x110000+30<<10, []byte{1, 2, 3})
-					sw := *sw
-					sw.trouble = func(s string) { t.Error(s) }
-					sw.report(t, sw.record(t, damaged))
+					sw.start = damaged
+					sw.report(t)
 				})
 				return
 			}
 			t.Run("rolled back by order", func(t *testing.T) {
-				sw := *sw
-				sw.order, sw.final = `{"action":"rollback","version":"1.0.0"}`, sw.old
-				sw.trouble = func(s string) { t.Error(s) }
-				sw.report(t, sw.record(t, updated))
+				sw.start, sw.order, sw.final = updated, `{"action":"rollback","version":"1.0.0"}`, sw.old
+				sw.report(t)
 			})
 		})
 	}
@@ -58,103 +49,34 @@ func TestPowerCutSweepOfOtherLayouts(t *testing.T) {
 
 // TestPowerCutSweepOfARollbackPastAnOlderImage: three slots, a release in each, and back by one in the same boot.
 func TestPowerCutSweepOfARollbackPastAnOlderImage(t *testing.T) {
-	sw, _ := in(t, threeSlots, image(t, "1.2.0"), toNew)
-	before, tr := image(t, "1.1.0"), &trace{}
-	sw.layout.OTAConfig = fmt.Appendf(nil, otaConfig, "")
-	sw.old, sw.final = before, before
-	sw.order = `{"action":"rollback","version":"1.1.0"}`
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, sw.layout, &server{files: map[string][]byte{}})
-		b.on()
-		b.settle(5 * time.Second)
-		b.offer(before, update)
-		b.offer(sw.next, update)
-		b.wantRunning(sw.next)
-		tr.of(b.flash())
-		b.hub.order(sw.order)
-		b.settle(5 * time.Minute)
-		b.off()
-		b.wantRunning(before)
-		tr.forks = append(tr.forks, b.flash().Clone())
-	})
-	sw.report(t, tr)
+	first := sweepIn(t, tableOf(t, threeSlots), 0, nil, image(t, "1.0.0"), image(t, "1.1.0"), toNew)
+	sw := sweepIn(t, first.table, 0, nil, first.next, image(t, "1.2.0"), toNew)
+	sw.start = first.end(t)
+	sw.start = sw.record(t).last // not at rest yet: the oldest image has no record, and goes at the next boot
+	sw.order, sw.final = `{"action":"rollback","version":"1.1.0"}`, first.next
+	sw.report(t)
 }
 
 // TestPowerCutSweepOfTheSecurityFloor: VALID first, then the eFuse. A cut between the two must not leave a board whose
 // only proven image is below its floor, nor one whose floor stays down.
 func TestPowerCutSweepOfTheSecurityFloor(t *testing.T) {
 	secure := func(o *appimage.BuildOptions) { o.SecureVersion = 2 }
-	sw, _ := sweepOf(t, image(t, "1.1.0", secure), toNew, agent.MutantNone)
+	sw := sweepOf(t, image(t, "1.1.0", secure), toNew, agent.MutantNone)
 	sw.metadataOnly = true
 	sw.config = func(c *Config) { c.AntiRollback = true }
-	tr := sw.record(t, nil)
-	if fu, ok, err := readFuses(tr.forks[len(tr.forks)-1]); err != nil || !ok || fu.secure != 2 {
+	if fu, ok, err := readFuses(sw.end(t)); err != nil || !ok || fu.secure != 2 {
 		t.Fatalf("the update leaves %+v, %v, %v", fu, ok, err)
 	}
-	sw.report(t, tr)
+	sw.report(t)
 }
 
 // TestPowerCutSweepWithoutRollback: a board as the first firmware was built. There is no trial to end, but an update that
 // is cut still leaves the old image or the new one.
 func TestPowerCutSweepWithoutRollback(t *testing.T) {
-	sw, _ := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantNone)
+	sw := sweepOf(t, image(t, "1.1.0"), toNew, agent.MutantNone)
 	sw.metadataOnly = true
 	sw.config = func(c *Config) { c.NoRollback = true }
-	sw.report(t, sw.record(t, nil))
-}
-
-// TestPowerCutSweepInPairs cuts the power twice in one update of an image of 16 KiB: once, and again in what the board
-// then does about it. All pairs of operations on metadata, and of the rest a sample of pairs; with BMSOTA_POWERCUT=long
-// all pairs of all operations.
-func TestPowerCutSweepInPairs(t *testing.T) {
-	const seed, sample = 20, 1200
-	small := func(o *appimage.BuildOptions) { o.Size = 16 << 10 }
-	for _, c := range []struct {
-		name  string
-		next  []byte
-		final func(old, next []byte) []byte
-	}{
-		{"good", image(t, "1.1.0", small), toNew},
-		{"undone", image(t, "1.1.0", small, trial(appimage.BehaviourUnhealthy)), toOld},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			began := time.Now()
-			sw, tr := sweepOf(t, c.next, c.final, agent.MutantNone)
-			random := rand.New(rand.NewPCG(seed, 0))
-			crew, first := sw.crew(t), map[[32]byte]bool{}
-			firsts, sampled := 0, 0
-			for i, op := range tr.ops {
-				tears := 1
-				if !sw.metadata(op) && !long(t) && random.IntN(len(tr.ops)) > 12 {
-					continue
-				}
-				tr.cuts(i, tears, func(what string, f *norflash.Flash) {
-					if sum := sw.content(f); first[sum] {
-						return
-					} else {
-						first[sum] = true
-					}
-					firsts++
-					again := sw.record(t, f)
-					for k, op := range again.ops {
-						if !sw.metadata(op) && !long(t) {
-							if sampled >= sample || random.IntN(len(again.ops)) > 4 {
-								continue
-							}
-							sampled++
-						}
-						again.cuts(k, tears, func(then string, f *norflash.Flash) { crew.try(what+", then "+then, f) })
-					}
-				})
-			}
-			crew.finish()
-			t.Logf("power cuts: %s: %d first cuts, %d pairs (%d distinct; %d second cuts in data, seed %d), %d bad, %v",
-				t.Name(), firsts, crew.states, crew.distinct, sampled, seed, crew.bad, time.Since(began).Round(time.Millisecond))
-			if crew.states < 2000 {
-				t.Errorf("only %d pairs", crew.states)
-			}
-		})
-	}
+	sw.report(t)
 }
 
 // TestPowerCutAtRandomAgainAndAgain cuts one update up to eight times, live, until it is through.

@@ -19,6 +19,7 @@ func commands() []*cobra.Command {
 		newStatusCmd(),
 		newMonitorCmd(),
 		newDeviceCmd(),
+		newPowercutCmd(),
 		newDevicesCmd(),
 		newAccountsCmd(),
 		newTokensCmd(),

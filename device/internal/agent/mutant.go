@@ -19,6 +19,8 @@ const (
 	MutantSwitchFirst    Mutant = "switch first"     // pointer before bytes
 	MutantKeepFailedSlot Mutant = "keep failed slot" // report, and leave the failed image bootable
 	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
+	MutantBlindBlocks    Mutant = "blind blocks"     // take what is in the slot for the promised blocks
+	MutantCountNothing   Mutant = "count nothing"    // ask for wrong bytes again and again
 )
 
 // without says whether the protection is off.

@@ -43,16 +43,12 @@ func load(file *os.File) (*Flash, error) {
 		return nil, err
 	}
 	f := New(info.Size())
-	var p page
+	var content [SectorSize]byte
 	for i := range f.pages {
-		if _, err := io.ReadFull(io.NewSectionReader(file, int64(i)*SectorSize, SectorSize), p[:]); err != nil {
+		if _, err := io.ReadFull(io.NewSectionReader(file, int64(i)*SectorSize, SectorSize), content[:]); err != nil {
 			return nil, fmt.Errorf("read at 0x%x: %w", i*SectorSize, err)
 		}
-		if p != erasedPage {
-			q := p
-			f.pages[i] = &q
-			f.own(i)
-		}
+		f.fill(i, &content)
 	}
 	f.file = file
 	return f, nil
@@ -68,7 +64,7 @@ func Create(path string, size int64) (*Flash, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create flash: %w", err)
 	}
-	f, err := fill(file, size)
+	f, err := format(file, size)
 	if err != nil {
 		file.Close()
 		os.Remove(path)
@@ -77,12 +73,12 @@ func Create(path string, size int64) (*Flash, error) {
 	return f, nil
 }
 
-func fill(file *os.File, size int64) (*Flash, error) {
+func format(file *os.File, size int64) (*Flash, error) {
 	if err := lock(file); err != nil {
 		return nil, err
 	}
 	for off := int64(0); off < size; off += SectorSize {
-		if _, err := file.WriteAt(erasedPage[:], off); err != nil {
+		if _, err := file.WriteAt(erasedPage.bytes[:], off); err != nil {
 			return nil, err
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 )
 
 const (
@@ -68,11 +69,15 @@ type Op struct {
 
 // page is one sector's content. A nil page is erased. A page that two flashes
 // share is never written; see Flash.owned.
-type page [SectorSize]byte
+type page struct {
+	bytes [SectorSize]byte
+	sum   atomic.Pointer[digest] // of bytes, once somebody asked; shared like them
+}
 
-var erasedPage = func() (p page) {
-	for i := range p {
-		p[i] = 0xFF
+var erasedPage = func() *page {
+	p := new(page)
+	for i := range p.bytes {
+		p.bytes[i] = 0xFF
 	}
 	return p
 }()
@@ -108,13 +113,17 @@ func New(size int64) *Flash {
 func FromBytes(b []byte) *Flash {
 	f := New(int64(len(b)))
 	for i := range f.pages {
-		if s := (*page)(b[i*SectorSize:]); *s != erasedPage {
-			p := *s
-			f.pages[i] = &p
-			f.own(i)
-		}
+		f.fill(i, (*[SectorSize]byte)(b[i*SectorSize:]))
 	}
 	return f
+}
+
+// fill gives a sector of a new chip its content.
+func (f *Flash) fill(sector int, content *[SectorSize]byte) {
+	if *content != erasedPage.bytes {
+		f.pages[sector] = &page{bytes: *content}
+		f.own(sector)
+	}
 }
 
 // Clone returns a chip in memory with the same content, power on, no cut
@@ -151,7 +160,7 @@ func (f *Flash) ReadAt(p []byte, off int64) (int, error) {
 			return n, io.EOF
 		}
 		src := f.view(int(off / SectorSize))
-		k := copy(p[n:], src[off%SectorSize:])
+		k := copy(p[n:], src.bytes[off%SectorSize:])
 		n += k
 		off += int64(k)
 	}
@@ -209,16 +218,17 @@ func (f *Flash) programPiece(off int64, p []byte) error {
 	cut, failing := f.begin(Op{OpProgram, off, int64(len(p))})
 	if failing {
 		f.dead = true
-		if cut.kind == cutBefore {
+		switch cut.kind {
+		case cutBefore:
 			return ErrPowerCut
-		}
-		if cut.kind == cutTorn {
+		case cutAfter:
+		default:
 			var torn [PieceSize]byte
 			p = cut.program(torn[:len(p)], p)
 		}
 	}
 	sector := int(off / SectorSize)
-	dst := f.writable(sector)[off%SectorSize:][:len(p)]
+	dst := f.writable(sector).bytes[off%SectorSize:][:len(p)]
 	and(dst, p)
 	if err := f.store(off, dst); err != nil {
 		return err
@@ -248,10 +258,11 @@ func (f *Flash) eraseSector(off int64) error {
 		switch cut.kind {
 		case cutBefore:
 			return ErrPowerCut
-		case cutTorn:
+		case cutAfter:
+		default:
 			p := f.writable(sector)
-			cut.erase(p)
-			if err := f.store(off, p[:]); err != nil {
+			cut.erase(&p.bytes)
+			if err := f.store(off, p.bytes[:]); err != nil {
 				return err
 			}
 			return ErrPowerCut
@@ -259,7 +270,7 @@ func (f *Flash) eraseSector(off int64) error {
 	}
 	f.pages[sector] = nil
 	f.owned[sector/64] &^= 1 << (sector % 64)
-	if err := f.store(off, erasedPage[:]); err != nil {
+	if err := f.store(off, erasedPage.bytes[:]); err != nil {
 		return err
 	}
 	if failing {
@@ -285,18 +296,19 @@ func (f *Flash) view(sector int) *page {
 	if p := f.pages[sector]; p != nil {
 		return p
 	}
-	return &erasedPage
+	return erasedPage
 }
 
 // writable makes the sector's page this flash's own.
 func (f *Flash) writable(sector int) *page {
 	if f.owned[sector/64]&(1<<(sector%64)) != 0 {
+		f.pages[sector].sum.Store(nil)
 		return f.pages[sector]
 	}
-	p := *f.view(sector)
-	f.pages[sector] = &p
+	p := &page{bytes: f.view(sector).bytes}
+	f.pages[sector] = p
 	f.own(sector)
-	return &p
+	return p
 }
 
 func (f *Flash) own(sector int) { f.owned[sector/64] |= 1 << (sector % 64) }

@@ -391,3 +391,69 @@ func BenchmarkCloneAndWriteOnePage(b *testing.B) {
 		}
 	}
 }
+
+// TestSumIsOfTheContentAlone: not of how it came about, of clones, or of sectors that were written to be erased again.
+func TestSumIsOfTheContentAlone(t *testing.T) {
+	f := norflash.New(64 << 10)
+	blank := f.Sum()
+	must(t, f.Program(5000, []byte{1, 2, 3}))
+	written := f.Sum()
+	c := f.Clone()
+	must(t, c.Program(5003, []byte{4}))
+	g := norflash.New(64 << 10)
+	must(t, g.Program(5000, []byte{1, 2, 3, 4}))
+	must(t, f.Program(0, bytes.Repeat([]byte{0xFF}, 100))) // a page of its own, erased
+	if written == blank || f.Sum() != written || c.Sum() != g.Sum() || c.Sum() == written {
+		t.Error("the digest is not the content's")
+	}
+	must(t, f.Erase(4096, 4096))
+	if f.Sum() != blank {
+		t.Error("an erased chip is not a new one")
+	}
+	// The same bytes elsewhere are other content.
+	must(t, f.Program(4096+5000, []byte{1, 2, 3}))
+	if f.Sum() == written {
+		t.Error("sectors are not told apart")
+	}
+}
+
+// TestCutsOfAKind: a part is clean, scattered bits are of those that were to change, and only an erase on a chip that
+// clears first leaves zeros that nobody wrote.
+func TestCutsOfAKind(t *testing.T) {
+	old, src := bytes.Repeat([]byte{0xF0}, norflash.PieceSize), bytes.Repeat([]byte{0x5A}, norflash.PieceSize)
+	after := func(erase bool, how norflash.Cut) []byte {
+		f := norflash.New(norflash.SectorSize)
+		must(t, f.Program(0, old))
+		f.CutAt(1, how)
+		if erase {
+			f.Erase(0, norflash.SectorSize)
+		} else {
+			f.Program(0, src)
+		}
+		f.PowerOn()
+		return content(t, f)
+	}
+	if got := after(false, norflash.Part(5)); !bytes.Equal(got[:6], []byte{0x50, 0x50, 0x50, 0x50, 0x50, 0xF0}) {
+		t.Errorf("a part of a program is % x", got[:8])
+	}
+	if got := after(true, norflash.Part(5)); !bytes.Equal(got[:6], []byte{0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xF0}) {
+		t.Errorf("a part of an erase is % x", got[:8])
+	}
+	cleared := false
+	for seed := range uint64(50) {
+		for i, b := range after(false, norflash.Bits(seed))[:norflash.PieceSize] {
+			if b&0x50 != 0x50 || b&^0xF0 != 0 {
+				t.Fatalf("seed %d: scattered program leaves %02x at %d", seed, b, i)
+			}
+		}
+		for i, b := range after(true, norflash.Bits(seed))[:norflash.PieceSize] {
+			if b&0xF0 != 0xF0 {
+				t.Fatalf("seed %d: scattered erase leaves %02x at %d", seed, b, i)
+			}
+		}
+		cleared = cleared || !bytes.Equal(after(true, norflash.Zeros(seed))[norflash.PieceSize:], bytes.Repeat([]byte{0xFF}, norflash.SectorSize-norflash.PieceSize))
+	}
+	if !cleared {
+		t.Error("no erase clears first")
+	}
+}
