@@ -19,6 +19,7 @@ const (
 	MutantSwitchFirst    Mutant = "switch first"     // pointer before bytes
 	MutantKeepFailedSlot Mutant = "keep failed slot" // report, and leave the failed image bootable
 	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
+	MutantOlderKeys      Mutant = "older keys"       // an image may carry keys that were given up
 )
 
 // without says whether the protection is off.
