@@ -27,6 +27,7 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 // fakeFleet keeps the contract of the methods web calls, in memory. fail, when set, is what every method answers.
 type fakeFleet struct {
 	AccountKeeper // not faked, as the next: they are tested with a real fleet
+	KeyKeeper
 	Dashboard
 	RolloutFleet
 	mu     sync.Mutex

@@ -36,6 +36,7 @@ func (h *handler) routeAPI() {
 	}
 	maps.Copy(routes, h.accountRoutes())
 	maps.Copy(routes, h.rolloutRoutes())
+	maps.Copy(routes, h.keyRoutes())
 	for pattern, calls := range routes {
 		allowed := strings.Join(slices.Sorted(maps.Keys(calls)), ", ")
 		h.mux.HandleFunc(api.Prefix+pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -201,7 +202,7 @@ func (h *handler) listReleases(_ http.ResponseWriter, r *http.Request, _ fleet.I
 	for _, rel := range releases {
 		row := releaseOf(rel, names)
 		row.Quarantined = held[rel.SHA256]
-		row.Manifest = "" // 10 KB each
+		row.Manifest, row.Cosignatures = "", "" // 10 KB each
 		out = append(out, row)
 	}
 	return out, nil

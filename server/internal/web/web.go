@@ -54,6 +54,7 @@ type Fleet interface {
 	OperatorByToken(ctx context.Context, token string) (fleet.Identity, error)
 
 	AccountKeeper
+	KeyKeeper
 	Dashboard
 }
 
