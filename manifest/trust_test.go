@@ -100,8 +100,7 @@ func TestATrustSetTakesNothingButEnoughOfItsOwnSignatures(t *testing.T) {
 		"malleated, and by another key":      {body + malleated(t, tail(text)), cosign(two)},
 		"the second one twice, which counts": {text, cosign(two) + "." + cosign(two)},
 	}
-	// The text is signed anew by taken's stranger, so the others' signatures are still over it: ECDSA signs header and
-	// payload, and those are the same.
+	// Cosignatures are over header and payload, so they hold beside whoever's signature the manifest itself carries.
 	for name, c := range taken {
 		if got, err := set.Verify(c[0], c[1]); err != nil || got != m {
 			t.Errorf("%s: %v", name, err)

@@ -38,7 +38,7 @@ func newKeysCmd() *cobra.Command {
 
 // readImageKey reads a key that signs images; of a private key it takes the public half.
 func readImageKey(cmd *cobra.Command, path string) (crypto.PublicKey, error) {
-	text, err := keyKind.read(cmd, path)
+	text, err := openKey(cmd, path)
 	if err != nil {
 		return nil, err
 	}

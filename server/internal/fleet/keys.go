@@ -15,8 +15,8 @@ import (
 	"bmsota/protocol"
 )
 
-// KeySet is one set of trusted release keys of a project, in the order of their sequence.
-type KeySet struct {
+// keySet is one set of trusted release keys of a project, in the order of their sequence.
+type keySet struct {
 	Sequence    uint32
 	FromVersion string // devices that run it or newer trust this set; empty for the first
 	Threshold   int
@@ -98,25 +98,25 @@ func encodeKeys(keys []*ecdsa.PublicKey) ([]string, error) {
 }
 
 // keySets puts the rows of a project's release keys together.
-func keySets(rows []ProjectKey) []KeySet {
-	var sets []KeySet
+func keySets(rows []ProjectKey) []keySet {
+	var sets []keySet
 	for _, k := range rows {
 		if k.Kind != KeyRelease {
 			continue
 		}
-		i := slices.IndexFunc(sets, func(s KeySet) bool { return s.Sequence == k.Sequence })
+		i := slices.IndexFunc(sets, func(s keySet) bool { return s.Sequence == k.Sequence })
 		if i < 0 {
 			i = len(sets)
-			sets = append(sets, KeySet{Sequence: k.Sequence, FromVersion: k.FromVersion, Threshold: k.Threshold})
+			sets = append(sets, keySet{Sequence: k.Sequence, FromVersion: k.FromVersion, Threshold: k.Threshold})
 		}
 		sets[i].Keys = append(sets[i].Keys, k.Key)
 	}
-	slices.SortFunc(sets, func(a, b KeySet) int { return int(int64(a.Sequence) - int64(b.Sequence)) })
+	slices.SortFunc(sets, func(a, b keySet) int { return int(int64(a.Sequence) - int64(b.Sequence)) })
 	return sets
 }
 
 // signed says how many of the signers are of the set.
-func (s KeySet) signed(signers []string) (n int) {
+func (s keySet) signed(signers []string) (n int) {
 	for _, key := range s.Keys {
 		if slices.Contains(signers, key) {
 			n++
@@ -139,13 +139,13 @@ func settleKeys(tx Tx, by Identity, rows []ProjectKey, r Release, signers []stri
 		return nil
 	}
 	if len(sets) == 0 {
-		first := KeySet{Threshold: 1, Keys: signers}
+		first := keySet{Threshold: 1, Keys: signers}
 		if err := putSet(tx, r, first); err != nil {
 			return err
 		}
 		sets = append(sets, first)
 	}
-	if !slices.ContainsFunc(sets, func(s KeySet) bool { return s.signed(signers) > 0 }) {
+	if !slices.ContainsFunc(sets, func(s keySet) bool { return s.signed(signers) > 0 }) {
 		return fmt.Errorf("%w: project %q is signed by another key, and devices that hold that one would refuse this release: sign with the key of the first release", ErrRefused, r.Project)
 	}
 	next, err := takeOver(by, sets, r, carried)
@@ -157,7 +157,7 @@ func settleKeys(tx Tx, by Identity, rows []ProjectKey, r Release, signers []stri
 		known = append(slices.Clone(sets), *next)
 	}
 	for _, key := range signers {
-		if !slices.ContainsFunc(known, func(s KeySet) bool { return slices.Contains(s.Keys, key) }) {
+		if !slices.ContainsFunc(known, func(s keySet) bool { return slices.Contains(s.Keys, key) }) {
 			return fmt.Errorf("%w: one of the %d signatures is by a key that project %q does not know: a new key comes in an image that carries it ('bmsota keys rotate')", ErrRefused, len(signers), r.Project)
 		}
 	}
@@ -176,7 +176,7 @@ func settleKeys(tx Tx, by Identity, rows []ProjectKey, r Release, signers []stri
 }
 
 // takeOver is the set that a release brings along; nil where its image carries none, or one that is known.
-func takeOver(by Identity, sets []KeySet, r Release, carried manifest.Trust) (*KeySet, error) {
+func takeOver(by Identity, sets []keySet, r Release, carried manifest.Trust) (*keySet, error) {
 	if carried.Sequence == 0 {
 		return nil, nil
 	}
@@ -184,7 +184,7 @@ func takeOver(by Identity, sets []KeySet, r Release, carried manifest.Trust) (*K
 	if err != nil {
 		return nil, err
 	}
-	set := KeySet{Sequence: carried.Sequence, FromVersion: r.Version, Threshold: carried.Threshold, Keys: texts}
+	set := keySet{Sequence: carried.Sequence, FromVersion: r.Version, Threshold: carried.Threshold, Keys: texts}
 	last := sets[len(sets)-1]
 	for _, s := range sets {
 		if s.Sequence == set.Sequence {
@@ -208,7 +208,7 @@ func takeOver(by Identity, sets []KeySet, r Release, carried manifest.Trust) (*K
 
 // coverSets walks through the sets of the devices that may take the release: those that run MinVersion or newer, and
 // less than its version. Each must find enough signatures of its own, and no image that takes it back to older keys.
-func coverSets(sets []KeySet, r Release, signers []string, carried manifest.Trust) error {
+func coverSets(sets []keySet, r Release, signers []string, carried manifest.Trust) error {
 	_, proper := protocol.ParseVersion(r.Version)
 	for i, s := range sets {
 		after := ""
@@ -242,7 +242,7 @@ func coverSets(sets []KeySet, r Release, signers []string, carried manifest.Trus
 	return nil
 }
 
-func putSet(tx Tx, r Release, s KeySet) error {
+func putSet(tx Tx, r Release, s keySet) error {
 	var errs []error
 	for _, key := range s.Keys {
 		errs = append(errs, tx.PutKey(ProjectKey{Project: r.Project, Kind: KeyRelease, Sequence: s.Sequence, Key: key,
