@@ -44,6 +44,7 @@ type Release struct {
 	BuildDate     time.Time `json:"build_date,omitzero"`
 	Signed        bool      `json:"signed"`
 	Manifest      string    `json:"manifest,omitempty"` // compact JWS; left out of listings
+	Cosignatures  string    `json:"cosignatures,omitempty"`
 	PublishedAt   time.Time `json:"published_at"`
 	PublishedBy   string    `json:"published_by"`
 	Withdrawn     bool      `json:"withdrawn"`
@@ -148,7 +149,8 @@ type Contest struct {
 type PublishRequest struct {
 	SHA256          string    `json:"sha256"`
 	Manifest        string    `json:"manifest,omitempty"`       // compact JWS
-	PublicKeyPEM    string    `json:"public_key_pem,omitempty"` // of the key that signed it
+	Cosignatures    string    `json:"cosignatures,omitempty"`   // by further keys
+	PublicKeyPEM    string    `json:"public_key_pem,omitempty"` // of the keys that signed it
 	Version         string    `json:"version,omitempty"`        // for an unsigned release only
 	MinVersion      string    `json:"min_version,omitempty"`
 	Description     string    `json:"description,omitempty"`
@@ -190,10 +192,11 @@ type MQTT struct {
 type ServerInfo struct {
 	Version            string    `json:"version"`
 	StartedAt          time.Time `json:"started_at"`
-	URL                string    `json:"url"`       // as devices should name the server, without a slash at the end
-	Addresses          []string  `json:"addresses"` // it listens on, host:port
-	CAPEM              string    `json:"ca_pem"`    // what devices need to trust it; empty = public authorities
-	MQTT               MQTT      `json:"mqtt"`      // as devices should reach it
+	URL                string    `json:"url"`                  // as devices should name the server, without a slash at the end
+	Addresses          []string  `json:"addresses"`            // it listens on, host:port
+	CAPEM              string    `json:"ca_pem"`               // what devices need to trust it; empty = public authorities
+	MirrorURL          string    `json:"mirror_url,omitempty"` // where devices that hold a key find a copy of the releases
+	MQTT               MQTT      `json:"mqtt"`                 // as devices should reach it
 	CertificateExpires time.Time `json:"certificate_expires,omitzero"`
 	StorageFreeBytes   int64     `json:"storage_free_bytes"` // -1 = unknown on this system
 	Ready              bool      `json:"ready"`

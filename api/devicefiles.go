@@ -19,6 +19,9 @@ func (i ServerInfo) DeviceFiles(device, token, trustedKeyPEM string) (protocol.O
 		SkipCertVerification: strings.HasPrefix(i.URL, "http:"),
 		AutoRollbackEnabled:  true, DeviceID: device, TrustedKeyPEM: trustedKeyPEM,
 	}
+	if trustedKeyPEM != "" {
+		ota.MirrorURL = i.MirrorURL // without a key it would be anybody's word
+	}
 	if i.MQTT.Prefix != protocol.DefaultPrefix {
 		ota.TopicPrefix = i.MQTT.Prefix
 	}

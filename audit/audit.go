@@ -33,6 +33,7 @@ const (
 	ReleaseChange   Action = "release.change"
 	ChannelSet      Action = "channel.set"
 	KeyAdd          Action = "key.add"
+	KeyChange       Action = "key.change"
 
 	DeviceSeen    Action = "device.seen" // the first word of one that was never enrolled here
 	DeviceEnroll  Action = "device.enroll"
@@ -79,7 +80,7 @@ const (
 // Actions lists them, in the order in which docs/audit.md explains them.
 func Actions() []Action {
 	return []Action{
-		ReleasePublish, ReleaseWithdraw, ReleaseChange, ChannelSet, KeyAdd,
+		ReleasePublish, ReleaseWithdraw, ReleaseChange, ChannelSet, KeyAdd, KeyChange,
 		DeviceSeen, DeviceEnroll, DeviceRevoke, DeviceLabel, DeviceChannel,
 		CommandSend, CommandTakeBack, AttemptBegin, AttemptEnd,
 		RolloutCreate, RolloutPause, RolloutResume, RolloutAbort, RolloutHalt, RolloutAdvance, RolloutDone, RolloutChange,

@@ -8,6 +8,7 @@ package demo
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
@@ -328,7 +329,7 @@ func (t *teller) update(ctx context.Context, version string, trial appimage.Beha
 	if err != nil {
 		return nil, err
 	}
-	p, err := deploy.Prepare(deploy.Release{Image: image, Key: t.key})
+	p, err := deploy.Prepare(deploy.Release{Image: image, Keys: []crypto.Signer{t.key}})
 	if err != nil {
 		return nil, err
 	}

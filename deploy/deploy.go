@@ -9,6 +9,7 @@ package deploy
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
@@ -28,24 +29,25 @@ var ErrVersion = fmt.Errorf("%w: version", ErrImage)
 
 // Release is what an operator asks to publish.
 type Release struct {
-	Image       []byte            // the whole file
-	Version     string            // overrides the image's own description when not empty
-	MinVersion  string            // what a device must run at least
-	Description string            // for people
-	ForceUpdate bool              // a check installs it
-	BuildDate   time.Time         // zero = not said
-	Key         *ecdsa.PrivateKey // signs the manifest; nil = unsigned
+	Image       []byte          // the whole file
+	Version     string          // overrides the image's own description when not empty
+	MinVersion  string          // what a device must run at least
+	Description string          // for people
+	ForceUpdate bool            // a check installs it
+	BuildDate   time.Time       // zero = not said
+	Keys        []crypto.Signer // sign the manifest, ECDSA P-256, at most four; none = unsigned
 	// AllowAnyVersion takes a version that is no SemVer. Devices treat it as newer than nothing.
 	AllowAnyVersion bool
 }
 
 // Prepared is a release that has been verified and signed, ready to be put anywhere.
 type Prepared struct {
-	Manifest manifest.Manifest
-	JWS      string // empty when unsigned
-	Public   string // PEM of the key that signed, empty when unsigned
-	Warnings []string
-	release  Release
+	Manifest     manifest.Manifest
+	JWS          string // empty when unsigned
+	Cosignatures string // by the keys after the first
+	Public       string // PEM of the keys that signed, empty when unsigned
+	Warnings     []string
+	release      Release
 }
 
 // Prepare verifies the image as a device will, builds its manifest and signs it.
@@ -76,19 +78,32 @@ func Prepare(r Release) (*Prepared, error) {
 	if !r.BuildDate.IsZero() {
 		p.Manifest.BuildDate = r.BuildDate.UTC().Format(time.RFC3339)
 	}
-	if r.Key == nil {
+	if len(r.Keys) == 0 {
 		p.Warnings = append(p.Warnings, "the release is not signed: devices that hold a key refuse it, devices that hold none trust whoever is on the wire")
 		return p, nil
 	}
-	if p.JWS, err = manifest.Sign(p.Manifest, r.Key); err != nil {
+	if p.JWS, p.Cosignatures, err = manifest.SignAll(p.Manifest, r.Keys...); err != nil {
 		return nil, err
 	}
-	public, err := manifest.EncodePublicKey(&r.Key.PublicKey)
-	if err != nil {
-		return nil, err
+	for _, key := range p.publicKeys() {
+		public, err := manifest.EncodePublicKey(key)
+		if err != nil {
+			return nil, err
+		}
+		p.Public += string(public)
 	}
-	p.Public = string(public)
 	return p, nil
+}
+
+// publicKeys are those of the keys that sign; Prepare has seen to their kind.
+func (p *Prepared) publicKeys() []*ecdsa.PublicKey {
+	var keys []*ecdsa.PublicKey
+	for _, key := range p.release.Keys {
+		if public, ok := key.Public().(*ecdsa.PublicKey); ok {
+			keys = append(keys, public)
+		}
+	}
+	return keys
 }
 
 // VersionFile is version.json of the release, with url as where the image lies beside it.
@@ -96,7 +111,7 @@ func (p *Prepared) VersionFile(url string) protocol.VersionFile {
 	m := p.Manifest
 	return protocol.VersionFile{Version: m.Version, BuildDate: m.BuildDate, Description: p.release.Description, MinVersion: m.MinVersion,
 		ForceUpdate: m.ForceUpdate, Project: m.Project, Chip: m.Chip, Size: m.Size, SHA256: m.SHA256, URL: url,
-		SecureVersion: m.SecureVersion, Manifest: p.JWS}
+		SecureVersion: m.SecureVersion, Manifest: p.JWS, Cosignatures: p.Cosignatures}
 }
 
 // Publish uploads the bytes, then makes them a release and points channel (empty = the server's default) at it.
@@ -106,7 +121,7 @@ func Publish(ctx context.Context, client *api.Client, p *Prepared, channel strin
 	if err := client.Upload(ctx, p.Manifest.SHA256, int64(len(r.Image)), bytes.NewReader(r.Image), progress); err != nil {
 		return api.PublishResponse{}, err
 	}
-	req := api.PublishRequest{SHA256: p.Manifest.SHA256, Manifest: p.JWS, PublicKeyPEM: p.Public, MinVersion: r.MinVersion,
+	req := api.PublishRequest{SHA256: p.Manifest.SHA256, Manifest: p.JWS, Cosignatures: p.Cosignatures, PublicKeyPEM: p.Public, MinVersion: r.MinVersion,
 		ForceUpdate: r.ForceUpdate, Description: r.Description, BuildDate: r.BuildDate, Channel: channel, AllowAnyVersion: r.AllowAnyVersion}
 	if p.JWS == "" {
 		req.Version = p.Manifest.Version

@@ -1,6 +1,7 @@
 package deploy_test
 
 import (
+	"crypto"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -31,7 +32,7 @@ func TestPrepareSignsWhatTheImageSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := deploy.Prepare(deploy.Release{Image: image(t, "1.2.0"), MinVersion: "1.1.0", ForceUpdate: true, Key: key})
+	p, err := deploy.Prepare(deploy.Release{Image: image(t, "1.2.0"), MinVersion: "1.1.0", ForceUpdate: true, Keys: []crypto.Signer{key}})
 	if err != nil {
 		t.Fatal(err)
 	}

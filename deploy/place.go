@@ -26,6 +26,7 @@ type Offer struct {
 	Version, SHA256 string // SHA256 of the image file
 	Project, Chip   string // empty where version.json does not say
 	Manifest        string // compact JWS, empty when unsigned
+	Cosignatures    string // by further keys
 }
 
 // Place is where releases go: a server of ours, or a folder that another one shows. Not safe for concurrent use.
@@ -68,18 +69,18 @@ func Deliver(ctx context.Context, at Place, p *Prepared, force bool, progress fu
 	return err == nil, append(warnings, more...), err
 }
 
-// is says whether o is this release: the same image under the same version, and signed by the key there is. What else
+// is says whether o is this release: the same image under the same version, and signed by the keys there are. What else
 // was said when it was published (the version a device must run at least, or a signature where there is no key now) is
 // not to be lost by publishing the same again.
 func (p *Prepared) is(o Offer) bool {
 	if o.Version != p.Manifest.Version || o.SHA256 != p.Manifest.SHA256 {
 		return false
 	}
-	if p.release.Key == nil {
+	if len(p.release.Keys) == 0 {
 		return true
 	}
-	_, err := manifest.Verify(o.Manifest, &p.release.Key.PublicKey)
-	return err == nil
+	_, signed, err := manifest.SignedBy(o.Manifest, o.Cosignatures, p.publicKeys()...)
+	return err == nil && len(signed) == len(p.release.Keys)
 }
 
 // mayReplace says whether p may take the place of o without being forced: it is newer, or the same image.
@@ -153,7 +154,7 @@ func (s *ours) Offered(ctx context.Context, project, chip string) (Offer, error)
 		if r.Withdrawn {
 			return Offer{}, nil
 		}
-		return Offer{Version: r.Version, SHA256: r.SHA256, Project: r.Project, Chip: r.Chip, Manifest: r.Manifest}, nil
+		return Offer{Version: r.Version, SHA256: r.SHA256, Project: r.Project, Chip: r.Chip, Manifest: r.Manifest, Cosignatures: r.Cosignatures}, nil
 	}
 	return Offer{}, nil
 }

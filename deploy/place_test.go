@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
@@ -119,7 +120,7 @@ func TestVersionsThatMayFollow(t *testing.T) {
 	}
 	old := deploy.Release{Image: image(t, "1.2.0")}
 	signed := old
-	signed.Key = key
+	signed.Keys = []crypto.Signer{key}
 	strict := old
 	strict.MinVersion = "1.0.0"
 	for _, c := range []struct {
@@ -171,11 +172,14 @@ func TestASignatureIsNotLostByPublishingTheSameWithoutTheKey(t *testing.T) {
 		uploaded bool
 	}{{"the same key", keys[0], false}, {"no key", nil, false}, {"another key", keys[1], true}} {
 		dir := t.TempDir()
-		r := deploy.Release{Image: image(t, "1.2.0"), Key: keys[0], MinVersion: "1.0.0"}
+		r := deploy.Release{Image: image(t, "1.2.0"), Keys: []crypto.Signer{keys[0]}, MinVersion: "1.0.0"}
 		if _, err := deploy.WriteFolder(dir, prepared(t, r)); err != nil {
 			t.Fatal(err)
 		}
-		r.Key, r.MinVersion = c.key, ""
+		r.Keys, r.MinVersion = nil, ""
+		if c.key != nil {
+			r.Keys = []crypto.Signer{c.key}
+		}
 		if uploaded, _, err := deploy.Deliver(t.Context(), deploy.OpenFolder(dir), prepared(t, r), false, nil); err != nil || uploaded != c.uploaded {
 			t.Errorf("%s: uploaded %v, %v", c.name, uploaded, err)
 		}

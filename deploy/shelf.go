@@ -145,7 +145,7 @@ func offered(s shelf, l layout) (Offer, error) {
 			return Offer{}, fmt.Errorf("read what the server offers: %w", err)
 		}
 	}
-	return Offer{Version: v.Version, SHA256: v.SHA256, Project: v.Project, Chip: v.Chip, Manifest: v.Manifest}, nil
+	return Offer{Version: v.Version, SHA256: v.SHA256, Project: v.Project, Chip: v.Chip, Manifest: v.Manifest, Cosignatures: v.Cosignatures}, nil
 }
 
 // holds says whether the files of a release are there as they were published, so that nothing has to be copied again.

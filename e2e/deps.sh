@@ -19,6 +19,7 @@ declare -A package=(
 	[systemd-analyze]=systemd
 	[g++]=g++
 	[make]=make
+	[openssl]=openssl
 )
 # What firmware/host_test compiles against.
 declare -A header=(

@@ -189,7 +189,7 @@ func folder(name string) string {
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
 	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
 	"sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
-	"git": "git", "chromium": "chromium", "bash": "bash", "zsh": "zsh", "fish": "fish"}
+	"git": "git", "chromium": "chromium", "bash": "bash", "openssl": "openssl", "zsh": "zsh", "fish": "fish"}
 
 // cmdNeeds fails a story whose programs are not there: needs PROGRAM…
 func cmdNeeds(ts *testscript.TestScript, neg bool, args []string) {

@@ -102,9 +102,9 @@ func healthy(ts *testscript.TestScript, p *process) error {
 
 // boardOptions are those of boardfiles and board.
 type boardOptions struct {
-	id, token, url, ca, key, broker, version, username, image string
-	skip, noRollback                                          bool
-	deadline, frames, timeout                                 int
+	id, token, url, ca, key, broker, version, username, image, mirror string
+	skip, noRollback                                                  bool
+	deadline, frames, timeout                                         int
 }
 
 func (o *boardOptions) flags(name string) *flag.FlagSet {
@@ -115,6 +115,7 @@ func (o *boardOptions) flags(name string) *flag.FlagSet {
 	f.StringVar(&o.url, "url", "", "server_url; default: the server's")
 	f.StringVar(&o.ca, "ca", "", "file for cert_pem; default: the server's CA; - for none")
 	f.StringVar(&o.key, "key", "", "file for trusted_key_pem")
+	f.StringVar(&o.mirror, "mirror", "", "mirror_url")
 	f.StringVar(&o.broker, "broker", "", "port of the broker on loopback; default $MQTT")
 	f.StringVar(&o.version, "current", "", "current_version")
 	f.BoolVar(&o.skip, "skip", false, "skip_cert_verification")
@@ -166,6 +167,9 @@ func (o *boardOptions) write(ts *testscript.TestScript, dir string) error {
 		"health": map[string]any{"deadline_s": o.deadline, "bms_frames": o.frames}}
 	if o.key != "" {
 		ota["trusted_key_pem"] = read(o.key)
+	}
+	if o.mirror != "" {
+		ota["mirror_url"] = o.mirror
 	}
 	mqtt := map[string]any{"broker_host": "127.0.0.1", "broker_port": port, "username": o.username, "password": o.token, "qos": 1}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

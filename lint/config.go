@@ -137,6 +137,18 @@ func (p *project) checkSwitches() {
 	}
 }
 
+// checkFirstKey tells of signed apps without Secure Boot, whose key cannot be changed by signing with two: ESP-IDF looks at
+// the first signature of the new image only, and trusts the first key of the running one only
+// (bootloader_support/src/secure_boot_v2/secure_boot_signatures_app.c).
+func (p *project) checkFirstKey() {
+	s := p.setting("CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT")
+	if !s.on() || p.setting("CONFIG_SECURE_BOOT").on() || p.setting("CONFIG_SECURE_SIGNED_APPS_ECDSA_SCHEME").on() {
+		return
+	}
+	p.addAt(Warning, "first-key", s.file, s.line, "CONFIG_SECURE_BOOT=y where the boards allow it; else keep this key for good, and put it first with each 'bmsota image sign --append'",
+		"Without Secure Boot a board takes an image whose first signature is by the first key of the image that runs, and looks at no other. Two signatures do not bring a new key in: a board whose key is lost or stolen needs USB.")
+}
+
 // checkSignedApps tells of ESP-IDF's own image signing, which updates have to satisfy.
 func (p *project) checkSignedApps() {
 	for _, name := range []string{"CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT", "CONFIG_SECURE_BOOT", "CONFIG_SECURE_BOOT_V2_ENABLED"} {

@@ -77,7 +77,7 @@ func Check(dir string) ([]Finding, error) {
 	}
 	defer p.repo.root.Close()
 	for _, rule := range []func(*project){
-		(*project).checkRollback, (*project).checkSwitches, (*project).checkSignedApps, (*project).checkTable,
+		(*project).checkRollback, (*project).checkSwitches, (*project).checkFirstKey, (*project).checkSignedApps, (*project).checkTable,
 		(*project).checkDeviceFiles, (*project).checkDeployment, (*project).checkIDF, (*project).checkVersion, (*project).checkSources,
 	} {
 		rule(p)

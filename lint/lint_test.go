@@ -162,7 +162,9 @@ func TestRules(t *testing.T) {
 		{"not plain in our own component", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+# CONFIG_OTA_MANAGER_ALLOW_PLAIN_HTTP is not set\nCONFIG_OTA_MANAGER_BLOCK=64"}, ""},
 		{"insecure TLS", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_ESP_TLS_INSECURE=y\nCONFIG_ESP_TLS_SKIP_SERVER_CERT_VERIFY=y"},
 			"danger tls-insecure sdkconfig.defaults:5; danger tls-insecure sdkconfig.defaults:6"},
-		{"signed images", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT=y"}, "note signed-apps sdkconfig.defaults:5"},
+		{"signed images", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT=y"}, "warning first-key sdkconfig.defaults:5; note signed-apps sdkconfig.defaults:5"},
+		{"signed images under Secure Boot", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT=y\nCONFIG_SECURE_BOOT=y"}, "note signed-apps sdkconfig.defaults:5"},
+		{"signed images of the older scheme", map[string]string{"sdkconfig.defaults": "-# CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP is not set\n+CONFIG_SECURE_SIGNED_APPS_NO_SECURE_BOOT=y\nCONFIG_SECURE_SIGNED_APPS_ECDSA_SCHEME=y"}, "note signed-apps sdkconfig.defaults:5"},
 
 		// a device's files
 		{"skip verification", map[string]string{"spiffs/ota_config.txt": "-verification\": false\n+verification\": true"}, "danger no-verification spiffs/ota_config.txt:4"},

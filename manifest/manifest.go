@@ -11,7 +11,9 @@
 package manifest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -24,6 +26,7 @@ import (
 	"bmsota/strictjson"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/cryptosigner"
 )
 
 // BlockSize is the length in bytes of the blocks whose digests a manifest lists. A resumed download checks what flash
@@ -113,7 +116,7 @@ func (m Manifest) check() error {
 }
 
 // Sign makes the compact JWS of m with an ECDSA P-256 key. It verifies what it made before returning it.
-func Sign(m Manifest, key *ecdsa.PrivateKey) (string, error) {
+func Sign(m Manifest, key crypto.Signer) (string, error) {
 	if err := m.check(); err != nil {
 		return "", err
 	}
@@ -121,7 +124,15 @@ func Sign(m Manifest, key *ecdsa.PrivateKey) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("manifest: %w", err)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, nil)
+	return sign(payload, m, key)
+}
+
+func sign(payload []byte, m Manifest, key crypto.Signer) (string, error) {
+	public, ok := key.Public().(*ecdsa.PublicKey)
+	if !ok || public.Curve != elliptic.P256() {
+		return "", errors.New("manifest: the signing key is not ECDSA P-256")
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: cryptosigner.Opaque(key)}, nil)
 	if err != nil {
 		return "", fmt.Errorf("manifest: %w", err)
 	}
@@ -133,7 +144,7 @@ func Sign(m Manifest, key *ecdsa.PrivateKey) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("manifest: sign: %w", err)
 	}
-	if back, err := Verify(text, &key.PublicKey); err != nil || back != m {
+	if back, err := Verify(text, public); err != nil || back != m {
 		return "", fmt.Errorf("manifest: what was signed does not read back (%w)", err)
 	}
 	return text, nil

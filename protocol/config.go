@@ -15,6 +15,9 @@ import (
 // MaxConfig is the largest configuration file in bytes that a device reads.
 const MaxConfig = 16 << 10
 
+// maxThreshold is how many signatures a release can carry: the manifest's own and three beside it.
+const maxThreshold = 4
+
 // Names of the two files on a device's SPIFFS partition, as SPIFFS stores them: without the mount point.
 const (
 	OTAConfigFile  = "/ota_config.txt"
@@ -39,7 +42,12 @@ type OTAConfig struct {
 
 	DeviceID      string `json:"device_id,omitempty"`
 	TrustedKeyPEM string `json:"trusted_key_pem,omitempty"` // P-256 public key(s) that sign releases
-	TopicPrefix   string `json:"topic_prefix,omitempty"`
+	// TrustedThreshold is how many of the trusted keys have to have signed a release; 0 means one.
+	TrustedThreshold int    `json:"trusted_threshold,omitempty"`
+	// MirrorURL is where a copy of the releases lies, for a device that holds a key: it is asked when the server cannot be
+	// reached or its certificate is not trusted. Plain http:// will do.
+	MirrorURL   string `json:"mirror_url,omitempty"`
+	TopicPrefix string `json:"topic_prefix,omitempty"`
 	// OwnTopicOnly keeps statuses to the device's own topic. Without it the device repeats them on the shared one, where
 	// the original tool listens; files that a server makes set it, because its broker does the repeating.
 	OwnTopicOnly bool   `json:"own_topic_only,omitempty"`
@@ -95,6 +103,8 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	r.Take("auto_rollback_enabled", &c.AutoRollbackEnabled)
 	r.Text("device_id", MaxDeviceID, &c.DeviceID)
 	r.Text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
+	r.Take("trusted_threshold", &c.TrustedThreshold)
+	r.Text("mirror_url", 400, &c.MirrorURL)
 	r.Text("topic_prefix", 128, &c.TopicPrefix)
 	r.Take("own_topic_only", &c.OwnTopicOnly)
 	r.Sub("health", func(sub *strictjson.Object) {
@@ -133,6 +143,14 @@ func (c OTAConfig) Check() error {
 		return fmt.Errorf("timeout_ms of %d is not within 0 to 3600000", c.TimeoutMS)
 	case c.Health.DeadlineS < 0 || c.Health.DeadlineS > 86400 || c.Health.BMSFrames < 0 || c.Health.BMSFrames > 10000 || c.Health.MinHeap < 0:
 		return errors.New("health: a value is out of range")
+	}
+	if c.MirrorURL != "" {
+		if _, err := checkServerURL(c.MirrorURL); err != nil {
+			return fmt.Errorf("mirror_url: %w", err)
+		}
+	}
+	if c.TrustedThreshold < 0 || c.TrustedThreshold > maxThreshold {
+		return fmt.Errorf("trusted_threshold of %d is not within 0 to %d", c.TrustedThreshold, maxThreshold)
 	}
 	if c.DeviceID != "" {
 		if err := CheckDeviceID(c.DeviceID); err != nil {
@@ -232,7 +250,7 @@ func keyValue(fields *strictjson.Object, key, value string) error {
 		return fields.Set("server_url", value)
 	case "version":
 		return fields.Set("current_version", value)
-	case "broker_port", "qos", "timeout_ms":
+	case "broker_port", "qos", "timeout_ms", "trusted_threshold":
 		n, err := strconv.Atoi(value)
 		if err != nil {
 			return fmt.Errorf("%s of %q is not a number", key, value)

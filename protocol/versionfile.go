@@ -12,6 +12,9 @@ import (
 // (256 block digests, in base64 twice over) and the longest description.
 const MaxVersionFile = 24 << 10
 
+// maxCosignatures is the length of three signatures of 64 bytes, with dots between them.
+const maxCosignatures = 3*87 - 1
+
 // VersionFile is version.json: a channel's release as a device or the original tool reads it. Only the first five
 // fields are the original's. A device that holds a key believes Manifest and nothing beside it.
 type VersionFile struct {
@@ -27,7 +30,8 @@ type VersionFile struct {
 	SHA256        string `json:"sha256,omitempty"` // of the image file
 	URL           string `json:"url,omitempty"`    // where the bytes are, relative to version.json's own URL
 	SecureVersion uint32 `json:"secure_version,omitempty"`
-	Manifest      string `json:"manifest,omitempty"` // compact JWS
+	Manifest      string `json:"manifest,omitempty"`     // compact JWS
+	Cosignatures  string `json:"cosignatures,omitempty"` // by further keys over the same; base64url with dots between them
 }
 
 // ParseVersionFile reads a version.json from the network. The error is a *Refusal with ReasonBadVersionFile.
@@ -52,6 +56,7 @@ func ParseVersionFile(b []byte) (VersionFile, error) {
 	r.Text("url", 400, &f.URL)
 	r.Take("secure_version", &f.SecureVersion)
 	r.Text("manifest", MaxVersionFile, &f.Manifest)
+	r.Text("cosignatures", maxCosignatures, &f.Cosignatures)
 	switch {
 	case r.Err() != nil:
 		return VersionFile{}, refuse(ReasonBadVersionFile, "%v", r.Err())

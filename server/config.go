@@ -35,6 +35,10 @@ type Config struct {
 	// PublicURL is the address of the web side where it is not https://<host>:<port of https.listen>, as behind a
 	// reverse proxy. Without a path. Default: none.
 	PublicURL string `json:"public_url"`
+	// MirrorURL is where a copy of the releases lies (bmsota publish --folder), as the address of firmware.bin there. It goes
+	// into the files of devices that hold a release key: they look there when this server cannot be reached or its
+	// certificate is not trusted any more. Plain http will do; empty = none.
+	MirrorURL string `json:"mirror_url"`
 
 	// HTTPS is the web side: firmware for devices, the API for operators.
 	HTTPS HTTPS `json:"https"`
@@ -312,6 +316,9 @@ func (c Config) Check() error {
 		if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || !bareHost(u) {
 			return errors.New("public_url: it is not https://host:port")
 		}
+	}
+	if err := (protocol.OTAConfig{ServerURL: "https://localhost/", MirrorURL: c.MirrorURL}).Check(); err != nil {
+		return err // it names the key, and is what a device would say
 	}
 	if err := c.TLS.check(); err != nil {
 		return err

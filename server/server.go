@@ -364,7 +364,7 @@ func (s *Server) probe(ctx context.Context) error {
 
 func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	info := api.ServerInfo{
-		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM),
+		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM), MirrorURL: s.cfg.MirrorURL,
 		MQTT: s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
 	}
 	for _, l := range []net.Listener{s.https, s.plain, s.mqttTLS, s.mqttPlain} {

@@ -178,8 +178,10 @@ func (d *deployment) prepare(cmd *cobra.Command) (*deploy.Project, *deploy.Prepa
 		return nil, nil, projectFault(err)
 	}
 	r := deploy.Release{Image: project.Image, Version: version, BuildDate: buildDate(project.Image)}
-	if r.Key, err = readSigningKey(cmd, d.config.Signing.KeyFile); err != nil {
-		return nil, nil, err
+	if file := d.config.Signing.KeyFile; file != "" {
+		if r.Keys, err = readSigners(cmd, []string{file}, ""); err != nil {
+			return nil, nil, err
+		}
 	}
 	p, err := deploy.Prepare(r)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bmsota/esp/appimage"
+	"bmsota/manifest"
 )
 
 var imageKind = inputKind{what: "an ESP32 application image", limit: appimage.MaxPartitionSize,
@@ -41,8 +42,9 @@ type imageReport struct {
 	HashAppended   bool              `json:"hash_appended"`
 	ValidationHash string            `json:"validation_hash"` // the appended hash; empty where there is none
 	IDFVersion     string            `json:"idf_version"`
-	BuildDate      string            `json:"build_date"` // as the compiler wrote it, in the time zone of the build
-	Trial          string            `json:"trial"`      // what a virtual board does with it
+	BuildDate      string            `json:"build_date"`   // as the compiler wrote it, in the time zone of the build
+	Trial          string            `json:"trial"`        // what a virtual board does with it
+	TrustedKeys    *trustReport      `json:"trusted_keys"` // the release keys that it carries; null where it carries none
 	Segments       []segmentReport   `json:"segments"`
 	Signatures     []signatureReport `json:"signatures"`
 	Warnings       []string          `json:"warnings"`
@@ -85,6 +87,9 @@ func describeImage(b []byte) *imageReport {
 	}
 	file := bytes.NewReader(b)
 	r.ImageLength = img.Length
+	if r.TrustedKeys, err = describeTrust(b, img); err != nil {
+		r.Warnings = append(r.Warnings, err.Error())
+	}
 	r.Trial = string(appimage.TrialBehaviour(file, img))
 	if img.HashAppended {
 		r.ValidationHash = hex.EncodeToString(img.Hash[:])
@@ -157,6 +162,9 @@ func (r *imageReport) text() string {
 	if r.Valid {
 		row("image", "%d bytes, checksum 0x%02x, %s", r.ImageLength, r.img.Checksum, r.hashText())
 		row("trial", "%s", r.Trial)
+		if r.TrustedKeys != nil {
+			row("trusted keys", "%s", r.TrustedKeys.text())
+		}
 		for _, s := range r.Signatures {
 			row("signature", "%s", s.text())
 		}
@@ -345,7 +353,7 @@ func newImageNewCmd() *cobra.Command {
 	var opt appimage.BuildOptions
 	var chip, trial, out string
 	var size sizeFlag
-	var asJSON bool
+	var room, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "new --chip C --project P --version V -o FILE",
 		Short: "make a small valid image for virtual boards and tests",
@@ -370,6 +378,9 @@ The same flags give the same bytes. It holds no program: on a real chip it does 
 				return usageFault(cmd, "--size 0 holds nothing; leave it out for the smallest image")
 			}
 			opt.Size = int64(size)
+			if room {
+				opt.Extra = manifest.AppendRoom(nil)
+			}
 			b, err := appimage.Build(opt)
 			if err != nil {
 				return usageFault(cmd, "%w", err)
@@ -384,6 +395,7 @@ The same flags give the same bytes. It holds no program: on a real chip it does 
 	flags.Uint32Var(&opt.SecureVersion, "secure-version", 0, "security floor that the image carries")
 	flags.Var(&size, "size", "exact size of the file, such as 64K (default: the smallest)")
 	flags.StringVar(&trial, "trial", string(appimage.BehaviourOK), "what a virtual board does with it: ok, crash, hang or unhealthy")
+	flags.BoolVar(&room, "key-room", false, "with room for trusted release keys, see 'bmsota keys rotate'")
 	flags.StringVarP(&out, "output", "o", "", "file to write, - for standard output")
 	flags.BoolVar(&asJSON, "json", false, "print what was written as JSON")
 	return cmd

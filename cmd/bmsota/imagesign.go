@@ -79,13 +79,13 @@ func (r *imageReport) signedBy(b []byte, key crypto.PublicKey) (string, error) {
 }
 
 func newImageSignCmd() *cobra.Command {
-	var keyFile, out string
-	var add, asJSON bool
+	var keyFile, signer, out string
+	var add, pad, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "sign --key K.pem -o OUT IN",
 		Short: "sign an image as Secure Boot v2 does",
 		Long: `Pad an image to 4096 bytes and put a Secure Boot v2 signature sector behind it, as espsecure's sign_data --version 2 does.
-The key is RSA-3072 or ECDSA P-256 (or P-384), a private key in PEM that is not encrypted. With --append the signatures the image has
+The key is RSA-3072 or ECDSA P-256 (or P-384), a private key in PEM, or the public one of a key that --signer signs with. With --append the signatures the image has
 are kept, up to three. OUT may be IN: it is replaced as a whole or not at all. - stands for standard input or output.`,
 		Example: `  bmsota keys new --type rsa3072 -o secure-boot.pem
   bmsota image sign --key secure-boot.pem -o app-signed.bin build/app.bin
@@ -95,13 +95,18 @@ are kept, up to three. OUT may be IN: it is replaced as a whole or not at all. -
 			if err := needFlags(cmd, "key", "output"); err != nil {
 				return err
 			}
-			key, err := readImageSigner(cmd, keyFile)
+			key, err := readImageSigner(cmd, keyFile, signer)
 			if err != nil {
 				return err
 			}
 			b, err := imageKind.read(cmd, args[0])
 			if err != nil {
 				return err
+			}
+			if pad {
+				if b, err = appimage.SecurePad(b); err != nil {
+					return badContent(args[0], err, "give the image as the build made it")
+				}
 			}
 			signed, err := signImage(cmd, args[0], b, key, add)
 			if err != nil {
@@ -111,8 +116,10 @@ are kept, up to three. OUT may be IN: it is replaced as a whole or not at all. -
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&keyFile, "key", "", "PEM file of the private key")
+	flags.StringVar(&keyFile, "key", "", "PEM file of the private key, or of the public key with --signer")
+	flags.StringVar(&signer, "signer", "", signerUsage)
 	flags.BoolVar(&add, "append", false, "keep the signatures the image has")
+	flags.BoolVar(&pad, "secure-pad", false, "first make the image a multiple of 64 KiB long, for Secure Boot, as elf2image --secure-pad-v2 does")
 	flags.StringVarP(&out, "output", "o", "", "file to write, - for standard output")
 	flags.BoolVar(&asJSON, "json", false, "print what was written as JSON")
 	return cmd

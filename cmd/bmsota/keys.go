@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bmsota/esp/secureboot"
+	"bmsota/keyfile"
 	"bmsota/manifest"
 )
 
@@ -31,33 +32,19 @@ const (
 )
 
 func newKeysCmd() *cobra.Command {
-	return group("keys", "make and show signing keys", newKeysNewCmd(), newKeysShowCmd())
+	return group("keys", "make, show and rotate signing keys",
+		newKeysNewCmd(), newKeysShowCmd(), newKeysListCmd(), newKeysRotateCmd(), newKeysPinCmd(false), newKeysPinCmd(true))
 }
 
 // readImageKey reads a key that signs images; of a private key it takes the public half.
 func readImageKey(cmd *cobra.Command, path string) (crypto.PublicKey, error) {
-	text, err := keyKind.read(cmd, path)
+	text, err := openKey(cmd, path)
 	if err != nil {
 		return nil, err
 	}
 	key, err := secureboot.ParsePublicKeyPEM(text)
 	if err == nil {
 		_, err = secureboot.KeyDigest(key)
-	}
-	if err != nil {
-		return nil, badContent(path, err, keyHint)
-	}
-	return key, nil
-}
-
-func readImageSigner(cmd *cobra.Command, path string) (crypto.Signer, error) {
-	text, err := keyKind.read(cmd, path)
-	if err != nil {
-		return nil, err
-	}
-	key, err := secureboot.ParsePrivateKeyPEM(text)
-	if err == nil {
-		_, err = secureboot.KeyDigest(key.Public())
 	}
 	if err != nil {
 		return nil, badContent(path, err, keyHint)
@@ -104,7 +91,7 @@ Secure Boot v2 keeps in eFuse. The private half itself is never printed. - reads
   bmsota keys show --json secure-boot.pem`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := keyKind.read(cmd, args[0])
+			text, err := openKey(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -174,7 +161,7 @@ type keyPair struct {
 
 func newKeysNewCmd() *cobra.Command {
 	var kind, out string
-	var asJSON bool
+	var secret, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "new",
 		Short: "make a signing key",
@@ -205,14 +192,28 @@ trust it take nothing that is not signed by it.`,
 					return alreadyThere(path)
 				}
 			}
-			key, private, err := newKey()
+			var phrase []byte
+			if secret {
+				var err error
+				if phrase, err = newPassphrase(cmd); err != nil {
+					return err
+				}
+				if len(phrase) == 0 {
+					return usagef("the passphrase is empty")
+				}
+			}
+			key, err := newKey()
 			if err != nil {
 				return failure("", "%w", err)
 			}
-			if pair.keyReport, err = describeKey(key, true); err != nil {
+			private, err := privatePEM(key, phrase)
+			if err != nil {
 				return failure("", "%w", err)
 			}
-			if err := pair.write(private, key); err != nil {
+			if pair.keyReport, err = describeKey(key.Public(), true); err != nil {
+				return failure("", "%w", err)
+			}
+			if err := pair.write(private, key.Public()); err != nil {
 				return err
 			}
 			if asJSON {
@@ -224,36 +225,32 @@ trust it take nothing that is not signed by it.`,
 	}
 	cmd.Flags().StringVar(&kind, "type", "manifest", "manifest, ecdsa-p256 or rsa3072")
 	cmd.Flags().StringVarP(&out, "output", "o", "release-key.pem", "file for the private key")
+	cmd.Flags().BoolVar(&secret, "passphrase", false, "put the private key under a passphrase, which is asked for, or read from the file that "+passphraseVar+" names")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what was written as JSON")
 	return cmd
 }
 
-// keyMakers make a key of each type and the PEM of its private half.
-var keyMakers = map[string]func() (crypto.PublicKey, []byte, error){
+// keyMakers make a key of each type.
+var keyMakers = map[string]func() (crypto.Signer, error){
 	"manifest":   newECDSA,
 	"ecdsa-p256": newECDSA,
 	"rsa3072":    newRSA,
 }
 
-func newECDSA() (crypto.PublicKey, []byte, error) {
-	key, err := manifest.NewKey(rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	text, err := manifest.EncodePrivateKey(key)
-	return &key.PublicKey, text, err
-}
+func newECDSA() (crypto.Signer, error) { return manifest.NewKey(rand.Reader) }
 
-func newRSA() (crypto.PublicKey, []byte, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 3072)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make RSA key: %w", err)
+func newRSA() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 3072) }
+
+// privatePEM is the file of a new private key, under a passphrase where there is one.
+func privatePEM(key crypto.Signer, phrase []byte) ([]byte, error) {
+	if len(phrase) > 0 {
+		return keyfile.Encrypt(key, phrase, rand.Reader)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode RSA key: %w", err)
+		return nil, fmt.Errorf("encode private key: %w", err)
 	}
-	return &key.PublicKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // write makes both files or none.

@@ -74,11 +74,15 @@ func TestKeysNewNeverOverwrites(t *testing.T) {
 		t.Error("createFile overwrote a file")
 	}
 	pair := keyPair{PrivateFile: filepath.Join(dir, "new.pem"), PublicFile: filepath.Join(dir, "late")}
-	public, private, err := newECDSA()
+	key, err := newECDSA()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pair.write(private, public); err == nil {
+	private, err := privatePEM(key, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pair.write(private, key.Public()); err == nil {
 		t.Error("write overwrote a file")
 	}
 	if left := listing(t, dir); !slices.Equal(left, []string{"k.pem", "late"}) {

@@ -1,26 +1,23 @@
 package main
 
 import (
-	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"time"
 
 	"bmsota/deploy"
 	"bmsota/esp/appimage"
-	"bmsota/manifest"
 	"bmsota/protocol"
 
 	"github.com/spf13/cobra"
 )
 
-var signingKeyInput = inputKind{what: "a signing key in PEM", limit: 64 << 10}
-
 func newPublishCmd() *cobra.Command {
 	var (
-		a                                                      access
-		version, channel, description, minVersion, key, folder string
-		force, anyVersion, asJSON                              bool
+		a                                                         access
+		version, channel, description, minVersion, signer, folder string
+		keys                                                      []string
+		force, anyVersion, asJSON                                 bool
 	)
 	cmd := &cobra.Command{
 		Use:   "publish IMAGE",
@@ -44,7 +41,7 @@ With --folder the release goes into a folder that any web server can serve, inst
 			}
 			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
 				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
-			if r.Key, err = readSigningKey(cmd, key); err != nil {
+			if r.Keys, err = readSigners(cmd, keys, signer); err != nil {
 				return err
 			}
 			p, err := deploy.Prepare(r)
@@ -60,7 +57,7 @@ With --folder the release goes into a folder that any web server can serve, inst
 			}
 			out, err := deploy.Publish(cmd.Context(), client, p, channel, uploadProgress(cmd, asJSON))
 			if err != nil {
-				return publishFault(err, r.Key == nil)
+				return publishFault(err, len(r.Keys) == 0)
 			}
 			for _, w := range merge(p.Warnings, out.Warnings) {
 				warn(cmd, "%s", w)
@@ -79,27 +76,12 @@ With --folder the release goes into a folder that any web server can serve, inst
 	f.StringVar(&description, "description", "", "what changed, for people")
 	f.StringVar(&minVersion, "min-version", "", "what a device must run at least to take this release")
 	f.BoolVar(&force, "force-update", false, "a device that checks installs it without being told to")
-	f.StringVar(&key, "key", "", "release key that signs the manifest; see 'bmsota keys new'")
+	f.StringArrayVar(&keys, "key", nil, "release key that signs the manifest, see 'bmsota keys new'; given again, a further key that signs too")
+	f.StringVar(&signer, "signer", "", signerUsage)
 	f.StringVar(&folder, "folder", "", "write firmware and version.json into this folder instead")
 	f.BoolVar(&anyVersion, "allow-any-version", false, "take a version that is no SemVer")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-// readSigningKey reads the key file; no file means an unsigned release.
-func readSigningKey(cmd *cobra.Command, path string) (*ecdsa.PrivateKey, error) {
-	if path == "" {
-		return nil, nil
-	}
-	text, err := signingKeyInput.read(cmd, path)
-	if err != nil {
-		return nil, err
-	}
-	key, err := manifest.ParsePrivateKey(text)
-	if err != nil {
-		return nil, badContent(path, err, "make one with 'bmsota keys new'")
-	}
-	return key, nil
 }
 
 // checkVersions finds a wrong flag before a file is read for it.

@@ -19,6 +19,7 @@ type BuildOptions struct {
 	// [MaxPartitionSize]. 0 stands for the smallest.
 	Size   int64
 	Trial  Behaviour // what a virtual board does with it; empty is [BehaviourOK]
+	Extra  []byte    // stands behind the marker of Trial, in the first segment
 	NoHash bool      // no SHA-256 after the checksum
 
 	Time        string // "HH:MM:SS", default "00:00:00"
@@ -27,6 +28,9 @@ type BuildOptions struct {
 	MinRevision uint16 // chip revision, major*100 + minor
 	MaxRevision uint16 // 0: not set
 }
+
+// maxExtra bounds what stands behind the marker, in bytes: it has to fit the first of two segments.
+const maxExtra = 4 << 10
 
 // minFirstSegment is the least data an image of ours has: description and marker.
 const minFirstSegment = DescSize + trialSize
@@ -55,6 +59,9 @@ func Build(opt BuildOptions) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build image: %w", err)
 	}
+	if len(opt.Extra) > maxExtra || len(opt.Extra)%4 != 0 {
+		return nil, fmt.Errorf("build image: %d bytes beside the description, must be a multiple of 4 up to %d", len(opt.Extra), maxExtra)
+	}
 	seed := filler(opt, trial)
 	desc, err := AppendDesc(nil, &Desc{
 		SecureVersion:    opt.SecureVersion,
@@ -80,7 +87,7 @@ func Build(opt BuildOptions) ([]byte, error) {
 		out = binary.LittleEndian.AppendUint32(out, uint32(s.Length))
 		start := len(out)
 		if i == 0 {
-			out = appendTrial(append(out, desc...), trial)
+			out = append(appendTrial(append(out, desc...), trial), opt.Extra...)
 		}
 		fill := out[len(out) : start+int(s.Length)]
 		rng.Read(fill)
@@ -114,7 +121,7 @@ func (opt BuildOptions) tail() int64 {
 // hashedLength returns the length up to and including the checksum byte.
 func hashedLength(opt BuildOptions) (int64, error) {
 	tail := opt.tail()
-	smallest := (int64(DescOffset)+int64(minFirstSegment)+16)&^15 + tail
+	smallest := (int64(DescOffset)+int64(minFirstSegment)+int64(len(opt.Extra))+16)&^15 + tail
 	switch {
 	case opt.Size == 0:
 		return smallest - tail, nil

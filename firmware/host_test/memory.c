@@ -88,14 +88,19 @@ static void run_mqtt_config(void)
 static void run_keys(void)
 {
     char why[160];
-    accepted = ota_manifest_keys_ok(input, why, sizeof why);
+    ota_trust_t t;
+    accepted = ota_manifest_keys(input, 0, &t, why, sizeof why) == OTA_MANIFEST_OK;
 }
 
 static void run_manifest(void)
 {
+    static ota_trust_t t;   // the instance's, on a chip
     ota_manifest_t m;
     char why[160];
-    ota_manifest_result_t r = ota_manifest_read(input, input_len, keys, &m, why, sizeof why);
+    ota_manifest_result_t r = ota_manifest_keys(keys, 0, &t, why, sizeof why);
+    if (r == OTA_MANIFEST_OK) {
+        r = ota_manifest_read(input, input_len, "", &t, &m, why, sizeof why);
+    }
     accepted = r == OTA_MANIFEST_OK;
     starved = r == OTA_MANIFEST_NO_MEMORY;
 }

@@ -128,6 +128,7 @@ static void ask_version_file(const arg_t *a)
     say_text("sha256", f.sha256);
     say_text("url", f.url);
     say_text("manifest", f.manifest);
+    say_text("cosignatures", f.cosignatures);
     free(copy);
 }
 
@@ -147,9 +148,9 @@ static void ask_ota_config(const arg_t *a)
         say("refused");
         return;
     }
-    say("skip=%d timeout=%" PRId64 " auto=%d own=%d deadline=%" PRId64 " frames=%d heap=%" PRId64 " not_charging=%d temps=%d,%d",
+    say("skip=%d timeout=%" PRId64 " auto=%d own=%d deadline=%" PRId64 " frames=%d heap=%" PRId64 " not_charging=%d temps=%d,%d threshold=%d",
         c.skip_cert_verification, c.timeout_ms, c.auto_rollback_enabled, c.own_topic_only, c.deadline_s, c.bms_frames, c.min_heap,
-        c.gate.not_while_charging, c.gate.has_min_temp, c.gate.has_max_temp);
+        c.gate.not_while_charging, c.gate.has_min_temp, c.gate.has_max_temp, c.trusted_threshold);
     say_double("soc", c.gate.min_soc_pct);
     say_double("current", c.gate.max_current_a);
     say_double("cold", c.gate.min_temp_c);
@@ -160,6 +161,7 @@ static void ask_ota_config(const arg_t *a)
     say_text("current_version", c.current_version);
     say_text("device_id", c.device_id);
     say_text("trusted_key_pem", c.trusted_key_pem);
+    say_text("mirror_url", c.mirror_url);
     say_text("topic_prefix", c.topic_prefix);
 }
 
@@ -181,7 +183,24 @@ static void ask_mqtt_config(const arg_t *a)
 static void ask_keys(const arg_t *a)
 {
     char why[160] = "";
-    say("%s", ota_manifest_keys_ok(a->s, why, sizeof why) ? "ok" : "refused");
+    ota_trust_t t;
+    say("%s", ota_manifest_keys(a->s, 0, &t, why, sizeof why) == OTA_MANIFEST_OK ? "ok" : "refused");
+}
+
+static void ask_builtin(const arg_t *a)
+{
+    char why[160] = "";
+    ota_trust_t t;
+    if (a->len != OTA_BUILTIN_LEN || ota_manifest_builtin((const uint8_t *)a->s, &t, why, sizeof why) != OTA_MANIFEST_OK) {
+        say("refused");
+        return;
+    }
+    say("set %" PRIu32 ": %d of", t.sequence, t.threshold);
+    for (int i = 0; i < t.count; i++) {
+        char hex[2 * OTA_POINT_LEN + 1];
+        ota_hex(t.point[i], OTA_POINT_LEN, hex);
+        say(" %s", hex);
+    }
 }
 
 static void say_block(const ota_manifest_t *m, size_t i)
@@ -200,8 +219,10 @@ static void ask_manifest(const arg_t *a)
     static const char *const results[] = {"ok", "bad_signature", "bad", "no_memory"};
     ota_manifest_t m;
     char why[160] = "";
-    const char *keys = strcmp(a[2].s, "verify") == 0 ? a[1].s : NULL;
-    ota_manifest_result_t r = ota_manifest_read(a->s, a->len, keys, &m, why, sizeof why);
+    bool verify = strcmp(a[2].s, "verify") == 0;
+    ota_trust_t t;
+    ota_manifest_keys(a[1].s, 0, &t, why, sizeof why);
+    ota_manifest_result_t r = ota_manifest_read(a->s, a->len, "", verify ? &t : NULL, &m, why, sizeof why);
     say("%s", results[r]);
     if (r != OTA_MANIFEST_OK) {
         return;
@@ -218,6 +239,20 @@ static void ask_manifest(const arg_t *a)
     }
     say_block(&m, last);
     say_block(&m, last + 1);
+}
+
+// Text, cosignatures, keys, and how many of them have to sign.
+static void ask_cosigned(const arg_t *a)
+{
+    static const char *const results[] = {"ok", "bad_signature", "bad", "no_memory"};
+    ota_manifest_t m;
+    ota_trust_t t;
+    char why[160] = "";
+    if (ota_manifest_keys(a[2].s, atoi(a[3].s), &t, why, sizeof why) != OTA_MANIFEST_OK) {
+        say("refused");
+        return;
+    }
+    say("%s", results[ota_manifest_read(a->s, a->len, a[1].s, &t, &m, why, sizeof why)]);
 }
 
 static int64_t number(const arg_t *a) { return strtoll(a->s, NULL, 10); }
@@ -355,7 +390,7 @@ static const struct {
 } questions[] = {
     {"version", 2, ask_version}, {"command", 1, ask_command}, {"expired", 2, ask_expired}, {"same", 2, ask_same},
     {"version_file", 1, ask_version_file}, {"ota_config", 1, ask_ota_config}, {"mqtt_config", 1, ask_mqtt_config},
-    {"keys", 1, ask_keys}, {"manifest", 3, ask_manifest}, {"status", 36, ask_status}, {"refuse", 15, ask_refuse},
+    {"keys", 1, ask_keys}, {"builtin", 1, ask_builtin}, {"cosigned", 4, ask_cosigned}, {"manifest", 3, ask_manifest}, {"status", 36, ask_status}, {"refuse", 15, ask_refuse},
     {"gate", 13, ask_gate}, {"on_the_way", 3, ask_on_the_way}, {"name", 1, ask_name}, {"mac", 1, ask_mac},
     {"phases", 0, ask_phases}, {"reasons", 0, ask_reasons}, {"digest", 1, ask_digest},
     {"beside", 2, ask_beside}, {"resolve", 3, ask_resolve},

@@ -79,6 +79,7 @@ func (a *agent) know() error {
 		return fmt.Errorf("running image: %w", err)
 	}
 	s.image = img
+	a.cfg.believeImage(a.section(a.env.Running), img)
 	if s.sum, err = a.digest(a.env.Running, img); err != nil {
 		return err
 	}
@@ -422,7 +423,7 @@ func (a *agent) connectors() {
 		DeviceID: a.self.id, Protocol: protocol.Version, BootID: bootID(now, a.rand),
 		Slot: a.env.Running.Name, SlotSize: int64(a.self.target.Size), Chip: a.env.Ops.Chip.String(), Project: a.self.project,
 		SecureVersion: a.self.floor, ImageSHA256: a.self.digest, RollbackProtected: a.env.Ops.Rollback,
-		Signed: len(a.cfg.trusted) > 0, ResetReason: string(a.env.Reset),
+		Signed: len(a.cfg.trust.Keys) > 0, ResetReason: string(a.env.Reset),
 	}
 	a.rep = &reporter{
 		qos: byte(a.cfg.mqtt.QoS), log: a.log, onStatus: a.env.OnStatus, battery: a.env.Battery, heap: a.heap,

@@ -21,11 +21,11 @@ type offer struct {
 	manifest *manifest.Manifest // nil: no promise about blocks
 }
 
-// folder is where the image lies, and version.json beside it.
-func (a *agent) folder() *url.URL {
-	u, err := url.Parse(a.cfg.ota.ServerURL)
+// folder is where an image lies, and version.json beside it.
+func folder(image string) *url.URL {
+	u, err := url.Parse(image)
 	if err != nil {
-		panic("agent: a checked server_url does not parse: " + err.Error())
+		panic("agent: a checked address does not parse: " + err.Error())
 	}
 	u.RawQuery, u.Fragment, u.RawPath = "", "", ""
 	u.Path = u.Path[:strings.LastIndexByte(u.Path, '/')+1]
@@ -38,14 +38,43 @@ func (a *agent) folder() *url.URL {
 // versionURL is where a version file is asked for: name in the folder of the image, with who asks. A folder of files
 // ignores that; a server that has nothing for this device must not be asked again as if it were nobody's question.
 func (a *agent) versionURL(name string) string {
-	u := a.folder()
+	u := folder(a.cfg.ota.ServerURL)
 	u.Path += name
 	u.RawQuery = url.Values{"device": {a.self.id}, "chip": {a.env.Ops.Chip.String()}}.Encode()
 	return u.String()
 }
 
-// look asks the server what it offers: the fleet server's answer for this very device, else the file of a static one.
+// mirror is where the version file of the mirror lies; empty where there is none, and on a board that holds no key, to
+// which a mirror could say anything. It is not told who asks.
+func (a *agent) mirror() string {
+	if a.cfg.ota.MirrorURL == "" || len(a.cfg.trust.Keys) == 0 {
+		return ""
+	}
+	u := folder(a.cfg.ota.MirrorURL)
+	u.Path += "version.json"
+	return u.String()
+}
+
+// look asks the server what it offers, and the mirror where nobody answers who proves to be the server: an authority that
+// expires must not strand a board, and what a mirror offers is signed or refused.
 func (a *agent) look(ctx context.Context) (offer, *fault) {
+	o, fl := a.lookAtServer(ctx)
+	at := a.mirror()
+	if at == "" || fl == nil || fl.reason != protocol.ReasonTLS && fl.reason != protocol.ReasonUnreachable {
+		return o, fl
+	}
+	f, second := a.versionFile(ctx, at)
+	if second == nil {
+		o, second = a.believe(f, at, a.cfg.ota.MirrorURL)
+	}
+	if second != nil {
+		return offer{}, fl // the server's own trouble is what somebody has to mend
+	}
+	return o, nil
+}
+
+// lookAtServer gets the fleet server's answer for this very device, else the file of a static one.
+func (a *agent) lookAtServer(ctx context.Context) (offer, *fault) {
 	at := a.versionURL("version")
 	f, fl := a.versionFile(ctx, at)
 	if fl != nil && fl.phase == protocol.PhaseRefused {
@@ -58,7 +87,7 @@ func (a *agent) look(ctx context.Context) (offer, *fault) {
 	if fl != nil {
 		return offer{}, fl
 	}
-	return a.believe(f, at)
+	return a.believe(f, at, a.cfg.ota.ServerURL)
 }
 
 // versionFile gets one version.json. What is missing or no version file comes back as a refusal, so that the other
@@ -99,16 +128,16 @@ func refused(reason protocol.Reason, err error) *fault {
 
 // believe turns the version file into an offer. A board that holds a key takes every fact of the decision from the
 // manifest that a trusted key signed; what stands beside it may be anybody's. Only where the bytes are fetched is the
-// file's word, because bytes prove themselves.
-func (a *agent) believe(f protocol.VersionFile, at string) (offer, *fault) {
+// file's word, because bytes prove themselves. The file was read at at, and image is where the bytes are when it does not say.
+func (a *agent) believe(f protocol.VersionFile, at, image string) (offer, *fault) {
 	o := offer{force: f.ForceUpdate, Release: protocol.Release{
 		Chip: f.Chip, Project: f.Project, Version: f.Version, SHA256: f.SHA256, Size: f.Size,
 		SecureVersion: f.SecureVersion, MinVersion: f.MinVersion}}
-	if len(a.cfg.trusted) > 0 {
+	if len(a.cfg.trust.Keys) > 0 {
 		if f.Manifest == "" {
 			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonUnsigned, err: errors.New("version.json holds no manifest")}
 		}
-		m, err := manifest.Verify(f.Manifest, a.cfg.trusted...)
+		m, err := a.cfg.trust.Verify(f.Manifest, f.Cosignatures)
 		if err != nil {
 			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonBadSignature, err: err}
 		}
@@ -120,7 +149,7 @@ func (a *agent) believe(f protocol.VersionFile, at string) (offer, *fault) {
 	}
 	base, err := url.Parse(at)
 	if err == nil {
-		base, err = a.imageURL(base, f.URL)
+		base, err = a.imageURL(base, f.URL, image)
 	}
 	if err != nil {
 		return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonBadVersionFile, err: err}
@@ -129,10 +158,11 @@ func (a *agent) believe(f protocol.VersionFile, at string) (offer, *fault) {
 	return o, nil
 }
 
-// imageURL is where the bytes are: the file's url, relative to the file itself, else the configured one.
-func (a *agent) imageURL(at *url.URL, ref string) (*url.URL, error) {
+// imageURL is where the bytes are: the file's url, relative to the file itself, else the configured one. A file that came
+// over plain HTTP may name plain HTTP: it would not be here if the configuration did not allow that.
+func (a *agent) imageURL(at *url.URL, ref, image string) (*url.URL, error) {
 	if ref == "" {
-		return url.Parse(a.cfg.ota.ServerURL)
+		return url.Parse(image)
 	}
 	u, err := at.Parse(ref)
 	if err != nil {
@@ -141,7 +171,7 @@ func (a *agent) imageURL(at *url.URL, ref string) (*url.URL, error) {
 	switch {
 	case u.Host == "" || u.User != nil:
 		return nil, fmt.Errorf("url %q names no server", ref)
-	case u.Scheme == "https", u.Scheme == "http" && a.cfg.ota.SkipCertVerification:
+	case u.Scheme == "https", u.Scheme == "http" && (a.cfg.ota.SkipCertVerification || at.Scheme == "http"):
 		return u, nil
 	}
 	return nil, fmt.Errorf("url %q is not https", ref)

@@ -8,6 +8,7 @@ import (
 
 	"bmsota/esp/otadata"
 	"bmsota/esp/parttable"
+	"bmsota/manifest"
 	"bmsota/protocol"
 )
 
@@ -156,6 +157,9 @@ func (a *agent) goBack(version string) (parttable.Partition, protocol.Reason, er
 		if version != "" && !protocol.SameVersion(version, img.Desc.Version) && !protocol.GenericVersion(img.Desc.Version) {
 			return slot, protocol.ReasonVersionMissing, fmt.Errorf("%s holds %s", slot.Name, printable(img.Desc.Version))
 		}
+	}
+	if set, err := manifest.Builtin(a.section(slot), img); err != nil || set.Sequence < a.cfg.trust.Sequence {
+		return slot, protocol.ReasonNoRollback, fmt.Errorf("%s carries trusted keys that were given up", slot.Name)
 	}
 	if a.env.Ops.AntiRollback && (img.Desc == nil || img.Desc.SecureVersion < a.self.floor) {
 		// Asked here because otaops, as ESP-IDF, answers it by erasing the slot.

@@ -1,11 +1,11 @@
 package agent
 
 import (
-	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io"
 
+	"bmsota/esp/appimage"
 	"bmsota/esp/parttable"
 	"bmsota/esp/spiffs"
 	"bmsota/manifest"
@@ -22,7 +22,7 @@ type settings struct {
 	mqtt    protocol.MQTTConfig
 	haveOTA bool
 	haveMQ  bool
-	trusted []*ecdsa.PublicKey // empty: the board holds no key
+	trust   manifest.Trust // no keys in it: the board holds none
 	problem error
 }
 
@@ -42,12 +42,12 @@ func readSettings(flash io.ReaderAt, table parttable.Table) (settings, error) {
 		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
 	} else if cfg, err := protocol.ParseOTAConfig(text); err != nil {
 		problems = append(problems, err)
-	} else if keys, err := trustedKeys(cfg.TrustedKeyPEM); err != nil {
+	} else if trust, err := trusted(cfg); err != nil {
 		// A board that was given a key and cannot read it must not go on as one that was given none: that one would
 		// install what nobody signed.
 		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
 	} else {
-		s.ota, s.haveOTA, s.trusted = cfg, true, keys
+		s.ota, s.haveOTA, s.trust = cfg, true, trust
 	}
 	if text, err := files.ReadFile(protocol.MQTTConfigFile); err != nil {
 		problems = append(problems, fmt.Errorf("mqtt_config.txt: %w", err))
@@ -60,11 +60,30 @@ func readSettings(flash io.ReaderAt, table parttable.Table) (settings, error) {
 	return s, nil
 }
 
-func trustedKeys(text string) ([]*ecdsa.PublicKey, error) {
-	if text == "" {
-		return nil, nil
+func trusted(cfg protocol.OTAConfig) (manifest.Trust, error) {
+	t := manifest.Trust{Threshold: cfg.TrustedThreshold}
+	if cfg.TrustedKeyPEM != "" {
+		keys, err := manifest.ParsePublicKeys([]byte(cfg.TrustedKeyPEM))
+		if err != nil {
+			return t, err
+		}
+		t.Keys = keys
 	}
-	return manifest.ParsePublicKeys([]byte(text))
+	return t, t.Check()
+}
+
+// believeImage puts the set that the running image carries in the place of the one in the settings.
+func (s *settings) believeImage(r io.ReaderAt, img *appimage.Image) {
+	t, err := manifest.Builtin(r, img)
+	if err != nil {
+		// As with a key in the settings that cannot be read.
+		s.problem = errors.Join(s.problem, err)
+		s.haveOTA = false
+		return
+	}
+	if t.Sequence > 0 {
+		s.trust = t
+	}
 }
 
 // mount reads the first SPIFFS partition, which firmware mounts as /spiffs.

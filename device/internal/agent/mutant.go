@@ -21,6 +21,7 @@ const (
 	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
 	MutantBlindBlocks    Mutant = "blind blocks"     // take what is in the slot for the promised blocks
 	MutantCountNothing   Mutant = "count nothing"    // ask for wrong bytes again and again
+	MutantOlderKeys      Mutant = "older keys"       // an image may carry keys that were given up
 )
 
 // without says whether the protection is off.

@@ -130,12 +130,17 @@ func (a *agent) reachServer(ctx context.Context) {
 	}
 	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
-		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL("version"), nil)
-		if f == nil {
-			resp.stop()
-			if resp.StatusCode < 500 {
-				a.health.server.Store(true)
-				return
+		for _, at := range []string{a.versionURL("version"), a.mirror()} {
+			if at == "" {
+				continue
+			}
+			resp, f := a.web.get(ctx, http.MethodGet, at, nil)
+			if f == nil {
+				resp.stop()
+				if resp.StatusCode < 500 {
+					a.health.server.Store(true)
+					return
+				}
 			}
 		}
 		if !sleep(ctx, pause.next()) {

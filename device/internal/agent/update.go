@@ -10,6 +10,7 @@ import (
 	"bmsota/esp/appimage"
 	"bmsota/esp/otadata"
 	"bmsota/esp/parttable"
+	"bmsota/manifest"
 	"bmsota/protocol"
 )
 
@@ -219,6 +220,14 @@ func (a *agent) prove(o offer, size int64) *fault {
 		return failed(protocol.ReasonImageInvalid, "%w", err)
 	case appimage.FileLength(r, r.Size(), img) != size && !a.without(MutantSkipReadBack):
 		return failed(protocol.ReasonImageInvalid, "the image has %d bytes, the file %d", img.Length, size)
+	}
+	next, err := manifest.Builtin(r, img)
+	switch {
+	case err != nil:
+		return failed(protocol.ReasonImageInvalid, "%w", err)
+	case next.Sequence < a.cfg.trust.Sequence && !a.without(MutantOlderKeys):
+		// It would bring back keys that were given up, or none.
+		return failed(protocol.ReasonSecurityFloor, "image carries set %d of trusted keys, this device trusts set %d", next.Sequence, a.cfg.trust.Sequence)
 	case sum == a.self.sum:
 		// Only without a promised digest: it would be installed again at every order.
 		return failed(protocol.ReasonUpToDate, "the server's file is the image that runs")
@@ -226,7 +235,7 @@ func (a *agent) prove(o offer, size int64) *fault {
 		return nil
 	case img.Desc.SecureVersion < a.self.floor:
 		return failed(protocol.ReasonSecurityFloor, "image has secure version %d, the floor is %d", img.Desc.SecureVersion, a.self.floor)
-	case o.manifest != nil && len(a.cfg.trusted) > 0 && img.Desc.SecureVersion != o.SecureVersion:
+	case o.manifest != nil && len(a.cfg.trust.Keys) > 0 && img.Desc.SecureVersion != o.SecureVersion:
 		return failed(protocol.ReasonImageInvalid, "image has secure version %d, its manifest says %d", img.Desc.SecureVersion, o.SecureVersion)
 	}
 	return nil

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "esp_log.h"
 #include "ota_agent.h"
@@ -126,10 +127,19 @@ static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, o
     return true;
 }
 
+// Where the version file of the mirror lies; false where there is none, and on a board that holds no key, to which a mirror
+// could say anything. It is not told who asks.
+static bool mirror_url(ota_agent_t *a, char *out, size_t size)
+{
+    const char *image = a->cfg.ota.mirror_url;
+    return a->cfg.trust.count > 0 && image[0] != '\0' && ota_url_beside(image, "version.json", out, size);
+}
+
 // Turns the version file into an offer. A board that holds a key takes every fact of the decision from the manifest that a
 // trusted key signed; what stands beside it may be anybody's. Only where the bytes are fetched is the file's word, because
-// bytes prove themselves.
-static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_t *f, const char *at, ota_offer_t *o, ota_fault_t *why)
+// bytes prove themselves. The file was read at at, and image is where the bytes are when it does not say.
+static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_t *f, const char *at, const char *image, ota_offer_t *o,
+                    ota_fault_t *why)
 {
     ota_release_t r = {.chip = f->chip, .project = f->project, .version = f->version, .sha256 = f->sha256,
                        .min_version = f->min_version, .size = f->size, .secure_version = f->secure_version};
@@ -137,21 +147,21 @@ static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_
     ota_manifest_t m;
     bool have = false;
     char text[OTA_MAX_MESSAGE];
-    const char *keys = a->cfg.ota.trusted_key_pem;
-    if (keys[0] != '\0' && f->manifest[0] == '\0') {
+    const ota_trust_t *trust = a->cfg.trust.count > 0 ? &a->cfg.trust : NULL;
+    if (trust != NULL && f->manifest[0] == '\0') {
         return ota_refused(why, OTA_REASON_UNSIGNED, "version.json holds no manifest");
     }
     if (f->manifest[0] != '\0') {
         // The text lies in the buffer of the version file, which is ours to overwrite.
-        ota_manifest_result_t got = ota_manifest_read((char *)(uintptr_t)f->manifest, strlen(f->manifest), keys[0] != '\0' ? keys : NULL,
-                                                      &m, text, sizeof text);
+        ota_manifest_result_t got = ota_manifest_read((char *)(uintptr_t)f->manifest, strlen(f->manifest), f->cosignatures,
+                                                      trust, &m, text, sizeof text);
         if (got == OTA_MANIFEST_NO_MEMORY) {
             return ota_again(why, OTA_REASON_OTHER, "check manifest: %s", text);
         }
-        if (keys[0] != '\0' && got != OTA_MANIFEST_OK) {
+        if (trust != NULL && got != OTA_MANIFEST_OK) {
             return ota_refused(why, OTA_REASON_BAD_SIGNATURE, "%s", text);
         }
-        if (keys[0] != '\0') {
+        if (trust != NULL) {
             o->promised = true;
             o->force = m.force_update;
             r = (ota_release_t){.chip = m.chip, .project = m.project, .version = m.version, .sha256 = m.sha256,
@@ -163,8 +173,8 @@ static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_
         }
     }
     if (f->url[0] == '\0') {
-        snprintf(o->url, sizeof o->url, "%s", a->cfg.ota.server_url);
-    } else if (!ota_url_resolve(at, f->url, a->cfg.ota.skip_cert_verification, o->url, sizeof o->url, text, sizeof text)) {
+        snprintf(o->url, sizeof o->url, "%s", image);
+    } else if (!ota_url_resolve(at, f->url, a->cfg.ota.skip_cert_verification || strncasecmp(at, "http://", 7) == 0, o->url, sizeof o->url, text, sizeof text)) {
         return ota_refused(why, OTA_REASON_BAD_VERSION_FILE, "%s", text);
     }
     snprintf(o->version, sizeof o->version, "%s", r.version);
@@ -202,7 +212,14 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
             }
         }
     }
-    ok = ok && believe(a, w, &f, at, o, why);
+    ok = ok && believe(a, w, &f, at, a->cfg.ota.server_url, o, why);
+    // An authority that expires must not strand a board, and what a mirror offers is signed or refused. Where it has nothing, the
+    // server's own trouble is what somebody has to mend.
+    if (!ok && (why->reason == OTA_REASON_TLS_FAILED || why->reason == OTA_REASON_SERVER_UNREACHABLE) &&
+        mirror_url(a, at, OTA_MAX_ADDRESS)) {
+        ota_fault_t second;
+        ok = version_file(run, at, buf, &f, &second) && believe(a, w, &f, at, a->cfg.ota.mirror_url, o, &second);
+    }
     free(buf);
     return ok;
 }
@@ -245,12 +262,8 @@ void ota_offer_free(ota_offer_t *o)
     o->block_count = 0;
 }
 
-bool ota_probe_server(const ota_run_t *run)
+static bool answers(const ota_run_t *run, const char *at)
 {
-    char *at = (char *)run->a->io;
-    if (!version_url(run->a, "version", at, OTA_MAX_ADDRESS)) {
-        return false;
-    }
     ota_response_t r;
     ota_fault_t why;
     // What is tested is the way that the next update comes, not whether there is one.
@@ -260,4 +273,11 @@ bool ota_probe_server(const ota_run_t *run)
     bool ok = r.status < 500;
     ota_web_close(&r);
     return ok;
+}
+
+bool ota_probe_server(const ota_run_t *run)
+{
+    char *at = (char *)run->a->io;
+    return (version_url(run->a, "version", at, OTA_MAX_ADDRESS) && answers(run, at)) ||
+           (mirror_url(run->a, at, OTA_MAX_ADDRESS) && answers(run, at));
 }

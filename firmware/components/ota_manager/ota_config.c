@@ -6,6 +6,7 @@
 #include "ota_address.h"
 #include "ota_gate.h"
 #include "ota_json.h"
+#include "ota_manifest.h"
 #include "ota_protocol.h"
 #include "ota_utf8.h"
 
@@ -100,7 +101,7 @@ static bool add_broker(ota_object_t *o, piece_t value)
 // One line of the older form. Its words become the newer ones.
 static bool add_line(ota_object_t *o, piece_t line)
 {
-    static const char *const numbers[] = {"broker_port", "qos", "timeout_ms", NULL};
+    static const char *const numbers[] = {"broker_port", "qos", "timeout_ms", "trusted_threshold", NULL};
     char *equals = memchr(line.s, '=', line.len);
     if (!equals) {
         return refuse(o, line, "is not key=value");
@@ -163,7 +164,7 @@ static bool parse(ota_object_t *o, char *b, size_t len, char *why, size_t why_si
 
 static bool within(int64_t v, int64_t max) { return v >= 0 && v <= max; }
 
-static bool check_ota(const ota_config_t *c, int64_t frames, char *why, size_t why_size)
+static bool check_ota(const ota_config_t *c, int64_t frames, int64_t threshold, char *why, size_t why_size)
 {
     bool plain;
     if (*c->server_url == 0) {
@@ -180,6 +181,12 @@ static bool check_ota(const ota_config_t *c, int64_t frames, char *why, size_t w
     }
     if (!within(c->deadline_s, 86400) || !within(frames, 10000) || c->min_heap < 0) {
         return say(why, why_size, "health: a value is out of range");
+    }
+    if (*c->mirror_url && !ota_server_url_ok(c->mirror_url, &plain)) {
+        return say(why, why_size, "mirror_url is not an http(s) address");
+    }
+    if (!within(threshold, 1 + OTA_MAX_COSIGNATURES)) {
+        return say(why, why_size, "trusted_threshold is not within 0 to 4");
     }
     if (*c->device_id && !ota_device_id_ok(c->device_id)) {
         return say(why, why_size, "device_id may hold letters, digits and . _ : - only, and starts with a letter or digit");
@@ -232,14 +239,14 @@ static void read_gate(ota_object_t *o, ota_gate_t *gate)
 bool ota_config_parse(char *b, size_t len, ota_config_t *out, char *why, size_t why_size)
 {
     *out = (ota_config_t){
-        .server_url = "", .cert_pem = "", .current_version = "", .device_id = "", .trusted_key_pem = "",
+        .server_url = "", .cert_pem = "", .current_version = "", .device_id = "", .trusted_key_pem = "", .mirror_url = "",
         .topic_prefix = "", .auto_rollback_enabled = true,
     };
     ota_object_t o;
     if (!parse(&o, b, len, why, why_size)) {
         return false;
     }
-    int64_t frames = 0;
+    int64_t frames = 0, threshold = 0;
     ota_object_text(&o, "server_url", OTA_MAX_URL, &out->server_url);
     ota_object_text(&o, "cert_pem", OTA_MAX_CONFIG, &out->cert_pem);
     ota_object_bool(&o, "skip_cert_verification", &out->skip_cert_verification);
@@ -248,14 +255,17 @@ bool ota_config_parse(char *b, size_t len, ota_config_t *out, char *why, size_t 
     ota_object_bool(&o, "auto_rollback_enabled", &out->auto_rollback_enabled);
     ota_object_text(&o, "device_id", OTA_MAX_DEVICE_ID, &out->device_id);
     ota_object_text(&o, "trusted_key_pem", OTA_MAX_CONFIG, &out->trusted_key_pem);
+    ota_object_int(&o, "trusted_threshold", &threshold);
+    ota_object_text(&o, "mirror_url", OTA_MAX_URL, &out->mirror_url);
     ota_object_text(&o, "topic_prefix", 128, &out->topic_prefix);
     ota_object_bool(&o, "own_topic_only", &out->own_topic_only);
     read_health(&o, out, &frames);
     read_gate(&o, &out->gate);
-    if (o.bad || !check_ota(out, frames, why, why_size)) {
+    if (o.bad || !check_ota(out, frames, threshold, why, why_size)) {
         return false;
     }
     out->bms_frames = (int)frames;
+    out->trusted_threshold = (int)threshold;
     return true;
 }
 

@@ -68,6 +68,8 @@ static ota_es256_t verdict(psa_status_t status, ota_es256_t otherwise)
     return status == PSA_ERROR_INSUFFICIENT_MEMORY ? OTA_ES256_NO_MEMORY : otherwise;
 }
 
+_Static_assert(sizeof p256_prefix + OTA_POINT_LEN == OTA_KEY_LEN, "a key ends with its point");
+
 // Reads the key and, unless sig is NULL, verifies with it. PSA takes point and r||s as they are.
 static ota_es256_t check(const uint8_t key[OTA_KEY_LEN], const uint8_t *digest, const uint8_t *sig)
 {
@@ -151,6 +153,12 @@ static ota_es256_t check_form(const uint8_t key[OTA_KEY_LEN], const uint8_t *dig
         return OTA_ES256_BAD_KEY;
     }
     return library_ready() ? check(key, digest, sig) : OTA_ES256_NO_MEMORY;
+}
+
+void ota_es256_from_point(const uint8_t point[OTA_POINT_LEN], uint8_t key[OTA_KEY_LEN])
+{
+    memcpy(key, p256_prefix, sizeof p256_prefix);
+    memcpy(key + sizeof p256_prefix, point, OTA_POINT_LEN);
 }
 
 ota_es256_t ota_es256_key(const uint8_t key[OTA_KEY_LEN]) { return check_form(key, NULL, NULL); }

@@ -84,6 +84,16 @@ static bool prove(ota_agent_t *a, const ota_offer_t *o, int64_t size, ota_fault_
     if ((int64_t)facts.file_len != size) {
         return ota_failed(why, OTA_REASON_IMAGE_INVALID, "the image has %" PRIu32 " bytes, the file %" PRId64, facts.image_len, size);
     }
+    ota_trust_t carried;
+    err = ota_slots_builtin(slot, &carried);
+    if (err != ESP_OK) {
+        return ota_failed(why, OTA_REASON_IMAGE_INVALID, "trusted keys in %s: %s", slot->label, esp_err_to_name(err));
+    }
+    if (carried.sequence < a->cfg.trust.sequence) {
+        // It would bring back keys that were given up, or none.
+        return ota_failed(why, OTA_REASON_SECURITY_FLOOR, "image carries set %" PRIu32 " of trusted keys, this device trusts set %" PRIu32,
+                          carried.sequence, a->cfg.trust.sequence);
+    }
     if (memcmp(sum, a->sum, sizeof sum) == 0) {
         // Only without a promised digest: it would be installed again at every order.
         return ota_failed(why, OTA_REASON_UP_TO_DATE, "the server's file is the image that runs");

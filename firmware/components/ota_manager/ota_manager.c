@@ -135,6 +135,7 @@ static void quiet(ota_agent_t *a)
         ota_link_close(a);
         ota_settings_free(&a->cfg);
         ota_settings_read(a->app.storage_path, &a->cfg);
+        ota_settings_believe_image(&a->cfg, a->slots.running);
         ota_link_open(a);
     }
     ota_order_next(a);
@@ -236,6 +237,7 @@ static esp_err_t know(ota_agent_t *a)
         return err;
     }
     ota_hex(a->sum, sizeof a->sum, a->digest);
+    ota_settings_believe_image(&a->cfg, a->slots.running);
     const char *configured = a->cfg.have_ota ? a->cfg.ota.current_version : "";
     bool own = facts.has_desc && (!ota_version_generic(facts.version) || configured[0] == '\0');
     snprintf(a->version, sizeof a->version, "%s", own ? facts.version : configured);

@@ -23,51 +23,168 @@ static ota_manifest_result_t say(char *why, size_t why_size, ota_manifest_result
     return result;
 }
 
-// Whether one of the keys signed digest. All of keys_pem has to be keys, whichever of them it was.
-static ota_manifest_result_t verify(const char *keys_pem, const uint8_t digest[32], const uint8_t sig[64])
+// Adds to by the keys that made this signature over digest, a bit for each. A key counts once, however many signatures are its
+// own: ECDSA lets anybody make a second one out of a first.
+static bool add_signers(const ota_trust_t *trust, const uint8_t digest[32], const uint8_t sig[64], uint32_t *by)
 {
-    ota_manifest_result_t result = OTA_MANIFEST_BAD_SIGNATURE;
-    uint8_t key[OTA_KEY_LEN];
-    bool bad;
-    int count = 0;
-    while (ota_keys_next(&keys_pem, key, &bad)) {
-        ota_es256_t v = result == OTA_MANIFEST_OK ? ota_es256_key(key) : ota_es256_verify(key, digest, sig);
-        if (v == OTA_ES256_NO_MEMORY) {
-            return OTA_MANIFEST_NO_MEMORY;
+    for (int k = 0; k < trust->count; k++) {
+        uint8_t key[OTA_KEY_LEN];
+        if (*by >> k & 1) {
+            continue;
         }
-        if (v == OTA_ES256_BAD_KEY || ++count > OTA_MAX_KEYS) {
-            return OTA_MANIFEST_BAD_SIGNATURE;
-        }
-        if (v == OTA_ES256_OK) {
-            result = OTA_MANIFEST_OK;
-        }
-    }
-    return bad ? OTA_MANIFEST_BAD_SIGNATURE : result;
-}
-
-bool ota_manifest_keys_ok(const char *keys_pem, char *why, size_t why_size)
-{
-    uint8_t key[OTA_KEY_LEN];
-    bool bad;
-    int count = 0;
-    while (ota_keys_next(&keys_pem, key, &bad)) {
-        switch (ota_es256_key(key)) {
+        ota_es256_from_point(trust->point[k], key);
+        switch (ota_es256_verify(key, digest, sig)) {
         case OTA_ES256_OK:
-            break;
+            *by |= UINT32_C(1) << k;
+            return true;   // no two keys make the same signature
         case OTA_ES256_NO_MEMORY:
-            say(why, why_size, OTA_MANIFEST_NO_MEMORY, "trusted key: no memory to read it");
             return false;
         default:
-            say(why, why_size, OTA_MANIFEST_BAD, "trusted key: not an ECDSA P-256 public key");
-            return false;
+            break;
         }
-        count++;
-    }
-    if (bad || count == 0 || count > OTA_MAX_KEYS) {
-        say(why, why_size, OTA_MANIFEST_BAD, "trusted key: not one to eight PEM blocks PUBLIC KEY of P-256 keys");
-        return false;
     }
     return true;
+}
+
+// The next of the signatures with dots between them, into sig; *text moves behind it. False where it is none.
+static bool next_cosignature(const char **text, uint8_t sig[64])
+{
+    size_t len = strcspn(*text, "."), n;
+    if (len != SIGNATURE_DIGITS || !ota_base64_decode(*text, len, true, sig, &n)) {
+        return false;
+    }
+    *text += len;
+    return **text != '.' || *++*text != 0;   // behind a dot another one follows
+}
+
+// Whether enough of the keys signed digest, with sig or with one of the signatures beside it. sig is used up.
+static ota_manifest_result_t verify(const ota_trust_t *trust, const uint8_t digest[32], uint8_t sig[64], const char *cosignatures)
+{
+    uint32_t by = 0;
+    bool memory = add_signers(trust, digest, sig, &by);
+    for (int n = 0; *cosignatures && memory; n++) {
+        if (n == OTA_MAX_COSIGNATURES || !next_cosignature(&cosignatures, sig)) {
+            return OTA_MANIFEST_BAD;
+        }
+        memory = add_signers(trust, digest, sig, &by);
+    }
+    if (!memory) {
+        return OTA_MANIFEST_NO_MEMORY;
+    }
+    int need = trust->threshold > 1 ? trust->threshold : 1;
+    for (; by != 0; by &= by - 1) {
+        need--;
+    }
+    return need > 0 ? OTA_MANIFEST_BAD_SIGNATURE : OTA_MANIFEST_OK;
+}
+
+// Whether point is in the set already.
+static bool holds(const ota_trust_t *t, const uint8_t point[OTA_POINT_LEN])
+{
+    for (int i = 0; i < t->count; i++) {
+        if (memcmp(t->point[i], point, OTA_POINT_LEN) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static ota_manifest_result_t add_key(ota_trust_t *t, const uint8_t key[OTA_KEY_LEN], char *why, size_t why_size)
+{
+    switch (ota_es256_key(key)) {
+    case OTA_ES256_OK:
+        break;
+    case OTA_ES256_NO_MEMORY:
+        return say(why, why_size, OTA_MANIFEST_NO_MEMORY, "trusted key: no memory to read it");
+    default:
+        return say(why, why_size, OTA_MANIFEST_BAD, "trusted key: not an ECDSA P-256 public key");
+    }
+    const uint8_t *point = key + OTA_KEY_LEN - OTA_POINT_LEN;
+    if (!holds(t, point)) {
+        memcpy(t->point[t->count++], point, OTA_POINT_LEN);
+    }
+    return OTA_MANIFEST_OK;
+}
+
+static ota_manifest_result_t read_keys(const char *pem, int threshold, ota_trust_t *out, char *why, size_t why_size)
+{
+    uint8_t key[OTA_KEY_LEN];
+    bool bad;
+    int blocks = 0;
+    while (ota_keys_next(&pem, key, &bad)) {
+        ota_manifest_result_t r = ++blocks > OTA_MAX_KEYS ? OTA_MANIFEST_OK : add_key(out, key, why, why_size);
+        if (r != OTA_MANIFEST_OK) {
+            return r;
+        }
+    }
+    if (bad || blocks == 0 || blocks > OTA_MAX_KEYS) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "trusted key: not one to eight PEM blocks PUBLIC KEY of P-256 keys");
+    }
+    if (threshold < 0 || threshold > out->count) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "trusted keys: fewer than have to sign");
+    }
+    out->threshold = (uint8_t)threshold;
+    return OTA_MANIFEST_OK;
+}
+
+// What is refused must not be half a set: that would trust less or more than was meant.
+static ota_manifest_result_t all_or_none(ota_manifest_result_t r, ota_trust_t *t)
+{
+    if (r != OTA_MANIFEST_OK) {
+        memset(t, 0, sizeof *t);
+    }
+    return r;
+}
+
+ota_manifest_result_t ota_manifest_keys(const char *pem, int threshold, ota_trust_t *out, char *why, size_t why_size)
+{
+    memset(out, 0, sizeof *out);
+    return all_or_none(read_keys(pem, threshold, out, why, why_size), out);
+}
+
+static bool all_zero(const uint8_t *b, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        if (b[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static ota_manifest_result_t read_builtin(const uint8_t *block, ota_trust_t *out, char *why, size_t why_size)
+{
+    const uint8_t *points = block + 16;
+    size_t count = block[9];
+    if (memcmp(block, OTA_BUILTIN_MAGIC, 8) != 0) {
+        return OTA_MANIFEST_OK;
+    }
+    uint32_t sequence = (uint32_t)block[12] | (uint32_t)block[13] << 8 | (uint32_t)block[14] << 16 | (uint32_t)block[15] << 24;
+    bool room = count == 0 && block[10] == 0 && sequence == 0, set = count > 0 && block[10] > 0 && block[10] <= count && sequence > 0;
+    if (block[8] != 1 || block[11] != 0 || count > OTA_BUILTIN_MAX || !(room || set) ||
+        !all_zero(points + count * OTA_POINT_LEN, (OTA_BUILTIN_MAX - count) * OTA_POINT_LEN)) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "the image's keys are not as they have to be");
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint8_t key[OTA_KEY_LEN];
+        ota_es256_from_point(points + i * OTA_POINT_LEN, key);
+        ota_manifest_result_t r = add_key(out, key, why, why_size);
+        if (r != OTA_MANIFEST_OK) {
+            return r;
+        }
+    }
+    if (out->count != count) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "the image's keys: one stands twice");
+    }
+    out->sequence = sequence;
+    out->threshold = block[10];
+    return OTA_MANIFEST_OK;
+}
+
+ota_manifest_result_t ota_manifest_builtin(const uint8_t block[OTA_BUILTIN_LEN], ota_trust_t *out, char *why, size_t why_size)
+{
+    memset(out, 0, sizeof *out);
+    return all_or_none(read_builtin(block, out, why, why_size), out);
 }
 
 // Cuts the text behind the header into payload and signature. The payload is decoded where it stands, but only after its
@@ -158,8 +275,8 @@ static ota_manifest_result_t read_payload(char *payload, size_t len, ota_manifes
     return version ? OTA_MANIFEST_OK : say(why, why_size, OTA_MANIFEST_BAD, "manifest: no version");
 }
 
-ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_pem, ota_manifest_t *out, char *why,
-                                        size_t why_size)
+ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *cosignatures, const ota_trust_t *trust,
+                                        ota_manifest_t *out, char *why, size_t why_size)
 {
     memset(out, 0, sizeof *out);
     if (len > MAX_JWS || len < sizeof header - 1 || memcmp(jws, header, sizeof header - 1) != 0) {
@@ -175,12 +292,15 @@ ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_
     if (no_memory) {
         return say(why, why_size, OTA_MANIFEST_NO_MEMORY, "manifest: no memory to hash it");
     }
-    ota_manifest_result_t result = keys_pem ? verify(keys_pem, digest, sig) : OTA_MANIFEST_OK;
+    ota_manifest_result_t result = trust ? verify(trust, digest, sig, cosignatures) : OTA_MANIFEST_OK;
     if (result == OTA_MANIFEST_NO_MEMORY) {
         return say(why, why_size, result, "manifest: no memory to check the signature");
     }
+    if (result == OTA_MANIFEST_BAD) {
+        return say(why, why_size, result, "cosignatures: not one to three signatures in canonical base64url");
+    }
     if (result != OTA_MANIFEST_OK) {
-        return say(why, why_size, result, "manifest is not signed by a trusted key");
+        return say(why, why_size, result, "manifest is not signed by a trusted key, or not by enough of them");
     }
     return read_payload(payload, payload_len, out, why, why_size);
 }

@@ -260,7 +260,7 @@ static size_t render(const ota_agent_t *a, const ota_said_t *s, char *out, size_
         .slot = a->slots.running->label, .slot_size = a->slots.target != NULL ? (int64_t)a->slots.target->size : 0,
         .chip = CONFIG_IDF_TARGET, .project = a->project, .secure_version = s->s.floor,
         .image_sha256 = a->digest, .failed_sha256 = s->s.failed,
-        .rollback_protected = a->slots.rollback, .signed_only = a->cfg.have_ota && a->cfg.ota.trusted_key_pem[0] != '\0',
+        .rollback_protected = a->slots.rollback, .signed_only = a->cfg.trust.count > 0,
         .reset_reason = a->reset, .bytes_done = s->s.done, .bytes_total = s->s.total, .retries = s->s.retries,
         .min_free_heap = s->min_free_heap, .largest_free_block = s->largest_block, .battery = s->battery,
     };

@@ -89,8 +89,11 @@ static void read_ota(const char *folder, ota_settings_t *s)
     }
     // A board that was given a key and cannot read it must not go on as one that was given none: that one would install what
     // nobody signed.
-    if (s->ota.trusted_key_pem[0] != '\0' && !ota_manifest_keys_ok(s->ota.trusted_key_pem, why, sizeof why)) {
-        complain(s, "ota_config.txt: ", why);
+    const char *pem = s->ota.trusted_key_pem;
+    bool held = pem[0] != '\0' ? ota_manifest_keys(pem, s->ota.trusted_threshold, &s->trust, why, sizeof why) == OTA_MANIFEST_OK
+                               : s->ota.trusted_threshold == 0;
+    if (!held) {
+        complain(s, "ota_config.txt: ", pem[0] != '\0' ? why : "trusted_threshold without trusted_key_pem");
         return;
     }
     s->have_ota = true;
@@ -120,6 +123,19 @@ void ota_settings_read(const char *folder, ota_settings_t *out)
     memset(out, 0, sizeof *out);
     read_ota(folder, out);
     read_mqtt(folder, out);
+}
+
+void ota_settings_believe_image(ota_settings_t *s, const esp_partition_t *running)
+{
+    ota_trust_t carried;
+    esp_err_t err = ota_slots_builtin(running, &carried);
+    if (err != ESP_OK) {
+        // As with a key in the settings that cannot be read.
+        complain(s, "the running image's trusted keys: ", esp_err_to_name(err));
+        s->have_ota = false;
+    } else if (carried.sequence > 0) {
+        s->trust = carried;
+    }
 }
 
 void ota_settings_free(ota_settings_t *s)

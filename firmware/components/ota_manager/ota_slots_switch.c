@@ -184,6 +184,14 @@ static int own_record(const ota_slots_t *s, const ota_record_t rec[OTA_RECORDS])
     return active >= 0 && s->running_slot >= 0 && ota_record_slot(s, &rec[active]) == s->running_slot ? active : -1;
 }
 
+static esp_err_t sequence(const esp_partition_t *p, uint32_t *out)
+{
+    ota_trust_t t;
+    esp_err_t err = ota_slots_builtin(p, &t);
+    *out = t.sequence;
+    return err;
+}
+
 // Whether what p holds may be gone back to. version may be empty.
 static esp_err_t judge_target(const ota_slots_t *s, const esp_partition_t *p, const char *version, uint32_t floor, ota_refusal_t *why)
 {
@@ -195,6 +203,10 @@ static esp_err_t judge_target(const ota_slots_t *s, const esp_partition_t *p, co
         no_way(why, OTA_REASON_VERSION_MISMATCH, p->label, " holds ");
         strncat(why->detail, image.version, sizeof why->detail - strlen(why->detail) - 1);
         return ESP_ERR_NOT_FOUND;
+    }
+    uint32_t mine, its;
+    if (sequence(s->running, &mine) != ESP_OK || sequence(p, &its) != ESP_OK || its < mine) {
+        return no_way(why, OTA_REASON_NO_ROLLBACK, p->label, " carries trusted keys that were given up");
     }
     if (s->anti_rollback && (!image.has_desc || image.secure_version < floor)) {
         // Asked here because the switch answers it by erasing the slot.

@@ -1,6 +1,7 @@
 package hosttest_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"bmsota/esp/appimage"
 	"bmsota/manifest"
 	"bmsota/protocol"
 )
@@ -27,6 +29,8 @@ var goAnswers = map[string]func(t testing.TB, a []string) string{
 	"ota_config":   answerOTAConfig,
 	"mqtt_config":  answerMQTTConfig,
 	"keys":         answerKeys,
+	"builtin":      answerBuiltin,
+	"cosigned":     answerCosigned,
 	"manifest":     answerManifest,
 	"status":       answerStatus,
 	"refuse":       answerRefuse,
@@ -124,7 +128,7 @@ func answerVersionFile(t testing.TB, a []string) string {
 	return fmt.Sprintf("force=%d size=%d secure=%d", bit(f.ForceUpdate), f.Size, f.SecureVersion) +
 		text("version", f.Version) + text("build_date", f.BuildDate) + text("description", f.Description) +
 		text("min_version", f.MinVersion) + text("project", f.Project) + text("chip", f.Chip) + text("sha256", f.SHA256) +
-		text("url", f.URL) + text("manifest", f.Manifest)
+		text("url", f.URL) + text("manifest", f.Manifest) + text("cosignatures", f.Cosignatures)
 }
 
 func orZero(v *float64) float64 {
@@ -139,13 +143,13 @@ func answerOTAConfig(_ testing.TB, a []string) string {
 	if err != nil {
 		return "refused"
 	}
-	return fmt.Sprintf("skip=%d timeout=%d auto=%d own=%d deadline=%d frames=%d heap=%d not_charging=%d temps=%d,%d soc=%016x current=%016x cold=%016x hot=%016x",
+	return fmt.Sprintf("skip=%d timeout=%d auto=%d own=%d deadline=%d frames=%d heap=%d not_charging=%d temps=%d,%d threshold=%d soc=%016x current=%016x cold=%016x hot=%016x",
 		bit(c.SkipCertVerification), c.TimeoutMS, bit(c.AutoRollbackEnabled), bit(c.OwnTopicOnly), c.Health.DeadlineS,
-		c.Health.BMSFrames, c.Health.MinHeap, bit(c.Gate.NotWhileCharging), bit(c.Gate.MinTempC != nil), bit(c.Gate.MaxTempC != nil),
+		c.Health.BMSFrames, c.Health.MinHeap, bit(c.Gate.NotWhileCharging), bit(c.Gate.MinTempC != nil), bit(c.Gate.MaxTempC != nil), c.TrustedThreshold,
 		math.Float64bits(c.Gate.MinSOCPct), math.Float64bits(c.Gate.MaxCurrentA), math.Float64bits(orZero(c.Gate.MinTempC)), math.Float64bits(orZero(c.Gate.MaxTempC))) +
 		text("window", c.Gate.Window) + text("server_url", c.ServerURL) + text("cert_pem", c.CertPEM) +
 		text("current_version", c.CurrentVersion) + text("device_id", c.DeviceID) + text("trusted_key_pem", c.TrustedKeyPEM) +
-		text("topic_prefix", c.TopicPrefix)
+		text("mirror_url", c.MirrorURL) + text("topic_prefix", c.TopicPrefix)
 }
 
 func answerMQTTConfig(_ testing.TB, a []string) string {
@@ -160,6 +164,55 @@ func answerMQTTConfig(_ testing.TB, a []string) string {
 func answerKeys(_ testing.TB, a []string) string {
 	if _, err := manifest.ParsePublicKeys([]byte(a[0])); err != nil {
 		return "refused"
+	}
+	return "ok"
+}
+
+// builtinImage is an image whose block of keys is block, from its magic on.
+func builtinImage(block string) ([]byte, *appimage.Image) {
+	b, err := appimage.Build(appimage.BuildOptions{Extra: []byte(block)})
+	if err != nil {
+		panic(err)
+	}
+	img, err := appimage.Parse(b)
+	if err != nil {
+		panic(err)
+	}
+	return b, img
+}
+
+func answerBuiltin(_ testing.TB, a []string) string {
+	if len(a[0]) != manifest.BuiltinSize {
+		return "refused"
+	}
+	b, img := builtinImage(a[0])
+	set, err := manifest.Builtin(bytes.NewReader(b), img)
+	if err != nil {
+		return "refused"
+	}
+	answer := fmt.Sprintf("set %d: %d of", set.Sequence, set.Threshold)
+	for _, key := range set.Keys {
+		point, err := key.Bytes()
+		if err != nil {
+			panic(err)
+		}
+		answer += " " + hex.EncodeToString(point[1:])
+	}
+	return answer
+}
+
+func answerCosigned(t testing.TB, a []string) string {
+	keys, err := manifest.ParsePublicKeys([]byte(a[2]))
+	set := manifest.Trust{Threshold: int(number(t, a[3])), Keys: keys}
+	if err != nil || set.Check() != nil {
+		return "refused"
+	}
+	_, err = set.Verify(a[0], a[1])
+	switch {
+	case errors.Is(err, manifest.ErrSignature):
+		return "bad_signature"
+	case err != nil:
+		return "bad"
 	}
 	return "ok"
 }

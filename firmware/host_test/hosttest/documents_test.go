@@ -50,6 +50,7 @@ var (
 			{"chip", textsOf("esp32", "esp32s3", strings.Repeat("c", 33))}, {"size", counts}, {"sha256", digests},
 			{"url", textsOf("a.bin", "https://h/x", "a b", `a\tb`, strings.Repeat("u", 400), strings.Repeat("u", 401))},
 			{"secure_version", counts}, {"manifest", textsOf("a.b.c", "")},
+			{"cosignatures", textsOf("", "a.b", strings.Repeat("c", 260), strings.Repeat("c", 261))},
 		},
 	}
 	otaDocument = document{
@@ -62,7 +63,8 @@ var (
 			{"cert_pem", textsOf("", `-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n`)}, {"skip_cert_verification", flags},
 			{"timeout_ms", counts}, {"current_version", semvers}, {"auto_rollback_enabled", flags}, {"device_id", ids},
 			{"trusted_key_pem", textsOf("", `-----BEGIN PUBLIC KEY-----\n`)}, {"topic_prefix", textsOf("bms/ota", "a", "/a", "a/", "a//b", "a/+", "$a", `a\tb`, strings.Repeat("t", 128), strings.Repeat("t", 129))},
-			{"own_topic_only", flags},
+			{"own_topic_only", flags}, {"trusted_threshold", []string{"0", "1", "2", "4", "5", "-1", `"2"`, "1.5", "null"}},
+			{"mirror_url", textsOf("", "http://h/x", "https://h/x", "ftp://h/x", "http://h/%4", "http://u@h/x", "h", "http://h/"+strings.Repeat("x", 391), "http://h/"+strings.Repeat("x", 392))},
 			{"health", []string{`{}`, `{"deadline_s":300,"bms_frames":3,"min_heap":16384}`, `{"deadline_s":86400}`, `{"deadline_s":86401}`, `{"bms_frames":10001}`,
 				`{"min_heap":-1}`, `{"bms_frames":3,"bms_frames":3}`, `{"x":{"a":1,"a":1}}`, `null`, `[]`, `{"deadline_s":1e3}`, `{"min_heap":null}`}},
 			{"gate", []string{`{}`, `{"min_soc_pct":30}`, `{"min_soc_pct":100.0000001}`, `{"min_soc_pct":1e2}`, `{"min_soc_pct":-0}`, `{"min_soc_pct":-0.1}`, `{"min_soc_pct":1e400}`,

@@ -49,7 +49,9 @@ func questions() []question {
 	out = append(out, orderQuestions()...)
 	out = append(out, statusQuestions(r)...)
 	out = append(out, decisionQuestions(r)...)
-	return append(out, nameQuestions()...)
+	out = append(out, nameQuestions()...)
+	out = append(out, cosignQuestions(r)...)
+	return append(out, builtinQuestions()...)
 }
 
 var versionTexts = []string{"", "v", "1.0.0", "v1.0.0", "vv1.0.0", "V1.0.0", "1.0", "1", "1.0.0.0", "01.0.0", "1.00.0", "0.0.0", "1.10.0", "1.9.0", "1.2.3-", "1.2.3+", "1.2.3-+", "1.2.3-rc.1", "1.2.3-rc.10", "1.2.3-rc.2",

@@ -242,17 +242,22 @@ func (t *audited) PutKey(k ProjectKey) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(keys, func(old ProjectKey) bool { return old.PublicKeyPEM == k.PublicKeyPEM }) {
-		t.add(audit.Entry{What: audit.KeyAdd, About: fingerprint(k.PublicKeyPEM), Details: audit.Of("project", k.Project)})
+	at := slices.IndexFunc(keys, func(o ProjectKey) bool { return o.Kind == k.Kind && o.Sequence == k.Sequence && o.Key == k.Key })
+	details := audit.Of("project", k.Project, "kind", string(k.Kind), "set", fmt.Sprint(k.Sequence), "from_version", k.FromVersion, "retired", yes(k.Retired))
+	switch {
+	case at < 0:
+		t.add(audit.Entry{What: audit.KeyAdd, About: fingerprint(k.Key), Details: append(details, audit.Of("threshold", fmt.Sprint(k.Threshold))...)})
+	case keys[at].Retired != k.Retired || keys[at].Threshold != k.Threshold || keys[at].FromVersion != k.FromVersion:
+		t.add(audit.Entry{What: audit.KeyChange, About: fingerprint(k.Key), Details: append(details, audit.Of("threshold", fmt.Sprint(k.Threshold))...)})
 	}
 	return t.Tx.PutKey(k)
 }
 
-// fingerprint names a key as 'bmsota keys' does: by the SHA-256 of its DER.
+// fingerprint names a key as 'bmsota keys' does: by the SHA-256 of its DER. The key of images is a digest already.
 func fingerprint(text string) string {
 	block, _ := pem.Decode([]byte(text))
 	if block == nil {
-		return ""
+		return text
 	}
 	sum := sha256.Sum256(block.Bytes)
 	return hex.EncodeToString(sum[:])

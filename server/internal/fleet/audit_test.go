@@ -79,7 +79,7 @@ func fixture(t *testing.T) (fleet.Store, fleet.Release, fleet.Rollout) {
 			tx.PutOperator(fleet.Operator{Name: "tool", TokenSHA256: "01"}), tx.PutAccount(fleet.Account{Name: "anna", Password: "p", Role: "admin"}),
 			tx.PutAttempt(fleet.Attempt{ID: "c/d1", DeviceID: "d1", State: fleet.AttemptOpen}), tx.PutQuarantine(fleet.Quarantine{SHA256: "aa"}),
 			tx.PutChannel(fleet.Channel{Project: "bms", Chip: "esp32", Name: "stable", SHA256: "aa"}),
-			tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "pem"}), tx.PutSession(fleet.Session{SHA256: "s", Account: "anna"}),
+			tx.PutKey(fleet.ProjectKey{Project: "bms", Kind: fleet.KeyRelease, Key: "pem"}), tx.PutSession(fleet.Session{SHA256: "s", Account: "anna"}),
 			tx.PutWebhook(fleet.Webhook{ID: "w-1", URL: "https://a.test/", Events: []fleet.NoticeType{fleet.NoticeTest}, Secret: "x"}))
 	})
 	if err != nil {

@@ -29,6 +29,7 @@ type Release struct {
 	SecureVersion uint32
 	BuildDate     time.Time
 	Manifest      string // compact JWS; empty for an unsigned release
+	Cosignatures  string // by further keys, as version.json has them
 	PublishedAt   time.Time
 	PublishedBy   string
 	Withdrawn     bool // offered to nobody; the bytes stay
@@ -107,13 +108,28 @@ type Attempt struct {
 	EndedAt   time.Time
 }
 
-// ProjectKey is a public key that may sign releases of a project. The first signed publish of a project registers its
-// key; after that a release signed by another key is refused, because devices would refuse it too.
+// KeyKind is what a key of a project signs.
+type KeyKind string
+
+// The kinds.
+const (
+	KeyRelease KeyKind = "release" // manifests; Key is the public key in PEM
+	KeyImage   KeyKind = "image"   // images, as Secure Boot v2 has it; Key is the digest that eFuse holds, in hex
+)
+
+// ProjectKey is a key that may sign for a project. Release keys stand in sets: set 0 is that of the first signed release,
+// a later one came in an image that carried it (manifest.Builtin). Devices that run FromVersion or newer trust the set
+// with it, and older ones the set before; what they would refuse is refused at publish.
 type ProjectKey struct {
-	Project      string
-	PublicKeyPEM string
-	AddedAt      time.Time
-	AddedBy      string
+	Project     string
+	Kind        KeyKind
+	Sequence    uint32 // of the set
+	Key         string
+	FromVersion string // empty for set 0
+	Threshold   int    // of the set: how many keys have to sign
+	Retired     bool   // an image key that counts no more
+	AddedAt     time.Time
+	AddedBy     string
 }
 
 // Identity is who stands behind a login.

@@ -151,7 +151,7 @@ func versionFile(r Release) protocol.VersionFile {
 	f := protocol.VersionFile{
 		Version: r.Version, Description: r.Description, MinVersion: r.MinVersion, ForceUpdate: r.ForceUpdate,
 		Project: r.Project, Chip: r.Chip, Size: r.Size, SHA256: r.SHA256, URL: r.SHA256 + ".bin",
-		SecureVersion: r.SecureVersion, Manifest: r.Manifest,
+		SecureVersion: r.SecureVersion, Manifest: r.Manifest, Cosignatures: r.Cosignatures,
 	}
 	if !r.BuildDate.IsZero() {
 		f.BuildDate = r.BuildDate.UTC().Format(time.RFC3339)

@@ -41,7 +41,7 @@ type Tx interface {
 	OpenAttemptsOf(device string) ([]Attempt, error)        // oldest first
 	PutAttempt(Attempt) error
 
-	Keys(project string) ([]ProjectKey, error) // oldest first
+	Keys(project string) ([]ProjectKey, error) // oldest first; of every project where it is empty
 	PutKey(ProjectKey) error
 
 	Rollout(id string) (Rollout, error)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,8 @@ const maxUpload = manifest.MaxSize + 64<<10
 type PublishRequest struct {
 	SHA256          string // of the image file, which Upload has brought
 	Manifest        string // compact JWS; empty only where unsigned releases are allowed
-	PublicKeyPEM    string // the one key that signed Manifest
+	Cosignatures    string // by further keys, as version.json has them
+	PublicKeyPEM    string // the keys that signed, one block each
 	Version         string // overrides the image's own
 	MinVersion      string
 	Description     string // for people; at most 2048 bytes
@@ -46,8 +48,9 @@ func (f *Fleet) Upload(ctx context.Context, by Identity, sha256 string, size int
 
 // Publish makes an uploaded image a release and points a channel at it, in one transaction. It trusts nothing of the
 // request that the bytes can say: the image must verify as ESP-IDF verifies it, nothing but a signature sector may
-// follow it, and the manifest must be the one that these bytes give, signed by the project's key. The first signed
-// release of a project registers its key.
+// follow it, and the manifest must be the one that these bytes give, signed by the project's keys. The first signed
+// release of a project registers its keys; an image that carries a later set of them registers that, which takes an
+// administrator.
 //
 // The same bytes as the same version again are no error and set the channel; other bytes under a published version
 // are ErrConflict, as are published bytes under another version. Nothing is changed when an error is returned. The
@@ -70,9 +73,13 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	if err != nil {
 		return Release{}, nil, err
 	}
-	r, key, err := f.describe(req, img)
+	r, signers, err := f.describe(req, img)
 	if err != nil {
 		return Release{}, nil, err
+	}
+	carried, err := manifest.Builtin(bytes.NewReader(img.bytes), img.Image)
+	if err != nil {
+		return Release{}, nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	warnings, err := judge(req, r, img)
 	if err != nil {
@@ -82,7 +89,14 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 
 	// The bytes have been durable since Upload. Only now may a row, and with it every device, speak of them.
 	err = f.update(ctx, by, func(tx Tx) error {
-		if err := putKey(tx, r, key); err != nil {
+		keys, err := tx.Keys(r.Project)
+		if err != nil {
+			return err
+		}
+		if err := checkImageKey(keys, img); err != nil {
+			return err
+		}
+		if err := f.settleKeys(tx, by, keys, r, signers, carried); err != nil {
 			return err
 		}
 		if r, err = putRelease(tx, r); err != nil {
@@ -96,30 +110,6 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	}
 	f.catalog.forget()
 	return r, warnings, nil
-}
-
-// putKey registers the key of the first signed release of a project, and holds every later one to it.
-func putKey(tx Tx, r Release, key ProjectKey) error {
-	keys, err := tx.Keys(r.Project)
-	if err != nil {
-		return err
-	}
-	if r.Manifest == "" {
-		if len(keys) > 0 {
-			return fmt.Errorf("%w: the releases of project %q are signed, and devices that hold its key would refuse this one: sign it", ErrRefused, r.Project)
-		}
-		return nil
-	}
-	for _, k := range keys {
-		if k.PublicKeyPEM == key.PublicKeyPEM {
-			return nil
-		}
-	}
-	if len(keys) > 0 {
-		return fmt.Errorf("%w: project %q is signed by another key, and devices that hold that one would refuse this release: sign with the key of the first release", ErrRefused, r.Project)
-	}
-	key.AddedAt, key.AddedBy = r.PublishedAt, r.PublishedBy
-	return tx.PutKey(key)
 }
 
 // putRelease adds r, or returns what is there when it is the same.

@@ -29,6 +29,8 @@ func checkRequest(req PublishRequest) error {
 		return fmt.Errorf("%w: the digest is not 64 lower-case hex digits", ErrInvalid)
 	case len(req.Manifest) > manifest.MaxJWS:
 		return fmt.Errorf("%w: a manifest of %d bytes", ErrInvalid, len(req.Manifest))
+	case len(req.Cosignatures) > manifest.MaxCosigned || req.Manifest == "" && req.Cosignatures != "":
+		return fmt.Errorf("%w: cosignatures of %d bytes", ErrInvalid, len(req.Cosignatures))
 	case len(req.Version) > 64 || len(req.MinVersion) > 64 || len(req.Description) > 2048:
 		return fmt.Errorf("%w: a text is too long", ErrInvalid)
 	}
@@ -90,36 +92,44 @@ func (f *Fleet) readImage(digest string) (image, error) {
 	return image{b, parsed}, nil
 }
 
-// describe makes the release that the bytes and the manifest say, and the key that vouches for it.
-func (f *Fleet) describe(req PublishRequest, img image) (Release, ProjectKey, error) {
+// describe makes the release that the bytes and the manifest say, and the keys that vouch for it, in PEM.
+func (f *Fleet) describe(req PublishRequest, img image) (Release, []string, error) {
 	if req.Manifest == "" {
 		m, err := f.unsigned(req, img)
 		if err != nil {
-			return Release{}, ProjectKey{}, err
+			return Release{}, nil, err
 		}
 		r, err := release(req, m, img)
-		return r, ProjectKey{}, err
+		return r, nil, err
 	}
 	keys, err := manifest.ParsePublicKeys([]byte(req.PublicKeyPEM))
 	if err != nil {
-		return Release{}, ProjectKey{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return Release{}, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if len(keys) != 1 {
-		return Release{}, ProjectKey{}, fmt.Errorf("%w: %d public keys, and one signed the manifest", ErrInvalid, len(keys))
-	}
-	m, err := manifest.Verify(req.Manifest, keys[0])
+	m, signed, err := manifest.SignedBy(req.Manifest, req.Cosignatures, keys...)
 	if err != nil {
-		return Release{}, ProjectKey{}, fmt.Errorf("%w: %w", ErrRefused, err)
+		return Release{}, nil, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	signatures := 1
+	if req.Cosignatures != "" {
+		signatures += 1 + strings.Count(req.Cosignatures, ".")
+	}
+	// A signature that nobody answers for would go out to every device and help none.
+	switch {
+	case len(keys) != signatures:
+		return Release{}, nil, fmt.Errorf("%w: %d public keys came with %d signatures", ErrInvalid, len(keys), signatures)
+	case len(signed) != signatures:
+		return Release{}, nil, fmt.Errorf("%w: of %d signatures %d are by a key of their own", ErrRefused, signatures, len(signed))
 	}
 	if err := matches(m, req, img); err != nil {
-		return Release{}, ProjectKey{}, err
+		return Release{}, nil, err
 	}
-	text, err := manifest.EncodePublicKey(keys[0]) // one spelling of a key, however it was sent
+	texts, err := encodeKeys(signed)
 	if err != nil {
-		return Release{}, ProjectKey{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return Release{}, nil, err
 	}
 	r, err := release(req, m, img)
-	return r, ProjectKey{Project: m.Project, PublicKeyPEM: string(text)}, err
+	return r, texts, err
 }
 
 // unsigned is the manifest that nobody signed, for the fields of a release without one.
@@ -187,7 +197,7 @@ func release(req PublishRequest, m manifest.Manifest, img image) (Release, error
 	r := Release{
 		SHA256: m.SHA256, Project: m.Project, Chip: m.Chip, Version: m.Version, MinVersion: m.MinVersion,
 		Description: req.Description, ForceUpdate: m.ForceUpdate, Size: m.Size, SecureVersion: m.SecureVersion,
-		Manifest: req.Manifest, BuildDate: req.BuildDate.UTC(),
+		Manifest: req.Manifest, Cosignatures: req.Cosignatures, BuildDate: req.BuildDate.UTC(),
 	}
 	if !printable(r.Project) || !printable(r.Version) || !printable(r.MinVersion) {
 		return r, fmt.Errorf("%w: project or version hold characters that no device reads", ErrRefused)

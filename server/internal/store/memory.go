@@ -24,7 +24,7 @@ type Memory struct {
 	devices   map[string]fleet.Device
 	attempts  map[string]fleet.Attempt
 	open      map[string]map[string]struct{} // ids of open attempts by device
-	keys      map[[2]string]fleet.ProjectKey
+	keys      map[keyID]fleet.ProjectKey
 	operators map[string]fleet.Operator
 	accounts  map[string]fleet.Account
 	sessions  map[string]fleet.Session
@@ -38,12 +38,20 @@ type Memory struct {
 	deliveries map[deliveryKey]fleet.Delivery
 }
 
+// keyID is the primary key of a fleet.ProjectKey.
+type keyID struct {
+	project  string
+	kind     fleet.KeyKind
+	sequence uint32
+	key      string
+}
+
 // NewMemory makes an empty store.
 func NewMemory() *Memory {
 	return &Memory{
 		releases: make(map[string]fleet.Release), channels: make(map[[3]string]fleet.Channel),
 		devices: make(map[string]fleet.Device), attempts: make(map[string]fleet.Attempt),
-		open: make(map[string]map[string]struct{}), keys: make(map[[2]string]fleet.ProjectKey),
+		open: make(map[string]map[string]struct{}), keys: make(map[keyID]fleet.ProjectKey),
 		operators: make(map[string]fleet.Operator), accounts: make(map[string]fleet.Account), sessions: make(map[string]fleet.Session),
 		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
@@ -314,12 +322,12 @@ func (t *memoryTx) PutAttempt(a fleet.Attempt) error {
 func (t *memoryTx) Keys(project string) ([]fleet.ProjectKey, error) {
 	var list []fleet.ProjectKey
 	for _, k := range t.m.keys {
-		if k.Project == project {
+		if k.Project == project || project == "" {
 			list = append(list, k)
 		}
 	}
 	slices.SortFunc(list, func(a, b fleet.ProjectKey) int {
-		return cmp.Or(a.AddedAt.Compare(b.AddedAt), cmp.Compare(a.PublicKeyPEM, b.PublicKeyPEM))
+		return cmp.Or(a.AddedAt.Compare(b.AddedAt), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.Key, b.Key))
 	})
 	return list, nil
 }
@@ -329,7 +337,7 @@ func (t *memoryTx) PutKey(k fleet.ProjectKey) error {
 		return err
 	}
 	trim(&k.AddedAt)
-	set(t, t.m.keys, [2]string{k.Project, k.PublicKeyPEM}, k)
+	set(t, t.m.keys, keyID{k.Project, k.Kind, k.Sequence, k.Key}, k)
 	return nil
 }
 

@@ -5,12 +5,12 @@ import "strings"
 // The queries, in the subset that SQLite and PostgreSQL share: $1 placeholders, ON CONFLICT, no casts. Columns stand in
 // the order of the fields they fill (rows.go).
 const (
-	releaseColumns  = `sha256, project, chip, version, min_version, description, force_update, size, secure_version, build_date, manifest, published_at, published_by, withdrawn`
+	releaseColumns  = `sha256, project, chip, version, min_version, description, force_update, size, secure_version, build_date, manifest, cosignatures, published_at, published_by, withdrawn`
 	channelColumns  = `project, chip, name, sha256, set_at, set_by`
 	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels`
 	attemptColumns  = `id, command_id, device_id, action, force, version, sha256, created_at, created_by, expires_at, state, phase, reason, message, updated_at, ended_at, rollout_id`
 	factColumns     = `project, chip, reason, protected` // copies of what stands in status
-	keyColumns      = `project, public_key, added_at, added_by`
+	keyColumns      = `project, kind, sequence, key, from_version, threshold, retired, added_at, added_by`
 	operatorColumns = `name, token_sha256, created_at, revoked, role, expires_at`
 
 	rolloutColumns    = `id, revision, state, priority, created_at, request_key, body`
@@ -77,11 +77,11 @@ var queries = [queryCount]string{
 	qReleaseByVersion: `SELECT ` + releaseColumns + ` FROM releases WHERE project = $1 AND chip = $2 AND version = $3`,
 	qReleases:         `SELECT ` + releaseColumns + ` FROM releases ORDER BY published_at DESC, sha256`,
 	qPutRelease: `INSERT INTO releases (` + releaseColumns + `)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 ON CONFLICT (sha256) DO UPDATE SET project = excluded.project, chip = excluded.chip, version = excluded.version,
  min_version = excluded.min_version, description = excluded.description, force_update = excluded.force_update,
  size = excluded.size, secure_version = excluded.secure_version, build_date = excluded.build_date,
- manifest = excluded.manifest, published_at = excluded.published_at, published_by = excluded.published_by,
+ manifest = excluded.manifest, cosignatures = excluded.cosignatures, published_at = excluded.published_at, published_by = excluded.published_by,
  withdrawn = excluded.withdrawn`,
 
 	qChannel:  `SELECT ` + channelColumns + ` FROM channels WHERE project = $1 AND chip = $2 AND name = $3`,
@@ -112,9 +112,10 @@ ON CONFLICT (id) DO UPDATE SET command_id = excluded.command_id, device_id = exc
  reason = excluded.reason, message = excluded.message, updated_at = excluded.updated_at, ended_at = excluded.ended_at,
  rollout_id = excluded.rollout_id`,
 
-	qKeys: `SELECT ` + keyColumns + ` FROM project_keys WHERE project = $1 ORDER BY added_at, public_key`,
-	qPutKey: `INSERT INTO project_keys (` + keyColumns + `) VALUES ($1, $2, $3, $4)
-ON CONFLICT (project, public_key) DO UPDATE SET added_at = excluded.added_at, added_by = excluded.added_by`,
+	qKeys: `SELECT ` + keyColumns + ` FROM keys WHERE project = $1 OR $1 = '' ORDER BY added_at, kind, sequence, key`,
+	qPutKey: `INSERT INTO keys (` + keyColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (project, kind, sequence, key) DO UPDATE SET from_version = excluded.from_version, threshold = excluded.threshold,
+ retired = excluded.retired, added_at = excluded.added_at, added_by = excluded.added_by`,
 
 	qOperator:        `SELECT ` + operatorColumns + ` FROM operators WHERE name = $1`,
 	qOperatorByToken: `SELECT ` + operatorColumns + ` FROM operators WHERE token_sha256 = $1`,

@@ -41,13 +41,13 @@ func fromMillis(ms int64) time.Time {
 
 func scanRelease(s scanner) (r fleet.Release, err error) {
 	err = s.Scan(&r.SHA256, &r.Project, &r.Chip, &r.Version, &r.MinVersion, &r.Description, &r.ForceUpdate, &r.Size,
-		&r.SecureVersion, instant{&r.BuildDate}, &r.Manifest, instant{&r.PublishedAt}, &r.PublishedBy, &r.Withdrawn)
+		&r.SecureVersion, instant{&r.BuildDate}, &r.Manifest, &r.Cosignatures, instant{&r.PublishedAt}, &r.PublishedBy, &r.Withdrawn)
 	return r, err
 }
 
 func releaseArgs(r fleet.Release) []any {
 	return []any{r.SHA256, r.Project, r.Chip, r.Version, r.MinVersion, r.Description, r.ForceUpdate, r.Size,
-		int64(r.SecureVersion), millis(r.BuildDate), r.Manifest, millis(r.PublishedAt), r.PublishedBy, r.Withdrawn}
+		int64(r.SecureVersion), millis(r.BuildDate), r.Manifest, r.Cosignatures, millis(r.PublishedAt), r.PublishedBy, r.Withdrawn}
 }
 
 func scanChannel(s scanner) (c fleet.Channel, err error) {
@@ -141,7 +141,7 @@ func attemptArgs(a fleet.Attempt) []any {
 }
 
 func scanKey(s scanner) (k fleet.ProjectKey, err error) {
-	err = s.Scan(&k.Project, &k.PublicKeyPEM, instant{&k.AddedAt}, &k.AddedBy)
+	err = s.Scan(&k.Project, &k.Kind, &k.Sequence, &k.Key, &k.FromVersion, &k.Threshold, &k.Retired, instant{&k.AddedAt}, &k.AddedBy)
 	return k, err
 }
 

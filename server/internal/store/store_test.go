@@ -134,7 +134,7 @@ var contract = []struct {
 
 func rowsComeBack(t *testing.T, s fleet.Store) {
 	d, bare := device("d1"), fleet.Device{ID: "bare"}
-	r, a, k := release(1), attempt("a1", "d1", 5, fleet.AttemptOpen), fleet.ProjectKey{Project: "bms", PublicKeyPEM: "pem", AddedAt: at(1), AddedBy: "anna"}
+	r, a, k := release(1), attempt("a1", "d1", 5, fleet.AttemptOpen), fleet.ProjectKey{Project: "bms", Kind: fleet.KeyRelease, Sequence: 4294967295, FromVersion: "1.0.0", Threshold: 2, Retired: true, Key: "pem", AddedAt: at(1), AddedBy: "anna"}
 	c := fleet.Channel{Project: "bms", Chip: "esp32c3", Name: "stable", SHA256: r.SHA256, SetAt: at(8), SetBy: "anna"}
 	o := fleet.Operator{Name: "anna", TokenSHA256: "ff", CreatedAt: at(9), Revoked: true}
 	withdrawn := fleet.Release{SHA256: "x", Withdrawn: true}
@@ -254,7 +254,7 @@ func listingsAreOrdered(t *testing.T, s fleet.Store) {
 			errs = append(errs, tx.PutAttempt(a))
 		}
 		for i, pem := range []string{"k3", "k1", "k2"} {
-			errs = append(errs, tx.PutKey(fleet.ProjectKey{Project: "p", PublicKeyPEM: pem, AddedAt: at(int64(i / 2))}))
+			errs = append(errs, tx.PutKey(fleet.ProjectKey{Project: "p", Key: pem, AddedAt: at(int64(i / 2))}))
 		}
 		return all(errs...)
 	})
@@ -273,7 +273,7 @@ func listingsAreOrdered(t *testing.T, s fleet.Store) {
 			{names(of, func(a fleet.Attempt) string { return a.ID }), "a3 a2b a2a"},
 			{names(open, func(a fleet.Attempt) string { return a.ID }), "a0 a2a a2b a3"},
 			{names(openOf, func(a fleet.Attempt) string { return a.ID }), "a2a a2b a3"},
-			{names(keys, func(k fleet.ProjectKey) string { return k.PublicKeyPEM }), "k1 k3 k2"},
+			{names(keys, func(k fleet.ProjectKey) string { return k.Key }), "k1 k3 k2"},
 		} {
 			if c.got != c.want {
 				t.Errorf("got %q, want %q", c.got, c.want)
@@ -294,7 +294,7 @@ func names[V any](list []V, name func(V) string) string {
 // seed puts one row in every table; changed changes them all and adds one to each.
 func seed(tx fleet.Tx) error {
 	return all(tx.PutDevice(device("d1")), tx.PutRelease(release(1)), tx.PutAttempt(attempt("a1", "d1", 1, fleet.AttemptOpen)),
-		tx.PutChannel(fleet.Channel{Name: "stable", SHA256: release(1).SHA256}), tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "k1"}),
+		tx.PutChannel(fleet.Channel{Name: "stable", SHA256: release(1).SHA256}), tx.PutKey(fleet.ProjectKey{Project: "bms", Key: "k1"}),
 		tx.PutOperator(fleet.Operator{Name: "anna", TokenSHA256: "t1"}))
 }
 
@@ -302,7 +302,7 @@ func changed(tx fleet.Tx) error {
 	return all(tx.PutDevice(fleet.Device{ID: "d1"}), tx.PutDevice(device("d2")), tx.PutRelease(fleet.Release{SHA256: release(1).SHA256}), tx.PutRelease(release(2)),
 		tx.PutAttempt(fleet.Attempt{ID: "a1", DeviceID: "d1", State: fleet.AttemptFailed}), tx.PutAttempt(attempt("a2", "d1", 2, fleet.AttemptOpen)),
 		tx.PutChannel(fleet.Channel{Name: "stable", SHA256: release(2).SHA256}), tx.PutChannel(fleet.Channel{Name: "beta", SHA256: release(2).SHA256}),
-		tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "k1", AddedBy: "eve"}), tx.PutKey(fleet.ProjectKey{Project: "bms", PublicKeyPEM: "k2"}),
+		tx.PutKey(fleet.ProjectKey{Project: "bms", Key: "k1", AddedBy: "eve"}), tx.PutKey(fleet.ProjectKey{Project: "bms", Key: "k2"}),
 		tx.PutOperator(fleet.Operator{Name: "anna", TokenSHA256: "t2"}), tx.PutOperator(fleet.Operator{Name: "eve", TokenSHA256: "t3"}))
 }
 

@@ -143,7 +143,7 @@ func (t *sqlTx) Keys(project string) ([]fleet.ProjectKey, error) {
 }
 
 func (t *sqlTx) PutKey(k fleet.ProjectKey) error {
-	return t.put(qPutKey, k.Project, k.PublicKeyPEM, millis(k.AddedAt), k.AddedBy)
+	return t.put(qPutKey, k.Project, string(k.Kind), int64(k.Sequence), k.Key, k.FromVersion, k.Threshold, k.Retired, millis(k.AddedAt), k.AddedBy)
 }
 
 func (t *sqlTx) Operator(name string) (fleet.Operator, error) {

@@ -148,7 +148,7 @@ func TestEveryOperationNeedsItsRight(t *testing.T) {
 			want = ""
 		case first == "audit":
 			want = fleet.RightAudit
-		case first == "accounts", first == "tokens", first == "webhooks":
+		case first == "accounts", first == "tokens", first == "webhooks", first == "keys" && rt.method == http.MethodPost:
 			want = fleet.RightAdminister
 		case rt.method == http.MethodGet:
 			want = fleet.RightView

@@ -24,7 +24,7 @@ func releaseOf(r fleet.Release, channels map[string][]string) api.Release {
 	return api.Release{
 		SHA256: r.SHA256, Project: r.Project, Chip: r.Chip, Version: r.Version, MinVersion: r.MinVersion,
 		Description: r.Description, ForceUpdate: r.ForceUpdate, Size: r.Size, SecureVersion: r.SecureVersion,
-		BuildDate: r.BuildDate.UTC(), Signed: r.Manifest != "", Manifest: r.Manifest,
+		BuildDate: r.BuildDate.UTC(), Signed: r.Manifest != "", Manifest: r.Manifest, Cosignatures: r.Cosignatures,
 		PublishedAt: r.PublishedAt.UTC(), PublishedBy: r.PublishedBy, Withdrawn: r.Withdrawn,
 		Channels: append([]string{}, channels[r.SHA256]...),
 	}

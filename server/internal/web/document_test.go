@@ -221,6 +221,8 @@ func everyOperation(t testing.TB, f *fleet.Fleet) []apiStep {
 		{"POST", "/webhooks/$/test", "", ""},
 		{"GET", "/webhooks", "", ""},
 		{"DELETE", "/webhooks/$", "", ""},
+		{"POST", "/keys", `{"project":"bms","digest":"` + strings.Repeat("ab", 32) + `"}`, ""},
+		{"GET", "/keys", "", ""},
 		{"GET", "/audit?what=rollout.&limit=2", "", ""},
 		{"GET", "/audit/export", "", ""},
 	}
@@ -381,6 +383,7 @@ func TestRequestsThatAreRepeatedMakeOneThing(t *testing.T) {
 		{"", apiStep{"POST", "/accounts", `{"name":"berta","role":"viewer","password":"correct horse"}`, ""}, 204, 409, ""},
 		{"", apiStep{"POST", "/tokens", `{"name":"ci","role":"viewer"}`, ""}, 200, 409, ""},
 		{"", apiStep{"POST", "/webhooks", `{"url":"http://receiver.lan/"}`, ""}, 200, 409, ""},
+		{"", apiStep{"POST", "/keys", `{"project":"bms","digest":"` + digestA + `"}`, ""}, 204, 204, ""},
 	} {
 		again[operationOf(routesOf(srv), c.s).id] = true
 		if code, b := send(c.key, c.s); code != c.first {
@@ -418,8 +421,9 @@ func tally(t *testing.T, rows fleet.Store) (text string) {
 		accounts, e4 := tx.Accounts()
 		operators, e5 := tx.Operators()
 		hooks, e6 := tx.Webhooks()
-		text = fmt.Sprint(len(devices), len(releases), len(rollouts), len(accounts), len(operators), len(hooks))
-		return errors.Join(e1, e2, e3, e4, e5, e6)
+		keys, e7 := tx.Keys("")
+		text = fmt.Sprint(len(devices), len(releases), len(rollouts), len(accounts), len(operators), len(hooks), len(keys))
+		return errors.Join(e1, e2, e3, e4, e5, e6, e7)
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ var published = time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
 type fakeFleet struct {
 	AccountKeeper // not faked, as the next: they are tested with a real fleet
 	WebhookKeeper
+	KeyKeeper
 	Dashboard
 	RolloutFleet
 	Auditor

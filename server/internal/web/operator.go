@@ -191,7 +191,7 @@ func (h *handler) listReleases(w http.ResponseWriter, r *http.Request, _ fleet.I
 	for _, rel := range releases {
 		row := releaseOf(rel, names)
 		row.Quarantined = held[rel.SHA256]
-		row.Manifest = "" // 10 KB each
+		row.Manifest, row.Cosignatures = "", "" // 10 KB each
 		out = append(out, row)
 	}
 	return out, nil

@@ -74,7 +74,7 @@ func once(op operation) operation {
 }
 
 func (h *handler) routes() []route {
-	return slices.Concat(h.fleetRoutes(), h.rolloutRoutes(), h.accountRoutes(), h.webhookRoutes(), h.auditRoutes(), []route{
+	return slices.Concat(h.fleetRoutes(), h.rolloutRoutes(), h.accountRoutes(), h.webhookRoutes(), h.auditRoutes(), h.keyRoutes(), []route{
 		{http.MethodGet, "/openapi.json", "getDocument", "This document", "", nil, map[string]any{}, nil, reads(h.document)},
 	})
 }

@@ -57,6 +57,7 @@ type Fleet interface {
 
 	AccountKeeper
 	WebhookKeeper
+	KeyKeeper
 	Dashboard
 	Auditor
 }

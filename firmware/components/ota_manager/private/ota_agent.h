@@ -59,11 +59,15 @@ bool ota_refused_by(ota_fault_t *f, const ota_refusal_t *why);
 typedef struct {
     ota_config_t ota;
     ota_mqtt_config_t mqtt;
+    ota_trust_t trust;         // no keys in it: the board holds none
     bool have_ota, have_mqtt;
     bool web;                  // the server may be asked: its certificate can be checked as configured
     char *ota_text, *mqtt_text;   // what the texts point into
     char problem[OTA_MAX_MESSAGE];
 } ota_settings_t;
+
+// Puts the set of trusted keys that the running image carries, if it does, in the place of the one in the settings.
+void ota_settings_believe_image(ota_settings_t *s, const esp_partition_t *running);
 
 // Reads folder/ota_config.txt and folder/mqtt_config.txt, 16 KiB of each at most.
 void ota_settings_read(const char *folder, ota_settings_t *out);

@@ -20,12 +20,14 @@ bool ota_sha256_end(ota_sha256_t *h, uint8_t digest[32]);
 
 // A P-256 public key as SubjectPublicKeyInfo in DER (RFC 5480), which has one form only: 26 fixed bytes, 04, X, Y.
 #define OTA_KEY_LEN 91
+#define OTA_POINT_LEN 64   // X, Y: what of it tells one key from another, its end
 
 typedef enum { OTA_ES256_OK, OTA_ES256_BAD_SIGNATURE, OTA_ES256_BAD_KEY, OTA_ES256_NO_MEMORY } ota_es256_t;
 
 // Whether the 64-byte signature r||s (RFC 7518 section 3.4) over digest is by key. Anything but a point on P-256 in the form
 // above is a bad key.
 ota_es256_t ota_es256_verify(const uint8_t key[OTA_KEY_LEN], const uint8_t digest[32], const uint8_t sig[64]);
+void ota_es256_from_point(const uint8_t point[OTA_POINT_LEN], uint8_t key[OTA_KEY_LEN]);
 ota_es256_t ota_es256_key(const uint8_t key[OTA_KEY_LEN]);   // the key alone: OK, BAD_KEY or NO_MEMORY
 
 void ota_hex(const uint8_t *b, size_t len, char *out);   // lower-case, 2*len digits and a NUL

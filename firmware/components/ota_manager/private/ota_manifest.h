@@ -2,6 +2,7 @@
 // anything it says is used, and before the first erase.
 #pragma once
 
+#include "ota_keys.h"
 #include "ota_protocol.h"
 
 #ifdef __cplusplus
@@ -26,13 +27,26 @@ typedef enum {
     OTA_MANIFEST_NO_MEMORY,
 } ota_manifest_result_t;
 
-// Verifies jws (len bytes, NUL-terminated, overwritten by the decoding) against the P-256 public keys in keys_pem (one or
-// more PEM blocks) and fills out. keys_pem NULL means: read it without asking who signed it, for a device without a key.
-// mbedTLS allocates a few KiB for the curve; nothing is allocated by a number from jws. why gets a sentence.
-ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *keys_pem, ota_manifest_t *out, char *why, size_t why_size);
+#define OTA_MAX_COSIGNATURES 3
+#define OTA_MAX_COSIGNED (OTA_MAX_COSIGNATURES * 87u - 1u)   // bytes of their text
 
-// Whether keys_pem holds at least one P-256 public key and nothing that is none, as Go's manifest.ParsePublicKeys decides.
-bool ota_manifest_keys_ok(const char *keys_pem, char *why, size_t why_size);
+// Verifies jws (len bytes, NUL-terminated, overwritten by the decoding) and the signatures beside it in cosignatures (may be
+// empty) against trust, and fills out. trust NULL means: read it without asking who signed it, for a device without a key.
+// mbedTLS allocates a few KiB for the curve; nothing is allocated by a number from jws. why gets a sentence.
+ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *cosignatures, const ota_trust_t *trust,
+                                        ota_manifest_t *out, char *why, size_t why_size);
+
+// Reads a set of one to eight keys, PEM blocks PUBLIC KEY, of which threshold (0: one) have to sign: as Go's
+// manifest.ParsePublicKeys and Trust.Check decide. OK, BAD or NO_MEMORY.
+ota_manifest_result_t ota_manifest_keys(const char *pem, int threshold, ota_trust_t *out, char *why, size_t why_size);
+
+// The set that an image can carry (Go: manifest.Builtin, which has its form): where it stands, how long it is, what it
+// begins with. A block that is room for a set and no set gives the empty one.
+#define OTA_BUILTIN_AT 312u
+#define OTA_BUILTIN_LEN 272u
+#define OTA_BUILTIN_MAX 4
+#define OTA_BUILTIN_MAGIC "bmstrust"
+ota_manifest_result_t ota_manifest_builtin(const uint8_t block[OTA_BUILTIN_LEN], ota_trust_t *out, char *why, size_t why_size);
 
 // The promised SHA-256 of block i. False beyond the image.
 bool ota_manifest_block(const ota_manifest_t *m, size_t i, uint8_t digest[32]);

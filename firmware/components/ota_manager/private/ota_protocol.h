@@ -100,7 +100,7 @@ bool ota_command_same(const ota_command_t *c, const ota_command_t *running);
 // version.json. Texts are NUL-terminated and point into the buffer that was parsed, which is overwritten by the
 // decoding and must outlive the struct. Absent texts are "".
 typedef struct {
-    const char *version, *build_date, *description, *min_version, *project, *chip, *sha256, *url, *manifest;
+    const char *version, *build_date, *description, *min_version, *project, *chip, *sha256, *url, *manifest, *cosignatures;
     bool force_update;
     int64_t size;              // bytes; 0: not said
     uint32_t secure_version;
@@ -117,8 +117,9 @@ typedef struct {
 } ota_gate_t;
 
 typedef struct {
-    const char *server_url, *cert_pem, *current_version, *device_id, *trusted_key_pem, *topic_prefix;
+    const char *server_url, *cert_pem, *current_version, *device_id, *trusted_key_pem, *mirror_url, *topic_prefix;
     bool skip_cert_verification, auto_rollback_enabled, own_topic_only;
+    int trusted_threshold;     // how many of the trusted keys have to sign; 0: one
     int64_t timeout_ms;        // 0: the default of 60,000
     int64_t deadline_s;        // health; 0: the defaults of 300 s, 3 frames, 16 KiB
     int bms_frames;

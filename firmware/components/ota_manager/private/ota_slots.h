@@ -13,6 +13,7 @@
 
 #include "esp_err.h"
 #include "esp_partition.h"
+#include "ota_keys.h"
 #include "ota_protocol.h"
 
 #ifdef __cplusplus
@@ -86,6 +87,10 @@ typedef struct {
 } ota_image_facts_t;
 // Verifies the image in a partition as the bootloader would, and reads its description. ESP_ERR_IMAGE_INVALID where it is none.
 esp_err_t ota_slots_verify(const esp_partition_t *p, ota_image_facts_t *out);
+
+// The set of trusted keys that the verified image in a partition carries; empty where it carries none.
+// ESP_ERR_IMAGE_INVALID where it is not as it has to be.
+esp_err_t ota_slots_builtin(const esp_partition_t *p, ota_trust_t *out);
 
 // Makes slot the one that boots next (otaops.Switch), then holds that against the records.
 esp_err_t ota_slots_switch(const ota_slots_t *s, const esp_partition_t *slot);
