@@ -43,7 +43,7 @@ type OTAConfig struct {
 	DeviceID      string `json:"device_id,omitempty"`
 	TrustedKeyPEM string `json:"trusted_key_pem,omitempty"` // P-256 public key(s) that sign releases
 	// TrustedThreshold is how many of the trusted keys have to have signed a release; 0 means one.
-	TrustedThreshold int    `json:"trusted_threshold,omitempty"`
+	TrustedThreshold int `json:"trusted_threshold,omitempty"`
 	// MirrorURL is where a copy of the releases lies, for a device that holds a key: it is asked when the server cannot be
 	// reached or its certificate is not trusted. Plain http:// will do.
 	MirrorURL   string `json:"mirror_url,omitempty"`
