@@ -36,11 +36,11 @@ check: ## format, vet, staticcheck, tidy, unit and architecture tests
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	go mod tidy -diff
-	go test $$(go list ./... | grep -v /e2e)
+	go test -timeout 20m $$(go list ./... | grep -v /e2e)
 
 .PHONY: race
 race: ## the packages with goroutines under the race detector (the sweeps have none, and run in check)
-	go test -race -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
+	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
