@@ -48,6 +48,7 @@ type scene struct {
 	starts    []time.Time
 	harmed    map[string]Fate
 	absent    map[string]bool // is away or leaves for good
+	back      map[string]bool // leaves and comes back, perhaps too late
 	leavers   bool            // one that has left may count as dark, whatever it runs
 	wave      int
 	waveSince time.Time
@@ -74,7 +75,7 @@ func (s *scene) within(d time.Duration) time.Duration {
 
 func newScene(seed uint64) *scene {
 	s := &scene{seed: seed, random: rand.New(rand.NewPCG(seed, 0xf1ee7)), attempted: map[string]bool{}, tries: map[string]int{},
-		openOf: map[string]string{}, harmed: map[string]Fate{}, absent: map[string]bool{}, waveSince: epoch}
+		openOf: map[string]string{}, harmed: map[string]Fate{}, absent: map[string]bool{}, back: map[string]bool{}, waveSince: epoch}
 	n := 1 + s.random.IntN(24)
 	s.policy = s.randomPolicy(n)
 	mix := s.randomMix()
@@ -142,6 +143,7 @@ func (s *scene) travels() (events []event) {
 		}
 		if random.IntN(2) == 0 {
 			events = append(events, back)
+			s.back[d.ID] = true
 		} else {
 			s.absent[d.ID] = true
 		}
@@ -476,8 +478,10 @@ func (s *scene) atEnd() {
 		d := &w.devices[number]
 		healthy := d.fate == FateGood || d.fate == FateFlaky && s.policy.Retries > 0
 		good = good && healthy
-		healthy = healthy && (!s.absent[d.ID] || d.Online)
 		m := w.members[number]
+		// One that failed a try, left, and has not come back when the rollout ends has had its chance.
+		late := s.back[d.ID] && m.State == MemberSilent && !d.Online
+		healthy = healthy && (!s.absent[d.ID] || d.Online) && !late
 		switch {
 		case d.fate == FateGood && m.State != MemberPending && m.State != MemberSucceeded:
 			s.fail("healthy %s is %s (%s %s)", d.ID, m.State, m.Reason, m.Message)
