@@ -45,7 +45,7 @@ race: ## the packages with goroutines under the race detector (the sweeps have n
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
 	@test -n "$$IDF_PATH" || echo "e2e: IDF_PATH is not set: idf_ext.py is held against a loader of our own, not against the real idf.py"
-	go test -count=1 ./e2e/... $(if $(NAME),-run '//$(NAME)')
+	go test -count=1 -timeout 30m ./e2e/... $(if $(NAME),-run '//$(NAME)')
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for T (default 30s) in turn
