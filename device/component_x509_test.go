@@ -3,9 +3,12 @@ package device
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +17,7 @@ import (
 	"time"
 
 	"bmsota/esp/appimage"
+	"bmsota/firmware/host_test/hosttest"
 	"bmsota/protocol"
 )
 
@@ -92,4 +96,33 @@ func TestComponentCertificateFactory(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestMbedTLSJudgesTheChainsAlike asks the library that the chip has, as far as it is a question of certificates: the version
+// that Debian has of it, with the default of those that ESP-IDF has for what is strong enough.
+func TestMbedTLSJudgesTheChainsAlike(t *testing.T) {
+	tool := hosttest.Build(t, "chain_tool", true)
+	f := newFactory(t, time.Now())
+	folder := t.TempDir()
+	trusted, sent := filepath.Join(folder, "trusted.pem"), filepath.Join(folder, "chain.pem")
+	for _, c := range f.cases() {
+		if c.server != nil || c.plain || c.name == "the key is another" {
+			continue // not a question of certificates
+		}
+		if err := errors.Join(os.WriteFile(trusted, []byte(c.trusted(f)), 0o600), os.WriteFile(sent, []byte(encoded(c.chain)), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(tool, trusted, sent, c.hostOr()).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", c.name, err, out)
+		}
+		got, want := strings.TrimSpace(string(out)), c.good
+		if c.mbedTLS != "" {
+			want = !want
+			t.Logf("%s: %s, %s", c.name, got, c.mbedTLS)
+		}
+		if (got == "flags 0x0") != want {
+			t.Errorf("%s: mbedTLS says %s, trusted is meant to be %v", c.name, got, want)
+		}
+	}
 }
