@@ -31,11 +31,12 @@ func (c chainCase) hostOr() string {
 	return c.host
 }
 
-// notTLS answers on a connection as a web server without TLS does.
+// notTLS answers on a connection as a web server without TLS does, and hangs up after the board has.
 func notTLS(conn net.Conn) {
+	defer conn.Close()
 	conn.Read(make([]byte, 1<<10))
 	io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
-	conn.Close()
+	io.Copy(io.Discard, conn)
 }
 
 // webServer answers as s does.
