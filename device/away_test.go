@@ -7,8 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"io"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -63,15 +61,8 @@ func TestCertificatesThatDoNotFitAreToldApartFromAServerThatIsAway(t *testing.T)
 				cert := dated(t, time.Now().Add(c.from), time.Now().Add(c.to), c.host)
 				roots := x509.NewCertPool()
 				roots.AddCert(cert.Leaf)
-				ln := newPipeListener()
-				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if resp, err := s.RoundTrip(r); err == nil {
-						w.WriteHeader(resp.StatusCode)
-						io.Copy(w, resp.Body)
-					}
-				}), ErrorLog: log.New(io.Discard, "", 0)}
-				go srv.Serve(tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}}))
-				nw := &network{listeners: map[string]func(net.Conn){"fw.example:443": ln.offer}}
+				offer, stop := front(s, &tls.Config{Certificates: []tls.Certificate{cert}})
+				nw := &network{listeners: map[string]func(net.Conn){"fw.example:443": offer}}
 				b := newBench(t, layout(image(t, "1.0.0"), ""), s, func(cfg *Config) {
 					cfg.Transport, cfg.Dial, cfg.Roots = nil, nw.dial, roots
 				})
@@ -86,7 +77,7 @@ func TestCertificatesThatDoNotFitAreToldApartFromAServerThatIsAway(t *testing.T)
 					t.Errorf("ends as %s:%s %s, want %s", last.Phase, last.Reason, last.Message, c.want)
 				}
 				b.off()
-				srv.Close()
+				stop()
 				synctest.Wait()
 			})
 		})

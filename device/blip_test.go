@@ -1,6 +1,7 @@
 package device
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"strings"
 	"testing"
@@ -44,7 +45,7 @@ func TestServerThatStaysAwayIsSaidWhileItIsAndFailsInTheEnd(t *testing.T) {
 		{`{"action":"check"}`, 2 * time.Minute, errLine, protocol.ReasonUnreachable},
 		{update, 31 * time.Minute, errLine, protocol.ReasonUnreachable},
 		// A certificate does not become right by waiting as a line does: that is told while somebody still looks.
-		{update, 3 * time.Minute, x509.UnknownAuthorityError{}, protocol.ReasonTLS},
+		{update, 3 * time.Minute, &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, protocol.ReasonTLS},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			next := image(t, "1.1.0")

@@ -85,6 +85,7 @@ type server struct {
 	cut     int64                                             // the body of a file ends with an error after this many bytes; 0: never
 	cuts    int                                               // how many bodies are cut; 0: all
 	respond func(r *http.Request, body []byte) *http.Response // instead of all this, for files
+	answer  func(r *http.Request) *http.Response              // before all this, for anything; nil from it: as usual
 	down    bool
 	downErr error // what a request fails with while down; nil: errLine
 }
@@ -131,6 +132,11 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if s.down {
 		return nil, errLine
+	}
+	if s.answer != nil {
+		if resp := s.answer(r); resp != nil {
+			return resp, nil
+		}
 	}
 	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 	var body []byte

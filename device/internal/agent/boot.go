@@ -67,6 +67,7 @@ func (a *agent) boot() error {
 		return err
 	}
 	a.connectors()
+	a.mutantWeb()
 	return nil
 }
 
@@ -79,7 +80,12 @@ func (a *agent) know() error {
 		return fmt.Errorf("running image: %w", err)
 	}
 	s.image = img
-	a.cfg.believeImage(a.section(a.env.Running), img)
+	if !a.without(MutantSettingsKeys) {
+		a.cfg.believeImage(a.section(a.env.Running), img)
+	}
+	if a.without(MutantOneSigner) {
+		a.cfg.trust.Threshold = 1
+	}
 	if s.sum, err = a.digest(a.env.Running, img); err != nil {
 		return err
 	}
@@ -93,6 +99,9 @@ func (a *agent) know() error {
 	}
 	if a.env.Ops.AntiRollback && a.env.Ops.Efuse != nil {
 		s.floor = *a.env.Ops.Efuse
+	}
+	if a.without(MutantNoFloor) {
+		s.floor = 0
 	}
 	if s.target, s.noTarget = a.otherSlot(); s.noTarget != nil {
 		s.target = parttable.Partition{}

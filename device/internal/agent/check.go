@@ -105,7 +105,11 @@ func (a *agent) versionFile(ctx context.Context, at string) (protocol.VersionFil
 	case resp.StatusCode != http.StatusOK:
 		return none, statusFault(resp.Response)
 	}
-	body, err := readCapped(resp.body, protocol.MaxVersionFile)
+	limit := protocol.MaxVersionFile
+	if a.without(MutantAnyBytes) {
+		limit = 1 << 20
+	}
+	body, err := readCapped(resp.body, limit)
 	if errors.Is(err, errTooLong) {
 		return none, refused(protocol.ReasonBadVersionFile, err)
 	}
@@ -133,7 +137,7 @@ func (a *agent) believe(f protocol.VersionFile, at, image string) (offer, *fault
 	o := offer{force: f.ForceUpdate, Release: protocol.Release{
 		Chip: f.Chip, Project: f.Project, Version: f.Version, SHA256: f.SHA256, Size: f.Size,
 		SecureVersion: f.SecureVersion, MinVersion: f.MinVersion}}
-	if len(a.cfg.trust.Keys) > 0 {
+	if len(a.cfg.trust.Keys) > 0 && !a.without(MutantAnySigner) {
 		if f.Manifest == "" {
 			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonUnsigned, err: errors.New("version.json holds no manifest")}
 		}
@@ -141,11 +145,17 @@ func (a *agent) believe(f protocol.VersionFile, at, image string) (offer, *fault
 		if err != nil {
 			return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonBadSignature, err: err}
 		}
-		o.manifest, o.force = &m, m.ForceUpdate
-		o.Release = protocol.Release{Chip: m.Chip, Project: m.Project, Version: m.Version, SHA256: m.SHA256, Size: m.Size,
-			SecureVersion: m.SecureVersion, MinVersion: m.MinVersion}
+		o.manifest = &m
+		if !a.without(MutantBesideManifest) {
+			o.force = m.ForceUpdate
+			o.Release = protocol.Release{Chip: m.Chip, Project: m.Project, Version: m.Version, SHA256: m.SHA256, Size: m.Size,
+				SecureVersion: m.SecureVersion, MinVersion: m.MinVersion}
+		}
 	} else if m, err := manifest.Unverified(f.Manifest); f.Manifest != "" && err == nil && m.SHA256 == f.SHA256 && m.Size == f.Size {
 		o.manifest = &m // for its block digests only: they must add up to the digest in any case
+	}
+	if a.without(MutantAnyBytes) {
+		o.manifest, o.SHA256, o.Size = nil, "", 0
 	}
 	base, err := url.Parse(at)
 	if err == nil {
@@ -186,11 +196,18 @@ func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
 		}
 		return &protocol.Refusal{Reason: protocol.ReasonVersionMissing, Detail: fmt.Sprintf("%s is asked for, the server has %s", cmd.Version, o.Version)}
 	}
+	r, force := o.Release, cmd.Force
+	if a.without(MutantAnyVersion) {
+		r.MinVersion, force = "", true
+	}
+	if a.without(MutantAnyProduct) {
+		r.Chip, r.Project = "", ""
+	}
 	refusal := protocol.Refuse(protocol.Device{
 		Chip: a.env.Ops.Chip.String(), Project: a.self.project, Version: a.self.version, ImageSHA256: a.self.digest,
 		SlotSize: int64(a.self.target.Size), SecureVersion: a.self.floor,
 		Quarantined: func(sum string) bool { return slices.Contains(a.self.buried, sum) },
-	}, o.Release, cmd.Force)
+	}, r, force)
 	if refusal == nil && w.retained && o.SHA256 != "" && o.SHA256 == a.self.held {
 		return &protocol.Refusal{Reason: protocol.ReasonQuarantined,
 			Detail: o.Version + " by command; an order given while the device listens brings it back"}

@@ -180,6 +180,10 @@ func (l *mqttLink) open(ctx context.Context, on LinkEvents) (net.Conn, error) {
 			conn.Close()
 			return nil, fmt.Errorf("broker certificate: %w", err)
 		}
+		if err := strong(secure.ConnectionState()); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("broker certificate: %w", err)
+		}
 		conn = secure
 	}
 	return newFrameGuard(conn), nil

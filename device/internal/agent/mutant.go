@@ -2,6 +2,8 @@ package agent
 
 import (
 	"fmt"
+	"net/http"
+	"time"
 
 	"bmsota/device/internal/otaops"
 	"bmsota/esp/parttable"
@@ -22,6 +24,19 @@ const (
 	MutantBlindBlocks    Mutant = "blind blocks"     // take what is in the slot for the promised blocks
 	MutantCountNothing   Mutant = "count nothing"    // ask for wrong bytes again and again
 	MutantOlderKeys      Mutant = "older keys"       // an image may carry keys that were given up
+	MutantSettingsKeys   Mutant = "settings' keys"   // those that the running image carries do not count
+	MutantAnySigner      Mutant = "any signer"       // a key is held, and nobody has to have signed
+	MutantOneSigner      Mutant = "one signer"       // whatever the threshold
+	MutantBesideManifest Mutant = "beside manifest"  // decide by what stands beside the signed facts
+	MutantAnyVersion     Mutant = "any version"      // older ones too, and without the one in between
+	MutantAnyProduct     Mutant = "any product"      // for any chip, of any project, or no image at all
+	MutantNoFloor        Mutant = "no floor"         // below the security floor
+	MutantAnyBytes       Mutant = "any bytes"        // whatever comes, as much as comes
+	MutantAnyPace        Mutant = "any pace"         // wait for a server as long as it likes
+	MutantAskOnce        Mutant = "ask once"         // a server that is away ends the order
+	MutantFollow         Mutant = "follow"           // redirects
+	MutantOpenGate       Mutant = "open gate"        // install while a gate is closed
+	MutantAnyCertificate Mutant = "any certificate"  // of whoever answers for the server
 )
 
 // without says whether the protection is off.
@@ -36,4 +51,20 @@ func (a *agent) mutantSwitch() error {
 		return fmt.Errorf("mutant: %w", err)
 	}
 	return ops.Switch(a.self.target)
+}
+
+// mutantWeb is MutantAnyPace, MutantFollow and MutantAnyCertificate.
+func (a *agent) mutantWeb() {
+	if a.web == nil {
+		return
+	}
+	if a.without(MutantAnyPace) {
+		a.web.stall, a.web.least = 24*time.Hour, 0
+	}
+	if a.without(MutantFollow) {
+		a.web.client.CheckRedirect = nil
+	}
+	if t, ok := a.web.client.Transport.(*http.Transport); ok && a.without(MutantAnyCertificate) {
+		t.TLSClientConfig.InsecureSkipVerify = true
+	}
 }

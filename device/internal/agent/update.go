@@ -99,7 +99,7 @@ func (a *agent) check(ctx context.Context, w *wish) (offer, *fault) {
 		if fl != nil && last != nil && errors.Is(fl.err, errDeadline) {
 			return o, last // says more than that the time is up
 		}
-		if fl == nil || !fl.retry || fl.reason == protocol.ReasonTLS && time.Since(began) >= checkDeadline {
+		if fl == nil || !fl.retry || a.without(MutantAskOnce) || fl.reason == protocol.ReasonTLS && time.Since(began) >= checkDeadline {
 			return o, fl
 		}
 		last = fl
@@ -112,6 +112,9 @@ func (a *agent) check(ctx context.Context, w *wish) (offer, *fault) {
 
 // wait holds the update back while a gate is closed.
 func (a *agent) wait(ctx context.Context, w *wish) (waited bool, fl *fault) {
+	if a.without(MutantOpenGate) {
+		return false, nil
+	}
 	said := protocol.ReasonNone
 	for {
 		var battery *protocol.Battery

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -71,40 +70,25 @@ func networkReason(err error) protocol.Reason {
 	return protocol.ReasonUnreachable
 }
 
-func isTLS(err error) bool {
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return true
-	}
-	_, ok := errors.AsType[tls.RecordHeaderError](err)
-	return ok
-}
-
 // web is the board's way to its server.
 type web struct {
 	client *http.Client
 	stall  time.Duration
+	least  int64 // bytes that have to come within minRateWindow
 	heap   *heap
 }
 
 // newWeb trusts what the configuration says: the given certificate, else the bundle, else, only when the
 // configuration asks for it in so many words, anybody.
 func newWeb(cfg protocol.OTAConfig, env *Config, h *heap) (*web, error) {
-	w := &web{stall: time.Duration(cfg.TimeoutMS) * time.Millisecond, heap: h}
+	w := &web{stall: time.Duration(cfg.TimeoutMS) * time.Millisecond, least: minRateBytes, heap: h}
 	if w.stall == 0 {
 		w.stall = defaultTimeout
 	}
 	transport := env.Transport
 	if transport == nil {
 		tc := &tls.Config{RootCAs: env.Roots, MinVersion: tls.VersionTLS12, InsecureSkipVerify: cfg.SkipCertVerification}
+		tc.VerifyConnection = strong
 		if cfg.CertPEM != "" {
 			p, err := env.Trust.pool(cfg.CertPEM)
 			if err != nil {
@@ -162,9 +146,13 @@ func (w *web) get(ctx context.Context, method, url string, header http.Header) (
 		req.Header = header
 	}
 	req.Header.Set("User-Agent", "bmsota-device/"+strconv.Itoa(protocol.Version))
-	resp, err := w.client.Do(req)
+	var shaken handshake
+	resp, err := w.client.Do(req.WithContext(shaken.watch(ctx)))
 	if err != nil {
 		f := transient(ctx, "reach server", err)
+		if f.reason == protocol.ReasonUnreachable && shaken.refused() {
+			f.reason = protocol.ReasonTLS
+		}
 		stop()
 		return nil, f
 	}
@@ -173,7 +161,7 @@ func (w *web) get(ctx context.Context, method, url string, header http.Header) (
 	var seen int64
 	tick = time.AfterFunc(minRateWindow, func() {
 		n := body.bytes.Load()
-		if n-seen < minRateBytes {
+		if n-seen < w.least {
 			cancel(errStalled)
 			return
 		}
