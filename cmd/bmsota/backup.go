@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"bmsota/durable"
@@ -28,6 +30,9 @@ the server. 'bmsota restore' makes a data folder of it.`,
 			}
 			if err := dataFolder(data); err != nil {
 				return err
+			}
+			if within(output, data) {
+				return usageFault(cmd, "%s is in the data folder: the next backup would hold this one; name a place outside, best on another disk", shown(output))
 			}
 			r, w := io.Pipe()
 			ended := make(chan struct{})
@@ -64,6 +69,24 @@ func dataFolder(dir string) error {
 	return nil
 }
 
+// within says whether a file would stand in a folder or below it, whatever links lead there.
+func within(file, folder string) bool {
+	above, err := filepath.EvalSymlinks(filepath.Dir(file))
+	if err != nil {
+		return false // and cannot be written
+	}
+	if folder, err = filepath.EvalSymlinks(folder); err != nil {
+		return false
+	}
+	for _, path := range []*string{&above, &folder} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return false
+		}
+	}
+	rel, err := filepath.Rel(folder, above)
+	return err == nil && filepath.IsLocal(rel)
+}
+
 func newRestoreCmd() *cobra.Command {
 	var data string
 	cmd := &cobra.Command{
@@ -89,6 +112,8 @@ gone, quarantines, revocations and removed tokens since are undone.`,
 				return refused(err, "stop the server and move the folder away, or name another with --data")
 			case errors.Is(err, server.ErrNotBackup):
 				return badContent(args[0], err, "give a file that 'bmsota backup' has made")
+			case errors.Is(err, syscall.EBUSY):
+				return failure("a disk is mounted there: restore into a new folder beside it and, with the server stopped, move what is in that here", "restore into %s: %w", shown(data), err)
 			case err != nil:
 				return failure("", "restore into %s: %w", shown(data), err)
 			}
