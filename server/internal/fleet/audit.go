@@ -359,10 +359,13 @@ func relabelled(old, now Labels) audit.Details {
 	return details
 }
 
+// Attempt remembers that there is none as well: a command to a hundred thousand devices asks that of each.
 func (t *audited) Attempt(id string) (Attempt, error) {
 	a, err := t.Tx.Attempt(id)
 	if err == nil {
 		t.remember(a)
+	} else if _, known := t.book.attempts[id]; !known && errors.Is(err, ErrNotFound) {
+		t.book.attempts[id] = ""
 	}
 	return a, err
 }
