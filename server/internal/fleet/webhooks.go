@@ -46,7 +46,7 @@ type WebhookTx interface {
 	PutWebhook(Webhook) error
 	DeleteWebhook(id string) error // and what waits for it
 
-	Deliveries(webhook string, limit int) ([]Delivery, error) // oldest first
+	Deliveries(webhook string, only NoticeType, limit int) ([]Delivery, error) // oldest first; only "" = all
 	CountDeliveries(webhook string) (int, error)
 	PutDelivery(Delivery) error
 	DeleteDelivery(webhook string, seq int64) error
@@ -208,7 +208,7 @@ func (f *Fleet) Deliverable(ctx context.Context) ([]Due, error) {
 			return err
 		}
 		for _, h := range hooks {
-			oldest, err := tx.Deliveries(h.ID, 1)
+			oldest, err := tx.Deliveries(h.ID, "", 1)
 			if err != nil {
 				return err
 			}
