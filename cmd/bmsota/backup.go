@@ -21,7 +21,8 @@ func newBackupCmd() *cobra.Command {
 		Short: "copy everything a server keeps into one file, while it runs",
 		Long: `Run it on the server's machine, as its account. The file holds what the data folder holds, the keys and
 tokens too: only its owner can read it, keep it so. The release key is not in there, because it is not on
-the server. 'bmsota restore' makes a data folder of it.`,
+the server. For as long as it takes, the database is copied to the folder for temporary files, too: set TMPDIR
+to one with room for it. 'bmsota restore' makes a data folder of it.`,
 		Example: `  bmsota backup --data /var/lib/bmsota -o /mnt/backup/bmsota.tar`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
