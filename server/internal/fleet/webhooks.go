@@ -156,6 +156,36 @@ func (f *Fleet) Webhooks(ctx context.Context, by Identity) ([]WebhookView, error
 	return list, err
 }
 
+// Outbox is how deliveries to the webhooks go, of all of them together.
+type Outbox struct {
+	Waiting int // notices
+	Failing int // webhooks whose last try failed
+}
+
+// Outbox sums up the webhooks, for whoever watches the server.
+func (f *Fleet) Outbox(ctx context.Context) (Outbox, error) {
+	var out Outbox
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		out = Outbox{}
+		all, err := tx.Webhooks()
+		if err != nil {
+			return err
+		}
+		for _, h := range all {
+			waiting, err := tx.CountDeliveries(h.ID)
+			if err != nil {
+				return err
+			}
+			out.Waiting += waiting
+			if h.Failures > 0 {
+				out.Failing++
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
 // RemoveWebhook deletes a webhook and what waits for it.
 func (f *Fleet) RemoveWebhook(ctx context.Context, by Identity, id string) error {
 	err := f.withWebhook(ctx, by, id, func(tx Tx, _ Webhook) error { return tx.DeleteWebhook(id) })

@@ -221,6 +221,9 @@ func TestNoticeIsTriedEverMoreSeldomAndGivenUpAfterThreeDays(t *testing.T) {
 		if err := f.NotDelivered(t.Context(), due[0].Delivery, strings.Repeat("no ", 500)); err != nil {
 			t.Fatal(err)
 		}
+		if out, err := f.Outbox(t.Context()); err != nil || out.Failing != 1 || out.Waiting == 0 {
+			t.Errorf("%+v (%v)", out, err)
+		}
 		list, err := f.Webhooks(t.Context(), boss)
 		if err != nil {
 			t.Fatal(err)
