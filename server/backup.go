@@ -133,10 +133,8 @@ func Restore(ctx context.Context, r io.Reader, dataDir string, now time.Time) (_
 	if err != nil {
 		return Restored{}, err
 	}
-	if entries, err := os.ReadDir(dataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if dataDir, err = vacant(dataDir); err != nil {
 		return Restored{}, err
-	} else if len(entries) > 0 {
-		return Restored{}, fmt.Errorf("%w: %s holds %s", ErrInUse, dataDir, entries[0].Name())
 	}
 	if err := durable.MkdirAll(filepath.Dir(dataDir), 0o700); err != nil {
 		return Restored{}, err
@@ -169,6 +167,32 @@ func Restore(ctx context.Context, r io.Reader, dataDir string, now time.Time) (_
 	}
 	return Restored{Taken: info.Taken, Releases: done.Releases, Devices: done.Devices, Paused: done.Paused, Ended: done.Ended},
 		durable.SyncFolder(filepath.Dir(dataDir))
+}
+
+// vacant says where a folder would come to stand, which is where a link leads, perhaps to a larger disk. What cannot be
+// taken away, because a disk is mounted there, says so before everything is unpacked for it.
+func vacant(dir string) (string, error) {
+	info, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return dir, nil
+	}
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	if len(entries) > 0 {
+		return "", fmt.Errorf("%w: %s holds %s", ErrInUse, dir, entries[0].Name())
+	}
+	if err := os.Remove(dir); err != nil {
+		return "", err
+	}
+	return dir, os.Mkdir(dir, 0o700)
 }
 
 // unpack puts the files of a backup below dir.

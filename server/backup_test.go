@@ -111,6 +111,35 @@ func TestBackupOfARunningServerIsRestoredOrRefusedWhole(t *testing.T) {
 	}
 }
 
+// TestRestoreGoesWhereALinkLeads: the link of a data folder that lies on another disk stays, and the data is there.
+func TestRestoreGoesWhereALinkLeads(t *testing.T) {
+	c := testConfig(t)
+	_, stop := run(t, c)
+	var b bytes.Buffer
+	if err := Backup(t.Context(), c.DataDir, time.Now(), &b); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	above := t.TempDir()
+	disk, link := filepath.Join(above, "disk"), filepath.Join(above, "link")
+	if err := errors.Join(os.Mkdir(disk, 0o700), os.Symlink(disk, link)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(t.Context(), bytes.NewReader(b.Bytes()[:1024]), link, time.Now()); !errors.Is(err, ErrNotBackup) {
+		t.Errorf("a part of it: %v", err)
+	}
+	if _, err := Restore(t.Context(), bytes.NewReader(b.Bytes()), link, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(link)
+	if err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is %v now (%v)", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(disk, databaseName)); err != nil {
+		t.Error(err)
+	}
+}
+
 // edited is a tar file with every entry changed by edit.
 func edited(t *testing.T, text []byte, edit func(*tar.Header, []byte) []byte) []byte {
 	t.Helper()

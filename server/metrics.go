@@ -18,6 +18,7 @@ func (s *Server) metricsHandler() http.Handler {
 	sources := metrics.Sources{
 		Census:      func(ctx context.Context) (*fleet.Census, error) { return s.fleet.Census(ctx, fleet.CensusFresh) },
 		Rollouts:    s.fleet.OpenRolloutsByWave,
+		Outbox:      s.fleet.Outbox,
 		Certificate: s.certs.expires, StorageFree: func() int64 { return diskFree(s.cfg.DataDir) },
 		Ready: s.checkReady, Version: s.cfg.Version, Log: s.log,
 	}

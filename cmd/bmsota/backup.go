@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"bmsota/durable"
@@ -19,7 +21,8 @@ func newBackupCmd() *cobra.Command {
 		Short: "copy everything a server keeps into one file, while it runs",
 		Long: `Run it on the server's machine, as its account. The file holds what the data folder holds, the keys and
 tokens too: only its owner can read it, keep it so. The release key is not in there, because it is not on
-the server. 'bmsota restore' makes a data folder of it.`,
+the server. For as long as it takes, the database is copied to the folder for temporary files, too: set TMPDIR
+to one with room for it. 'bmsota restore' makes a data folder of it.`,
 		Example: `  bmsota backup --data /var/lib/bmsota -o /mnt/backup/bmsota.tar`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -28,6 +31,9 @@ the server. 'bmsota restore' makes a data folder of it.`,
 			}
 			if err := dataFolder(data); err != nil {
 				return err
+			}
+			if within(output, data) {
+				return usageFault(cmd, "%s is in the data folder: the next backup would hold this one; name a place outside, best on another disk", shown(output))
 			}
 			r, w := io.Pipe()
 			ended := make(chan struct{})
@@ -64,6 +70,24 @@ func dataFolder(dir string) error {
 	return nil
 }
 
+// within says whether a file would stand in a folder or below it, whatever links lead there.
+func within(file, folder string) bool {
+	above, err := filepath.EvalSymlinks(filepath.Dir(file))
+	if err != nil {
+		return false // and cannot be written
+	}
+	if folder, err = filepath.EvalSymlinks(folder); err != nil {
+		return false
+	}
+	for _, path := range []*string{&above, &folder} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return false
+		}
+	}
+	rel, err := filepath.Rel(folder, above)
+	return err == nil && filepath.IsLocal(rel)
+}
+
 func newRestoreCmd() *cobra.Command {
 	var data string
 	cmd := &cobra.Command{
@@ -89,6 +113,8 @@ gone, quarantines, revocations and removed tokens since are undone.`,
 				return refused(err, "stop the server and move the folder away, or name another with --data")
 			case errors.Is(err, server.ErrNotBackup):
 				return badContent(args[0], err, "give a file that 'bmsota backup' has made")
+			case errors.Is(err, syscall.EBUSY):
+				return failure("a disk is mounted there: restore into a new folder beside it and, with the server stopped, move what is in that here", "restore into %s: %w", shown(data), err)
 			case err != nil:
 				return failure("", "restore into %s: %w", shown(data), err)
 			}

@@ -45,7 +45,7 @@ func (q AuditQuery) Matches(e audit.Entry) bool {
 const maxAuditPage = 1000
 
 // Audit reads rows of the log, oldest first unless q says otherwise; limit 0 means 100. Whoever was turned away until
-// now is in it. Errors: ErrDenied, ErrInvalid (no such action), ErrStorage.
+// now is in it, unless the disk is full. Errors: ErrDenied, ErrInvalid (no such action), ErrStorage.
 func (f *Fleet) Audit(ctx context.Context, by Identity, q AuditQuery) ([]audit.Entry, error) {
 	if err := f.may(by, RightAudit); err != nil {
 		return nil, err
@@ -60,7 +60,10 @@ func (f *Fleet) Audit(ctx context.Context, by Identity, q AuditQuery) ([]audit.E
 		q.Limit = 100
 	}
 	q.Limit = min(q.Limit, maxAuditPage)
-	if err := f.writeKnocks(ctx); err != nil {
+	switch err := f.writeKnocks(ctx); {
+	case errors.Is(err, ErrStorage): // a full disk keeps nobody from reading what is there, and they are not forgotten
+		f.cfg.Log.Warn("audit log", "err", err)
+	case err != nil:
 		return nil, err
 	}
 	var list []audit.Entry
@@ -359,10 +362,13 @@ func relabelled(old, now Labels) audit.Details {
 	return details
 }
 
+// Attempt remembers that there is none as well: a command to a hundred thousand devices asks that of each.
 func (t *audited) Attempt(id string) (Attempt, error) {
 	a, err := t.Tx.Attempt(id)
 	if err == nil {
 		t.remember(a)
+	} else if _, known := t.book.attempts[id]; !known && errors.Is(err, ErrNotFound) {
+		t.book.attempts[id] = ""
 	}
 	return a, err
 }

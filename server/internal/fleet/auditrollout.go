@@ -37,10 +37,20 @@ func (t *audited) PutRollout(r Rollout) error {
 	return t.Tx.PutRollout(r)
 }
 
-// eventsSince are the texts of the events that r has and old has not.
+// eventsSince are the texts of the events that r has and old has not: those behind old's last one, because events are
+// added at the end, and where there are too many others go.
 func eventsSince(old, r Rollout) string {
+	from := 0
+	if n := len(old.Events); n > 0 {
+		last := old.Events[n-1]
+		for i, e := range r.Events {
+			if e.By == last.By && e.Text == last.Text && e.At.Equal(last.At) {
+				from = i + 1
+			}
+		}
+	}
 	var texts []string
-	for _, e := range r.Events[min(len(old.Events), len(r.Events)):] {
+	for _, e := range r.Events[from:] {
 		texts = append(texts, e.Text)
 	}
 	return strings.Join(texts, "; ")

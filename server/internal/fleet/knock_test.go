@@ -97,6 +97,11 @@ func TestTriesWaitForTheStore(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	s.TurnedAway(k)
+	full := fmt.Errorf("%w: %w", fleet.ErrStorage, errGone)
+	s.store.fail.Store(&full)
+	if rows, err := s.Audit(t.Context(), anna, fleet.AuditQuery{}); err != nil || len(rows) != 0 {
+		t.Errorf("read while the disk is full: %v (%v)", rows, err)
+	}
 	s.store.fail.Store(nil)
 	rows, err := s.Audit(t.Context(), anna, fleet.AuditQuery{})
 	if err != nil || len(rows) != 1 || rows[0].Details.Get("times") != "2" || !slices.Contains(audit.Actions(), rows[0].What) {

@@ -68,7 +68,8 @@ type noticeBody struct {
 	Data     NoticeFacts `json:"data"`
 }
 
-// maxQueue bounds the notices that wait for one webhook. The oldest goes when one more comes.
+// maxQueue bounds the notices that wait for one webhook. When one more comes the oldest of a device goes, and the oldest of
+// all where no device's waits: a device that rolls back over and over, or says so, must not silence a halt.
 const maxQueue = 1000
 
 // queue puts notices into the queues of the webhooks that want them. It is called in the transaction that makes what
@@ -110,7 +111,10 @@ func (f *Fleet) queueFor(tx Tx, h Webhook, now time.Time, notices []Notice) erro
 		if waiting++; waiting <= maxQueue {
 			continue
 		}
-		oldest, err := tx.Deliveries(h.ID, 1)
+		oldest, err := tx.Deliveries(h.ID, NoticeRolledBack, 1)
+		if err == nil && len(oldest) == 0 {
+			oldest, err = tx.Deliveries(h.ID, "", 1)
+		}
 		if err != nil {
 			return err
 		}

@@ -25,9 +25,9 @@ type Right string
 const (
 	RightView       Right = "view"       // devices, releases, figures
 	RightPassword   Right = "password"   // change one's own
-	RightOperate    Right = "operate"    // publish, point channels, withdraw, command, enrol, revoke, roll out, label, lift quarantines
+	RightOperate    Right = "operate"    // publish, point channels and put devices into them, withdraw, command, enrol, revoke, roll out, label, lift quarantines
 	RightAudit      Right = "audit"      // read who did what, signed in, or was turned away
-	RightAdminister Right = "administer" // accounts and tokens
+	RightAdminister Right = "administer" // accounts, tokens, webhooks, keys that are pinned or new
 )
 
 // rights is the one table. What does not stand in it is refused.

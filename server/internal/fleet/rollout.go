@@ -259,13 +259,16 @@ type Event struct {
 	Text string
 }
 
-// maxEvents bounds the events of a rollout; its first ones stay.
+// maxEvents bounds the events of a rollout. Where there are more, those in the middle go: how it began is kept, and what
+// came last, which is what notices and the log are told.
 const maxEvents = 200
 
 func (r *Rollout) say(now time.Time, by, format string, args ...any) {
-	if len(r.Events) < maxEvents {
-		r.Events = append(r.Events[:len(r.Events):len(r.Events)], Event{At: now, By: by, Text: fmt.Sprintf(format, args...)})
+	list := slices.Clone(r.Events) // of whoever has the rollout as it was
+	if len(list) >= maxEvents {
+		list = slices.Delete(list, maxEvents/2, len(list)-maxEvents/2+1)
 	}
+	r.Events = append(list, Event{At: now, By: by, Text: fmt.Sprintf(format, args...)})
 }
 
 // limit is how many members may have been attempted by now.

@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -219,6 +220,44 @@ func TestAMemberCanBeLeftOut(t *testing.T) {
 		}
 		if _, err := y.SkipMember(t.Context(), anna, r.ID, list[2].DeviceID); !errors.Is(err, fleet.ErrConflict) {
 			t.Errorf("skip in a rollout that was aborted: %v", err)
+		}
+	})
+}
+
+// TestALongStoryKeepsItsBeginningAndItsEnd: however often operators have turned a rollout on and off, what comes next is in
+// its events and in the audit log, and is what a webhook is told.
+func TestALongStoryKeepsItsBeginningAndItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t, 3, everyone(fleet.FateGood))
+		defer y.stop()
+		if _, err := y.AddWebhook(t.Context(), boss, "https://example.org/", nil); err != nil {
+			t.Fatal(err)
+		}
+		r := y.create(fleet.Policy{Window: "01:00-01:01"})
+		for range 120 {
+			for _, verb := range []func(context.Context, fleet.Identity, string) (fleet.RolloutView, error){y.Pause, y.Resume} {
+				time.Sleep(time.Millisecond)
+				if _, err := verb(t.Context(), anna, r.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		v, err := y.Abort(t.Context(), anna, r.ID)
+		if err != nil || len(v.Events) != 200 || !strings.Contains(v.Events[0].Text, "created") || v.Events[199].Text != "aborted in wave 1 of 2" {
+			t.Errorf("%d events, the first %+v, the last %+v (%v)", len(v.Events), v.Events[0], v.Events[len(v.Events)-1], err)
+		}
+		rows, err := y.Audit(t.Context(), boss, fleet.AuditQuery{Rollout: r.ID, Limit: 1000})
+		for _, e := range rows {
+			if what := e.Details.Get("what"); what == "" || strings.Count(what, ";") > 1 {
+				t.Errorf("row %+v", e)
+			}
+		}
+		if err != nil || len(rows) != 242 {
+			t.Errorf("%d rows (%v)", len(rows), err)
+		}
+		due, err := y.Deliverable(t.Context())
+		if err != nil || len(due) != 1 || !strings.Contains(due[0].Delivery.Body, `"text":"aborted in wave 1 of 2"`) {
+			t.Errorf("%+v (%v)", due, err)
 		}
 	})
 }

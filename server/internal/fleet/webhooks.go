@@ -46,7 +46,7 @@ type WebhookTx interface {
 	PutWebhook(Webhook) error
 	DeleteWebhook(id string) error // and what waits for it
 
-	Deliveries(webhook string, limit int) ([]Delivery, error) // oldest first
+	Deliveries(webhook string, only NoticeType, limit int) ([]Delivery, error) // oldest first; only "" = all
 	CountDeliveries(webhook string) (int, error)
 	PutDelivery(Delivery) error
 	DeleteDelivery(webhook string, seq int64) error
@@ -156,6 +156,36 @@ func (f *Fleet) Webhooks(ctx context.Context, by Identity) ([]WebhookView, error
 	return list, err
 }
 
+// Outbox is how deliveries to the webhooks go, of all of them together.
+type Outbox struct {
+	Waiting int // notices
+	Failing int // webhooks whose last try failed
+}
+
+// Outbox sums up the webhooks, for whoever watches the server.
+func (f *Fleet) Outbox(ctx context.Context) (Outbox, error) {
+	var out Outbox
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		out = Outbox{}
+		all, err := tx.Webhooks()
+		if err != nil {
+			return err
+		}
+		for _, h := range all {
+			waiting, err := tx.CountDeliveries(h.ID)
+			if err != nil {
+				return err
+			}
+			out.Waiting += waiting
+			if h.Failures > 0 {
+				out.Failing++
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
 // RemoveWebhook deletes a webhook and what waits for it.
 func (f *Fleet) RemoveWebhook(ctx context.Context, by Identity, id string) error {
 	err := f.withWebhook(ctx, by, id, func(tx Tx, _ Webhook) error { return tx.DeleteWebhook(id) })
@@ -208,7 +238,7 @@ func (f *Fleet) Deliverable(ctx context.Context) ([]Due, error) {
 			return err
 		}
 		for _, h := range hooks {
-			oldest, err := tx.Deliveries(h.ID, 1)
+			oldest, err := tx.Deliveries(h.ID, "", 1)
 			if err != nil {
 				return err
 			}

@@ -181,6 +181,25 @@ func TestQueueOfADeadReceiverIsBounded(t *testing.T) {
 	}
 }
 
+// A device that says over and over that it has gone back pushes out its own notices, not what else there is to tell.
+func TestADeviceCannotSilenceTheEndOfARollout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t, 1, everyone(fleet.FateGood))
+		defer y.stop()
+		h := addWebhook(t, y.Fleet, "https://away.example/")
+		r := y.create(fleet.Policy{Waves: []fleet.Wave{{Percent: 100}}})
+		y.pass(r.ID, time.Hour, fleet.RolloutDone)
+		for range 1100 {
+			y.say("d00", protocol.PhaseRolledBack, "", func(s *protocol.Status) { s.Reason, s.FailedSHA256 = protocol.ReasonCrash, strings.Repeat("ab", 32) })
+			y.say("d00", protocol.PhaseIdle, "")
+		}
+		list := heard(t, y.Fleet, h.ID)
+		if len(list) != 1000 || list[0].Type != fleet.NoticeFinished || list[999].Seq != 1101 {
+			t.Errorf("%d notices, the first %+v, the last %d", len(list), list[0], list[len(list)-1].Seq)
+		}
+	})
+}
+
 func TestNoticeIsTriedEverMoreSeldomAndGivenUpAfterThreeDays(t *testing.T) {
 	clock := newClock()
 	f := newFleet(t, fleet.Config{Now: clock.Now})
@@ -201,6 +220,9 @@ func TestNoticeIsTriedEverMoreSeldomAndGivenUpAfterThreeDays(t *testing.T) {
 		}
 		if err := f.NotDelivered(t.Context(), due[0].Delivery, strings.Repeat("no ", 500)); err != nil {
 			t.Fatal(err)
+		}
+		if out, err := f.Outbox(t.Context()); err != nil || out.Failing != 1 || out.Waiting == 0 {
+			t.Errorf("%+v (%v)", out, err)
 		}
 		list, err := f.Webhooks(t.Context(), boss)
 		if err != nil {

@@ -20,6 +20,8 @@ var (
 	members      = describe("bmsota_rollout_members", "Devices in running rollouts, by how they stand in them; dark ones are counted beside their state.", "state")
 	stalled      = describe("bmsota_rollouts_stalled", "Running rollouts in which the present wave does not stand and nothing of it is under way.")
 	byWave       = describe("bmsota_rollout_wave_members", "Devices in running rollouts, by how they stand in them and whether their wave is past, present or to come.", "wave", "state")
+	notices      = describe("bmsota_webhook_events_waiting", "Events that wait for the receivers of webhooks.")
+	failing      = describe("bmsota_webhooks_failing", "Webhooks whose last try failed.")
 	sessions     = describe("bmsota_mqtt_sessions", "MQTT sessions of the embedded broker.")
 	waiting      = describe("bmsota_mqtt_connections_waiting", "Connections that have not logged in yet.")
 	turnedAway   = describe("bmsota_mqtt_connections_turned_away_total", "Connections over a limit.")
@@ -46,7 +48,7 @@ type asked struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (a *asked) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, stalled, byWave, sessions, waiting, turnedAway, refused, takeovers, contested, banned, denied, dropped, notStored,
+	for _, d := range []*prometheus.Desc{devices, running, open, rollouts, members, stalled, byWave, notices, failing, sessions, waiting, turnedAway, refused, takeovers, contested, banned, denied, dropped, notStored,
 		certificate, storage, ready, build, censusFailed} {
 		c <- d
 	}
@@ -75,6 +77,14 @@ func (a *asked) Collect(c chan<- prometheus.Metric) {
 			countRollouts(list, gauge)
 		} else {
 			a.s.Log.Error("count rollouts for a scrape", "err", err)
+		}
+	}
+	if a.s.Outbox != nil {
+		if o, err := a.s.Outbox(ctx); err == nil {
+			gauge(notices, float64(o.Waiting))
+			gauge(failing, float64(o.Failing))
+		} else {
+			a.s.Log.Error("count webhooks for a scrape", "err", err)
 		}
 	}
 	if a.s.Broker != nil {

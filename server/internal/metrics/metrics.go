@@ -43,6 +43,7 @@ type Broker struct {
 type Sources struct {
 	Census      func(ctx context.Context) (*fleet.Census, error)
 	Rollouts    func(ctx context.Context) ([]fleet.RolloutView, error) // those that have not ended; nil = not asked
+	Outbox      func(ctx context.Context) (fleet.Outbox, error)        // nil = not asked
 	Broker      func() Broker                                          // nil = the broker is not ours
 	Certificate func() time.Time
 	StorageFree func() int64 // bytes; below 0 = unknown

@@ -50,6 +50,7 @@ func whole() Sources {
 			return []fleet.RolloutView{waves, view(fleet.RolloutRunning, fleet.Figures{Pending: 4}),
 				view(fleet.RolloutHalted, fleet.Figures{Pending: 100}), view("odd", fleet.Figures{Pending: 100})}, nil
 		},
+		Outbox:      func(context.Context) (fleet.Outbox, error) { return fleet.Outbox{Waiting: 12, Failing: 1}, nil },
 		Broker:      func() Broker { return Broker{Sessions: 4, Refused: 9} },
 		Certificate: func() time.Time { return time.Now().Add(240*time.Hour + time.Minute) },
 		StorageFree: func() int64 { return 1 << 30 },
@@ -105,7 +106,7 @@ func TestWhatHappenedIsCounted(t *testing.T) {
 		`bmsota_rollout_members{state="silent"} 1`, `bmsota_rollout_members{state="dark"} 2`, `bmsota_rollout_members{state="succeeded"} 0`,
 		`bmsota_rollouts_stalled 1`, `bmsota_rollout_wave_members{state="succeeded",wave="past"} 1`, `bmsota_rollout_wave_members{state="silent",wave="present"} 1`,
 		`bmsota_rollout_wave_members{state="pending",wave="to_come"} 2`, `bmsota_rollout_wave_members{state="open",wave="to_come"} 0`,
-		`bmsota_mqtt_sessions 4`, `bmsota_mqtt_logins_refused_total 9`, `bmsota_certificate_days_left 10.0`, `bmsota_storage_free_bytes 1.073741824e+09`,
+		`bmsota_webhook_events_waiting 12`, `bmsota_webhooks_failing 1`, `bmsota_mqtt_sessions 4`, `bmsota_mqtt_logins_refused_total 9`, `bmsota_certificate_days_left 10.0`, `bmsota_storage_free_bytes 1.073741824e+09`,
 		`bmsota_ready 1`, `bmsota_build_info{version="1.2.3"} 1`, `bmsota_census_failed 0`, `process_cpu_seconds_total `, `go_goroutines `)
 }
 
@@ -142,6 +143,7 @@ func TestAScrapeGoesOnWithoutACensus(t *testing.T) {
 	s := whole()
 	s.Census = func(context.Context) (*fleet.Census, error) { return nil, errors.New("disk") }
 	s.Rollouts = func(context.Context) ([]fleet.RolloutView, error) { return nil, errors.New("disk") }
+	s.Outbox = func(context.Context) (fleet.Outbox, error) { return fleet.Outbox{}, errors.New("disk") }
 	s.Ready = func(context.Context) error { return errors.New("disk") }
 	text := scrape(t, New(), s)
 	has(t, text, "bmsota_census_failed 1", "bmsota_ready 0")

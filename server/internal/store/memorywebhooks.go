@@ -50,10 +50,10 @@ func (t *memoryTx) DeleteWebhook(id string) error {
 	return drop(t, t.m.webhooks, id)
 }
 
-func (t *memoryTx) Deliveries(webhook string, limit int) ([]fleet.Delivery, error) {
+func (t *memoryTx) Deliveries(webhook string, only fleet.NoticeType, limit int) ([]fleet.Delivery, error) {
 	var list []fleet.Delivery
 	for key, d := range t.m.deliveries {
-		if key.webhook == webhook {
+		if key.webhook == webhook && (only == "" || d.Type == only) {
 			list = append(list, d)
 		}
 	}

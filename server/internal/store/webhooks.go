@@ -54,8 +54,9 @@ func (t *sqlTx) DeleteWebhook(id string) error {
 	return t.exec(`DELETE FROM webhooks WHERE id = $1`, id)
 }
 
-func (t *sqlTx) Deliveries(webhook string, limit int) ([]fleet.Delivery, error) {
-	return manyOf(t, scanDelivery, `SELECT `+deliveryColumns+` FROM webhook_deliveries WHERE webhook_id = $1 ORDER BY seq LIMIT $2`, webhook, int64(limit))
+func (t *sqlTx) Deliveries(webhook string, only fleet.NoticeType, limit int) ([]fleet.Delivery, error) {
+	return manyOf(t, scanDelivery, `SELECT `+deliveryColumns+` FROM webhook_deliveries WHERE webhook_id = $1 AND ($2 = '' OR type = $2) ORDER BY seq LIMIT $3`,
+		webhook, string(only), int64(limit))
 }
 
 func (t *sqlTx) CountDeliveries(webhook string) (int, error) {

@@ -46,8 +46,10 @@ func webhooksComeAndGo(t *testing.T, s fleet.Store) {
 	view(t, s, func(tx fleet.Tx) error {
 		same(t, full)(tx.Webhook("w-1"))
 		same(t, []fleet.Webhook{bare, full})(tx.Webhooks())
-		same(t, []fleet.Delivery{d("w-1", 9), d("w-1", 10)})(tx.Deliveries("w-1", 2))
-		same(t, []fleet.Delivery{d("w-1", 9)})(tx.Deliveries("w-1", 1))
+		same(t, []fleet.Delivery{d("w-1", 9), d("w-1", 10)})(tx.Deliveries("w-1", "", 2))
+		same(t, []fleet.Delivery{d("w-1", 9)})(tx.Deliveries("w-1", "", 1))
+		same(t, []fleet.Delivery{d("w-1", 9), d("w-1", 10)})(tx.Deliveries("w-1", fleet.NoticeTest, 2))
+		same(t, []fleet.Delivery(nil))(tx.Deliveries("w-1", fleet.NoticeHalted, 2))
 		same(t, 3)(tx.CountDeliveries("w-1"))
 		same(t, 0)(tx.CountDeliveries("none"))
 		if _, err := tx.Webhook("none"); !errors.Is(err, fleet.ErrNotFound) {
@@ -76,7 +78,7 @@ func webhooksComeAndGo(t *testing.T, s fleet.Store) {
 	view(t, s, func(tx fleet.Tx) error {
 		same(t, []fleet.Webhook{full})(tx.Webhooks())
 		same(t, 0)(tx.CountDeliveries("w-0"))
-		same(t, []fleet.Delivery{d("w-1", 10), d("w-1", 11)})(tx.Deliveries("w-1", 5))
+		same(t, []fleet.Delivery{d("w-1", 10), d("w-1", 11)})(tx.Deliveries("w-1", "", 5))
 		return nil
 	})
 }
