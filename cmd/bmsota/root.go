@@ -105,6 +105,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (verification, policy),
 	root.SetHelpCommandGroupID("tool")
 	root.SetCompletionCommandGroupID("tool")
 	root.AddCommand(commands()...)
+	completions(root)
 	// Before usageErrors, so that what cobra adds by itself answers wrong use like the rest.
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {

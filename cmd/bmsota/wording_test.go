@@ -61,6 +61,24 @@ func TestWrongUseIsSaidInWordsOfThisTool(t *testing.T) {
 	}
 }
 
+// TestShellsAreOfferedWhatIsMeant: files where a file is meant, words where a flag takes words, and neither for a name.
+func TestShellsAreOfferedWhatIsMeant(t *testing.T) {
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{":0\n", []string{"publish", ""}},
+		{":0\n", []string{"keys", "pin", "--project", "p", ""}},
+		{":4\n", []string{"rollout", "pause", ""}},
+		{":4\n", []string{"devices", "label", "bms-1", ""}},
+		{"viewer\noperator\nadmin\n:4\n", []string{"tokens", "add", "ci", "--role", ""}},
+	} {
+		if o := command(t, nil, append([]string{"__complete"}, c.args...)...); o.out != c.want {
+			t.Errorf("%q: %q, want %q", c.args, o.out, c.want)
+		}
+	}
+}
+
 func TestSettingsThatCannotBeReadAreNamed(t *testing.T) {
 	dir := t.TempDir()
 	mustFail(t, exitFailed, "there is no file", "status", "--config", filepath.Join(dir, "none.json"))
