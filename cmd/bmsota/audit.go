@@ -136,7 +136,7 @@ func listAudit(cmd *cobra.Command, client *api.Client, q api.AuditQuery, follow,
 
 // auditLine is a row for people.
 func auditLine(e audit.Entry) string {
-	parts := []string{fmt.Sprintf("%6d  %s  %-18s %s", e.Seq, e.At.Format(time.RFC3339), e.What, plain(e.Who))}
+	parts := []string{fmt.Sprintf("%6d  %s  %-18s %-10s", e.Seq, e.At.Format(time.RFC3339), e.What, plain(e.Who))}
 	for _, p := range [][2]string{{"device", e.Device}, {"rollout", e.Rollout}, {"about", aboutText(e)}} {
 		if p[1] != "" && p[1] != e.Who {
 			parts = append(parts, p[0]+"="+plain(p[1]))

@@ -48,7 +48,7 @@ to one with room for it. 'bmsota restore' makes a data folder of it.`,
 				err = staged.Commit()
 			}
 			if err != nil {
-				return failure("", "%w", err)
+				return unwritable(output, err)
 			}
 			info, err := os.Stat(output)
 			if err != nil {
@@ -118,9 +118,10 @@ gone, quarantines, revocations and removed tokens since are undone.`,
 			case err != nil:
 				return failure("", "restore into %s: %w", shown(data), err)
 			}
-			return printf(cmd, "restored the backup of %s into %s: %d releases, %d devices\n"+
-				"%d rollouts that were running are paused, %d commands that were open are ended\n",
-				done.Taken.UTC().Format(time.RFC3339), shown(data), done.Releases, done.Devices, done.Paused, done.Ended)
+			return printf(cmd, "restored the backup of %s into %s: %s, %s\n"+
+				"rollouts that ran and are paused: %d, commands that were open and are ended: %d\n",
+				done.Taken.UTC().Format(time.RFC3339), shown(data), count(done.Releases, "release"), count(done.Devices, "device"),
+				done.Paused, done.Ended)
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", defaultData(), "data folder to make")

@@ -24,8 +24,10 @@ func newCheckCmd() *cobra.Command {
 		Long: `Tells devices to look for an update and say what they found, without installing it (unless the
 release says force_update). With none named it asks every connected device.
 
-In a firmware project with a ` + deploy.ConfigName + `, or with --config, it first says what the server
+In a firmware project with an ` + deploy.ConfigName + `, or with --config, it first says what the server
 there offers and whether the image that was built last is newer.`,
+		Example: `  bmsota check
+  bmsota check --device bms-a1b2c3`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d.order.target.all = len(d.order.target.devices) == 0

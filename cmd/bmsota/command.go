@@ -68,8 +68,12 @@ func newRollbackCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollback",
 		Short: "tell devices to go back to the image in their other slot",
-		Args:  cobra.NoArgs,
-		RunE:  c.run,
+		Long: `Sends the rollback command over MQTT and shows every device until it runs the image of its other slot, or
+has refused. With --version the command is kept by the broker for a named device that is offline.`,
+		Example: `  bmsota rollback --device bms-a1b2c3
+  bmsota rollback --device bms-a1b2c3 --version 1.1.0`,
+		Args: cobra.NoArgs,
+		RunE: c.run,
 	}
 	c.register(cmd, orderTimeout)
 	c.registerWait(cmd)

@@ -2,39 +2,32 @@ package main
 
 import "github.com/spf13/cobra"
 
-// commands lists every command, in the order of the help text.
-func commands() []*cobra.Command {
-	return []*cobra.Command{
-		newDemoCmd(),
-		newServeCmd(),
-		newFlashCmd(),
-		newCheckCmd(),
-		newConfigCmd(),
-		newPublishCmd(),
-		newReleasesCmd(),
-		newChannelCmd(),
-		newRolloutCmd(),
-		newUpdateCmd(),
-		newRollbackCmd(),
-		newStatusCmd(),
-		newMonitorCmd(),
-		newDeviceCmd(),
-		newPowercutCmd(),
-		newDevicesCmd(),
-		newAccountsCmd(),
-		newTokensCmd(),
-		newWebhooksCmd(),
-		newProvisionCmd(),
-		newLintCmd(),
-		newAuditCmd(),
-		newHealthCmd(),
-		newBackupCmd(),
-		newRestoreCmd(),
-		newImageCmd(),
-		newKeysCmd(),
-		newPartitionCmd(),
-		newOTADataCmd(),
-		newSPIFFSCmd(),
-		newVersionCmd(),
+// groups are the parts of the help text, in its order.
+func groups() []*cobra.Group {
+	return []*cobra.Group{
+		{ID: "server", Title: "The server:"},
+		{ID: "project", Title: "From a firmware project:"},
+		{ID: "releases", Title: "Releases, and who gets them:"},
+		{ID: "fleet", Title: "Devices, people and programs:"},
+		{ID: "boards", Title: "Virtual boards, keys and file formats:"},
+		{ID: "tool", Title: "This program:"},
 	}
+}
+
+// commands lists every command; the help text has them by group, each in the order of the alphabet.
+func commands() []*cobra.Command {
+	var all []*cobra.Command
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+		}
+		all = append(all, cmds...)
+	}
+	add("server", newDemoCmd(), newServeCmd(), newHealthCmd(), newBackupCmd(), newRestoreCmd())
+	add("project", newConfigCmd(), newFlashCmd(), newCheckCmd(), newLintCmd(), newPowercutCmd(), newProvisionCmd())
+	add("releases", newPublishCmd(), newReleasesCmd(), newChannelCmd(), newRolloutCmd(), newUpdateCmd(), newRollbackCmd(), newStatusCmd(), newMonitorCmd())
+	add("fleet", newDevicesCmd(), newAccountsCmd(), newTokensCmd(), newWebhooksCmd(), newAuditCmd())
+	add("boards", newDeviceCmd(), newImageCmd(), newKeysCmd(), newPartitionCmd(), newOTADataCmd(), newSPIFFSCmd())
+	add("tool", newVersionCmd())
+	return all
 }

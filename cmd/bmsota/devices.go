@@ -70,7 +70,7 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 	fmt.Fprintf(&b, "%s\n", d.DeviceID)
 	row("online", "%s, last seen %s", yesNo(d.Online), lastSeen(d.LastSeen))
 	row("runs", "%s %s (%s), image %s", orDash(plain(d.Project)), orDash(plain(d.CurrentVersion)), orDash(d.Slot), orDash(d.ImageSHA256))
-	row("phase", "%s %s %s", orDash(string(d.Phase)), string(d.Reason), plain(d.Message))
+	row("phase", "%s", strings.Join(words(orDash(string(d.Phase)), string(d.Reason), plain(d.Message)), " "))
 	row("chip", "%s, slot of %d bytes", orDash(d.Chip), d.SlotSize)
 	row("protection", "rollback %s, signed releases only %s", yesNo(d.RollbackProtected), yesNo(d.SignedOnly))
 	row("account", "enrolled %s, revoked %s, channel %s", yesNo(d.Enrolled), yesNo(d.Revoked), orDash(d.Channel))
@@ -91,9 +91,15 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 		if i == 0 {
 			name = "attempts"
 		}
-		row(name, "%s %s %s: %s %s (%s)", t.CreatedAt.Format(time.RFC3339), t.Action, t.Version, t.State, string(t.Reason), t.CommandID)
+		row(name, "%s %s: %s (%s)", t.CreatedAt.Format(time.RFC3339), strings.Join(words(string(t.Action), t.Version), " "),
+			strings.Join(words(string(t.State), string(t.Reason)), " "), t.CommandID)
 	}
 	return printf(cmd, "%s", trimLines(b.String()))
+}
+
+// words leaves out of a row what is empty, and what says the same as the word before.
+func words(all ...string) []string {
+	return slices.Compact(slices.DeleteFunc(all, func(s string) bool { return s == "" }))
 }
 
 // notFoundHint adds what to do about a name that the server does not know.

@@ -12,7 +12,7 @@ import (
 )
 
 func newReleasesCmd() *cobra.Command {
-	return group("releases", "list, show and withdraw what is published", newReleasesListCmd(), newReleasesShowCmd(), newReleasesWithdrawCmd(), newReleasesLiftCmd())
+	return group("releases", "list, show and withdraw what is published, lift quarantines", newReleasesListCmd(), newReleasesShowCmd(), newReleasesWithdrawCmd(), newReleasesLiftCmd())
 }
 
 func newReleasesListCmd() *cobra.Command {

@@ -77,6 +77,9 @@ func (r *rolloutFlags) register(cmd *cobra.Command) {
 func (r *rolloutFlags) request(cmd *cobra.Command, version string) (api.RolloutRequest, error) {
 	p := r.policy
 	p.Selector.IDs = r.devices
+	if !p.Selector.All && len(r.devices) == 0 && len(r.labels) == 0 && p.Selector.Versions == "" && p.Selector.Channel == "" {
+		return api.RolloutRequest{}, usageFault(cmd, "this names no device: give --all, or any of --device, --label, --running and --channel")
+	}
 	for _, text := range r.labels {
 		key, value, ok := strings.Cut(text, "=")
 		if !ok || key == "" || value == "" {
@@ -221,6 +224,9 @@ func showDraft(cmd *cobra.Command, d api.RolloutDraft) error {
 		fmt.Fprintf(&b, " in %s", wavesText(r.Waves))
 	}
 	b.WriteByte('\n')
+	if r.Members == 0 && len(d.Cannot) == 0 {
+		b.WriteString("  no device of its project and chip is one of those that are asked for\n")
+	}
 	if d.UpToDate > 0 {
 		fmt.Fprintf(&b, "  running it already: %d\n", d.UpToDate)
 	}
@@ -241,7 +247,7 @@ func showDraft(cmd *cobra.Command, d api.RolloutDraft) error {
 		fmt.Fprintf(&b, "  first wave: %s%s\n", strings.Join(first, " "), more)
 	}
 	for _, h := range d.Held {
-		fmt.Fprintf(&b, "  %s now: %d\n", h.Text, h.Count)
+		fmt.Fprintf(&b, "  would wait now, %s: %d\n", h.Text, h.Count)
 	}
 	if len(d.Cannot) > 0 {
 		fmt.Fprintf(&b, "%s cannot:\n", count(len(d.Cannot), "device"))
@@ -302,7 +308,7 @@ under way cannot be left out. It is recorded with your name.`,
 			}
 			r, err := client.SkipMember(cmd.Context(), args[0], args[1])
 			if err != nil {
-				return serverFault(notFoundHint(err, "see 'bmsota rollout show "+plain(args[0])+"'"))
+				return serverFault(notFoundHint(err, "see 'bmsota rollout list', and 'bmsota rollout show ROLLOUT' for whom it waits for"))
 			}
 			if asJSON {
 				return printJSON(cmd, r)

@@ -101,13 +101,21 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused (verification, policy),
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddGroup(groups()...)
+	root.SetHelpCommandGroupID("tool")
+	root.SetCompletionCommandGroupID("tool")
 	root.AddCommand(commands()...)
+	completions(root)
 	// Before usageErrors, so that what cobra adds by itself answers wrong use like the rest.
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = knownTopic
+		help.Short = "help about any command"
 	}
 	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Short = "make the completion script of a shell"
+	}
 	usageErrors(root)
 	return root
 }

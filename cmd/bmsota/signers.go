@@ -97,6 +97,9 @@ func commandSigner(cmd *cobra.Command, text []byte, line string) (crypto.Signer,
 
 // readSigners reads the keys that sign a manifest; none means an unsigned release.
 func readSigners(cmd *cobra.Command, paths []string, line string) ([]crypto.Signer, error) {
+	if line != "" && len(paths) == 0 {
+		return nil, usageFault(cmd, "--signer signs in the place of a private key: give its public key with --key")
+	}
 	if len(paths) > 1+manifest.MaxCosignatures {
 		return nil, usageFault(cmd, "%d keys sign, the most is %d", len(paths), 1+manifest.MaxCosignatures)
 	}

@@ -22,6 +22,8 @@ func newStatusCmd() *cobra.Command {
 		Short: "ask devices for their status and print it",
 		Long: `Asks the devices (all when none is named) and prints one line each: what the broker kept for those
 that do not answer. Exit code 5 when a named device was never heard of.`,
+		Example: `  bmsota status
+  bmsota status --device bms-a1b2c3 --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.target.all = len(c.target.devices) == 0
@@ -149,6 +151,8 @@ func newMonitorCmd() *cobra.Command {
 		Short: "watch the devices live, until interrupted",
 		Long: `Shows every device (or those named) as it speaks: rows with progress bars on a terminal, a line for
 each change elsewhere, one JSON object a line with --json. Ends with Ctrl-C or after --timeout.`,
+		Example: `  bmsota monitor
+  bmsota monitor --device bms-a1b2c3 --json --timeout 1h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.monitor(cmd) },
 	}

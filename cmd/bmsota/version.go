@@ -42,6 +42,9 @@ func newVersionCmd() *cobra.Command {
 		Short: "print what this binary is, and with --sbom what it is made of",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON && asBOM {
+				return usageFault(cmd, "--sbom prints JSON of its own: give one of --json and --sbom")
+			}
 			b := readBuildInfo()
 			if asBOM {
 				info, _ := debug.ReadBuildInfo()
@@ -60,6 +63,5 @@ func newVersionCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&asBOM, "sbom", false, "print the bill of materials (CycloneDX, JSON): every module that is linked, with its sum")
-	cmd.MarkFlagsMutuallyExclusive("json", "sbom")
 	return cmd
 }

@@ -56,7 +56,7 @@ without --events all of them. docs/api.md says what they hold and how a receiver
 			if asJSON {
 				return printJSON(cmd, out)
 			}
-			return printf(cmd, "added: %s\n%s\n", out.ID, out.Secret)
+			return printf(cmd, "added: %s; its secret, shown this once:\n%s\n", out.ID, out.Secret)
 		},
 	}
 	a.serverFlags(cmd)

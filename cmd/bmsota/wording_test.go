@@ -34,6 +34,9 @@ func TestWrongUseIsSaidInWordsOfThisTool(t *testing.T) {
 		{"less than nothing", []string{"update", "--all", "--timeout", "-1s"}},
 		{"less than nothing", []string{"status", "--timeout", "-1s"}},
 		{"less than nothing", []string{"monitor", "--timeout", "-1s"}},
+		{"give one of --json and --sbom", []string{"version", "--json", "--sbom"}},
+		{"give its public key with --key", []string{"publish", "testdata/otadata/erased.bin", "--signer", "sign"}},
+		{"give --all, or any of", []string{"rollout", "create", "1.0.0", "--dry-run"}},
 		{`no help on "device nope"`, []string{"help", "device", "nope"}},
 		{`unknown command "tcsh"`, []string{"completion", "tcsh"}},
 		{"is not N:HASH", []string{"audit", "verify", "log.jsonl", "--head", "9"}},
@@ -54,6 +57,24 @@ func TestWrongUseIsSaidInWordsOfThisTool(t *testing.T) {
 	for _, c := range []struct{ word, meant string }{{"upate", "update"}, {"relases", "releases"}} {
 		if o := command(t, nil, c.word); o.code != exitUsage || !strings.Contains(o.errout, "did you mean 'bmsota "+c.meant+"'?") {
 			t.Errorf("%s: exit %d: %s", c.word, o.code, o.errout)
+		}
+	}
+}
+
+// TestShellsAreOfferedWhatIsMeant: files where a file is meant, words where a flag takes words, and neither for a name.
+func TestShellsAreOfferedWhatIsMeant(t *testing.T) {
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{":0\n", []string{"publish", ""}},
+		{":0\n", []string{"keys", "pin", "--project", "p", ""}},
+		{":4\n", []string{"rollout", "pause", ""}},
+		{":4\n", []string{"devices", "label", "bms-1", ""}},
+		{"viewer\noperator\nadmin\n:4\n", []string{"tokens", "add", "ci", "--role", ""}},
+	} {
+		if o := command(t, nil, append([]string{"__complete"}, c.args...)...); o.out != c.want {
+			t.Errorf("%q: %q, want %q", c.args, o.out, c.want)
 		}
 	}
 }

@@ -78,7 +78,7 @@ func nameIsFree(tx Tx, name string, kinds ...string) error {
 		switch kind {
 		case "operator":
 			_, err = tx.Operator(name)
-			kind = "an operator's token"
+			kind = "a token"
 		case "account":
 			_, err = tx.Account(name)
 			kind = "an account"
@@ -87,7 +87,7 @@ func nameIsFree(tx Tx, name string, kinds ...string) error {
 			kind = "a device"
 		}
 		if err == nil {
-			return fmt.Errorf("%w: %q is the name of %s", ErrConflict, name, kind)
+			return fmt.Errorf("%w: %q is taken, it is the name of %s", ErrConflict, name, kind)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return err

@@ -54,7 +54,7 @@ func (id Identity) Has(r Right) bool { return id.Name != "" && slices.Contains(r
 func (f *Fleet) may(by Identity, r Right) error {
 	if !by.Has(r) {
 		f.TurnedAway(Knock{What: audit.AccessDenied, Name: by.Name, About: string(r)})
-		return fmt.Errorf("%w: %q has the role %q, which has no right to %s", ErrDenied, by.Name, by.Role, r)
+		return fmt.Errorf("%w: the role %q of %q has no right to %s", ErrDenied, by.Role, by.Name, r)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -175,6 +176,10 @@ func (n *Notifier) send(ctx context.Context, d fleet.Due) error {
 		var inner *url.Error
 		if errors.As(err, &inner) {
 			err = inner.Err
+		}
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
+			err = dial.Err // the address is said already
 		}
 		return fmt.Errorf("%s: %w", req.URL.Host, err)
 	}

@@ -217,7 +217,7 @@ func (u *ui) show(w http.ResponseWriter, status int, name string, p page) error 
 // fault answers with a page that says in one sentence what is wrong.
 func (u *ui) fault(w http.ResponseWriter, r *http.Request, by fleet.Identity, err error) {
 	p := problemOf(err)
-	if p.Status >= 500 {
+	if p.Status >= 500 && r.Context().Err() == nil { // a reader who left is no fault
 		u.h.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "page failed", slog.String("path", r.URL.Path), slog.Any("err", err))
 	}
 	_ = busy(w, err)

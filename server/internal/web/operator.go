@@ -85,7 +85,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, right fleet.Righ
 // lacks refuses whoever has not the right.
 func (h *handler) lacks(r *http.Request, via string, by fleet.Identity, right fleet.Right) error {
 	h.turnedAway(r, audit.AccessDenied, via, by.Name, string(right))
-	return fmt.Errorf("%w: %s has the role %q, which has no right to %s", fleet.ErrDenied, by.Name, by.Role, right)
+	return fmt.Errorf("%w: the role %q of %q has no right to %s", fleet.ErrDenied, by.Role, by.Name, right)
 }
 
 // operator finds who calls. The token is looked up by its SHA-256, never compared itself, so the time it takes says

@@ -29,7 +29,7 @@ func TestRolloutIsShownBeforeItIsMade(t *testing.T) {
 	draft := s.do("POST", "/rollouts", cookie, url.Values{"release": {digestB}, "who": {"all"}, "waves": {"1:1h30m, 100%"}, "max_failed": {"3"}, "window": {"02:00-04:30"},
 		"spread": {"bank"}, "min_soc": {"40"}, "not_charging": {"yes"}, "max_current": {"20"}, "min_temp": {"-5"}, "max_temp": {"45.5"}})
 	for _, want := range []string{"would go to <strong>2</strong> devices", "soaks 1h30m", "up to 1<", "never_seen", `href="/devices/d-spare"`, "Begin with 1 device", "more than 3 devices fail",
-		"below 40 % charge", "while charging", "above 20 A", "below -5 °C", "above 45.5 °C", "now blocked: not connected: 1<", "outside 02:00-04:30", "beside another of its bank",
+		"below 40 % charge", "while charging", "above 20 A", "below -5 °C", "above 45.5 °C", "<li>blocked: not connected: 1<", "outside 02:00-04:30", "beside another of its bank",
 		"bmsota rollout create 1.1.0 --project bms --chip esp32 --all --waves 1:1h30m,100% --max-failed 3 --window 02:00-04:30 --spread bank --min-soc 40 --max-current 20 --min-temp -5 --max-temp 45.5 --not-while-charging --expect 2<"} {
 		if !strings.Contains(draft.body, want) {
 			t.Errorf("no %q in\n%s", want, draft.body)
