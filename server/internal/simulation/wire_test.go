@@ -195,6 +195,9 @@ func (w *wire) Read(p []byte) (int, error) {
 			return 0, errReset
 		}
 		packet, err := readPacket(w.r)
+		// A line takes its time. It also puts an order to what would else happen at one instant, where which of two
+		// goroutines comes first decides.
+		time.Sleep(3*time.Millisecond + time.Duration(w.board)*37*time.Microsecond)
 		if !w.net.passes(w.board, toBoard, w.closed) {
 			return 0, net.ErrClosed
 		}

@@ -109,7 +109,7 @@ func (w *world) close() {
 	if err := w.blobs.Close(); err != nil {
 		w.t.Error(err)
 	}
-	synctest.Wait()
+	settle(time.Minute) // what was on the wire
 }
 
 // start begins a life of the server on what the store holds.
@@ -185,7 +185,8 @@ func (w *world) note(format string, args ...any) {
 	w.trace = append(w.trace, entry{time.Since(w.began), fmt.Sprintf(format, args...)})
 }
 
-// sorted is the trace by time. What happens at one instant has no order, so it is put into that of its words.
+// sorted is the trace by time. What happens at one instant has no order, so it is put into that of its words; and how often
+// a board says one thing within one instant depends on which of its goroutines comes first, so it counts once.
 func (w *world) sorted() []entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -196,7 +197,7 @@ func (w *world) sorted() []entry {
 		}
 		return strings.Compare(a.text, b.text)
 	})
-	return all
+	return slices.Compact(all)
 }
 
 // tell prints the trace.
