@@ -40,7 +40,7 @@ check: ## format, vet, staticcheck, tidy, unit and architecture tests
 
 .PHONY: race
 race: ## the packages with goroutines under the race detector (the sweeps have none, and run in check)
-	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
+	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey|EveryPacket|EveryTLSRecord' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
@@ -68,6 +68,10 @@ crash: ## the server's storage: the power goes after every operation, 200 kills;
 rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
+
+.PHONY: system-sim
+system-sim: ## boards, network, broker and server from N seeds (default 40), each twice; a day of 200 boards; SEED=5 replays one, with its trace
+	$(if $(SEED),go test -count=1 -run 'TestSystem$$' -v ./server/internal/simulation -system-seed $(SEED),BMSOTA_SYSTEM=long go test -count=1 -timeout 120m -run 'TestSystem$$|Churn' -v ./server/internal/simulation -system-worlds $(or $(N),40))
 
 .PHONY: load
 load: ## 10,000 silent or slow connections to HTTPS and as many to MQTT beside devices that update; needs 20,000 open files

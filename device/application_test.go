@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"bmsota/device/internal/norflash"
 	"bmsota/esp/appimage"
 	"bmsota/protocol"
@@ -28,7 +30,7 @@ func TestMain(m *testing.M) {
 	if what := os.Getenv(asApplication); what != "" {
 		os.Exit(beApplication(what))
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // beApplication is one life of a program as docs/virtual-boards.md asks for one, good and bad.

@@ -193,7 +193,14 @@ func newSite(t testing.TB, s *server) *site {
 		st.broker.EstablishConnection("memory", tls.Server(c, tc))
 	}
 	st.net.listeners["fw.example:443"] = st.ln.offer
-	st.http = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	st.http = overHTTP(s)
+	st.wg.Go(func() { st.http.Serve(tls.NewListener(st.ln, tc)) })
+	return st
+}
+
+// overHTTP is s as a server of net/http.
+func overHTTP(s *server) *http.Server {
+	return &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resp, err := s.RoundTrip(r)
 		if err != nil {
 			panic(http.ErrAbortHandler)
@@ -206,8 +213,6 @@ func newSite(t testing.TB, s *server) *site {
 			panic(http.ErrAbortHandler)
 		}
 	}), ErrorLog: log.New(io.Discard, "", 0)}
-	st.wg.Go(func() { st.http.Serve(tls.NewListener(st.ln, tc)) })
-	return st
 }
 
 func (st *site) close() {

@@ -27,7 +27,8 @@ const (
 // download brings an image into a slot, in as many tries as it takes until the deadline.
 //
 // With block digests a try goes on where flash stops being right, whoever wrote it there: an earlier try or an earlier
-// life of the board. Without them nothing in flash can be trusted, and each try starts over.
+// life of the board. Within a block it goes on at the sector where the try before it in this life was cut off; the digest
+// of the block then judges what both have brought. Without digests nothing in flash can be trusted, and each try starts over.
 type download struct {
 	a    *agent
 	o    offer
@@ -36,6 +37,7 @@ type download struct {
 
 	begun      bool
 	good       int64  // bytes from the start that are in flash and right; a multiple of a block, or size
+	reached    int64  // bytes from the start that are in flash and not yet known to be wrong; whole sectors. 0: none beyond good
 	fromZero   bool   // this server cannot be asked for a part
 	partial    bool   // the answer being read is one
 	etag       string // what the server calls the file that flash has the beginning of
@@ -61,7 +63,7 @@ func (d *download) run(ctx context.Context) *fault {
 	}
 	pause := pauses{rand: d.a.rand, first: time.Second, limit: d.a.env.longest(time.Minute)}
 	for {
-		before := d.good
+		before := d.next()
 		fl := d.try(ctx)
 		if fl == nil {
 			return nil
@@ -69,11 +71,11 @@ func (d *download) run(ctx context.Context) *fault {
 		if !fl.retry || gone(fl.err) {
 			return fl
 		}
-		if d.good > before {
+		if d.next() > before {
 			pause.reset() // it gets on: a flaky line is no reason to wait ever longer
 		}
 		d.retries++
-		d.a.log.Info("download interrupted", "reason", fl.reason, "bytes", d.good, "err", fl.err)
+		d.a.log.Info("download interrupted", "reason", fl.reason, "bytes", d.next(), "err", fl.err)
 		if !sleep(ctx, max(pause.next(), fl.after)) {
 			if errors.Is(context.Cause(ctx), errDeadline) {
 				return failed(protocol.ReasonDeadline, "%w, at last: %w", errDeadline, fl.err)
@@ -107,16 +109,21 @@ func (d *download) scan() error {
 	return nil
 }
 
+// next is the first byte to ask for.
+func (d *download) next() int64 {
+	if d.fromZero {
+		return 0
+	}
+	return max(d.good, d.reached)
+}
+
 // try is one request, from the first missing byte to the end or to what goes wrong.
 func (d *download) try(ctx context.Context) *fault {
 	if d.good == d.size {
 		return nil
 	}
 	header := http.Header{}
-	start := d.good
-	if d.fromZero {
-		start = 0
-	}
+	start := d.next()
 	if start > 0 {
 		// If-Range makes a server that has other bytes by now send all of them instead of the rest (RFC 9110 §13.1.5).
 		header.Set("Range", "bytes="+strconv.FormatInt(start, 10)+"-")
@@ -129,7 +136,7 @@ func (d *download) try(ctx context.Context) *fault {
 	defer resp.stop()
 	switch {
 	case resp.StatusCode == http.StatusOK:
-		start, d.good = 0, 0 // the whole file, asked for or not
+		start, d.good, d.reached = 0, 0, 0 // the whole file, asked for or not
 	case resp.StatusCode == http.StatusPartialContent && start > 0:
 		want := fmt.Sprintf("bytes %d-%d/%d", start, d.size-1, d.size)
 		if got := resp.Header.Get("Content-Range"); got != want {
@@ -170,6 +177,7 @@ func (d *download) length(announced, start int64) *fault {
 // what the server has.
 func (d *download) wrong(reason protocol.Reason, format string, args ...any) *fault {
 	d.mismatches++
+	d.reached = 0
 	// A cache that puts together a part of one file and a part of another has the whole of each.
 	d.fromZero = d.fromZero || d.partial
 	fl := again(reason, format, args...)
@@ -207,6 +215,12 @@ func (d *download) receive(resp *response, start int64) *fault {
 	}
 	block := sha256.New()
 	var buf [chunk]byte
+	if start > d.good {
+		// The beginning of a block, from the try before: read again, so that what is judged is what flash holds.
+		if _, err := io.CopyBuffer(block, onlyReader{io.NewSectionReader(d.a.section(d.slot), d.good, start-d.good)}, buf[:]); err != nil {
+			return flashFault(fmt.Errorf("read slot: %w", err))
+		}
+	}
 	for at := start; at < end; {
 		n, err := io.ReadFull(resp.body, buf[:min(chunk, end-at)])
 		ended := err == io.EOF || err == io.ErrUnexpectedEOF
@@ -230,6 +244,9 @@ func (d *download) receive(resp *response, start int64) *fault {
 			at += int64(n)
 			if fl := d.checkBlock(block, buf[:n], at); fl != nil {
 				return fl
+			}
+			if d.o.manifest != nil && at%chunk == 0 && !d.a.without(MutantWholeBlocks) {
+				d.reached = at
 			}
 			d.a.rep.progress(at, max(d.size, resp.ContentLength), d.retries)
 		}

@@ -22,6 +22,7 @@ const (
 	MutantKeepFailedSlot Mutant = "keep failed slot" // report, and leave the failed image bootable
 	MutantConfirmFirst   Mutant = "confirm untested" // valid at once, as the first firmware did
 	MutantBlindBlocks    Mutant = "blind blocks"     // take what is in the slot for the promised blocks
+	MutantWholeBlocks    Mutant = "whole blocks"     // begin a block that was cut off again
 	MutantCountNothing   Mutant = "count nothing"    // ask for wrong bytes again and again
 	MutantOlderKeys      Mutant = "older keys"       // an image may carry keys that were given up
 	MutantSettingsKeys   Mutant = "settings' keys"   // those that the running image carries do not count

@@ -5,6 +5,7 @@
 #include "esp_log.h"
 #include "ota_agent.h"
 #include "ota_crypto.h"
+#include "ota_records.h"
 #include "sdkconfig.h"
 
 static const char *TAG = "ota_download";
@@ -17,7 +18,8 @@ static const char *TAG = "ota_download";
 // An image on its way into the slot, in as many tries as it takes until the deadline.
 //
 // With block digests a try goes on where flash stops being right, whoever wrote it there: an earlier try or an earlier life
-// of the board. Without them nothing in flash can be trusted, and each try starts over.
+// of the board. Within a block it goes on at the sector where the try before it in this life was cut off; the digest of the
+// block then judges what both have brought. Without digests nothing in flash can be trusted, and each try starts over.
 typedef struct {
     const ota_run_t *run;
     ota_agent_t *a;
@@ -26,6 +28,7 @@ typedef struct {
     int64_t size;         // -1 while unknown
     bool begun;
     int64_t good;         // bytes from the start that are in flash and right; a multiple of a block, or size
+    int64_t reached;      // bytes from the start that are in flash and not yet known to be wrong; whole sectors. 0: none beyond good
     bool from_zero;       // this server cannot be asked for a part
     bool partial;         // the answer being read is one
     char etag[130];       // what the server calls the file that flash has the beginning of
@@ -53,11 +56,37 @@ static bool scan(download_t *d, ota_fault_t *why)
     return true;
 }
 
+// The first byte to ask for.
+static int64_t next(const download_t *d)
+{
+    if (d->from_zero) {
+        return 0;
+    }
+    return d->reached > d->good ? d->reached : d->good;
+}
+
+// Adds to h the beginning of a block, which the try before has brought: read again, so that what is judged is what flash
+// holds.
+static bool rehash(download_t *d, ota_sha256_t *h, int64_t end, ota_fault_t *why)
+{
+    for (int64_t at = d->good; at < end;) {
+        size_t n = end - at < (int64_t)OTA_IO_SIZE ? (size_t)(end - at) : OTA_IO_SIZE;
+        esp_err_t err = esp_partition_read(d->a->slots.target, (size_t)at, d->a->io, n);
+        if (err != ESP_OK) {
+            return ota_flash_failed(why, "read slot", err);
+        }
+        ota_sha256_add(h, d->a->io, n);
+        at += (int64_t)n;
+    }
+    return true;
+}
+
 // Counts bytes that are not the promised ones; *why says what is wrong. Once may be a file that is being replaced; the third
 // time it is what the server has.
 static bool wrong(download_t *d, ota_fault_t *why)
 {
     d->mismatches++;
+    d->reached = 0;
     // A cache that puts together a part of one file and a part of another has the whole of each.
     d->from_zero = d->from_zero || d->partial;
     why->retry = d->mismatches < MAX_MISMATCHES;
@@ -133,6 +162,9 @@ static bool receive(download_t *d, int64_t start, ota_sha256_t *h, ota_fault_t *
     uint8_t *io = d->a->io;
     int64_t total = d->size > r->length ? d->size : r->length;
     int64_t end = d->size >= 0 ? d->size : d->slot_size;
+    if (!rehash(d, h, start, why)) {
+        return false;
+    }
     for (int64_t at = start; at < end;) {
         size_t want = end - at < (int64_t)OTA_IO_SIZE ? (size_t)(end - at) : OTA_IO_SIZE;
         size_t n = 0;
@@ -155,6 +187,9 @@ static bool receive(download_t *d, int64_t start, ota_sha256_t *h, ota_fault_t *
                         return false;
                     }
                     ota_sha256_start(h);
+                }
+                if (at % OTA_SECTOR == 0) {
+                    d->reached = at;
                 }
             }
             ota_report_progress(d->a, at, total, d->retries);
@@ -204,7 +239,7 @@ static bool answered(download_t *d, int64_t *start, ota_fault_t *why)
 {
     ota_response_t *r = &d->answer;
     if (r->status == 200) {
-        *start = d->good = 0;   // the whole file, asked for or not
+        *start = d->good = d->reached = 0;   // the whole file, asked for or not
     } else if (r->status == 206 && *start > 0) {
         char want[64];
         snprintf(want, sizeof want, "bytes %" PRId64 "-%" PRId64 "/%" PRId64, *start, d->size - 1, d->size);
@@ -232,7 +267,7 @@ static bool attempt(download_t *d, ota_fault_t *why)
     if (d->good == d->size) {
         return true;
     }
-    int64_t start = d->from_zero ? 0 : d->good;
+    int64_t start = next(d);
     if (!ota_web_get(d->run, &d->answer, d->o->url, start, d->etag, why)) {
         return false;
     }
@@ -255,18 +290,18 @@ bool ota_download(const ota_run_t *run, const ota_offer_t *o, int64_t *size, ota
     }
     ota_pause_t pause = {.first_ms = 1000, .limit_ms = 60 * 1000};
     for (;;) {
-        int64_t before = d.good;
+        int64_t before = next(&d);
         if (attempt(&d, why)) {
             break;
         }
         if (!why->retry) {
             return false;
         }
-        if (d.good > before) {
+        if (next(&d) > before) {
             pause.n = 0;   // it gets on: a flaky line is no reason to wait ever longer
         }
         d.retries++;
-        ESP_LOGI(TAG, "download interrupted after %" PRId64 " bytes: %s", d.good, why->text);
+        ESP_LOGI(TAG, "download interrupted after %" PRId64 " bytes: %s", next(&d), why->text);
         uint32_t wait = ota_pause_next(&pause);
         if (!ota_run_sleep(run, wait > why->after_ms ? wait : why->after_ms)) {
             if (ota_run_cause(run) == OTA_DEADLINE && why->reason != OTA_REASON_DEADLINE) {
