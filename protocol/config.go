@@ -43,7 +43,7 @@ type OTAConfig struct {
 	DeviceID      string `json:"device_id,omitempty"`
 	TrustedKeyPEM string `json:"trusted_key_pem,omitempty"` // P-256 public key(s) that sign releases
 	// TrustedThreshold is how many of the trusted keys have to have signed a release; 0 means one.
-	TrustedThreshold int    `json:"trusted_threshold,omitempty"`
+	TrustedThreshold int `json:"trusted_threshold,omitempty"`
 	// MirrorURL is where a copy of the releases lies, for a device that holds a key: it is asked when the server cannot be
 	// reached or its certificate is not trusted. Plain http:// will do.
 	MirrorURL   string `json:"mirror_url,omitempty"`
@@ -86,6 +86,11 @@ type MQTTConfig struct {
 
 	TLS   bool   `json:"tls,omitempty"`
 	CAPEM string `json:"ca_pem,omitempty"` // empty with TLS means the built-in bundle
+
+	// ClientCertPEM and ClientKeyPEM are the board's own certificate and its key, which stand for username and password: with
+	// the broker, and with the server where that asks for it. They need TLS.
+	ClientCertPEM string `json:"client_cert_pem,omitempty"`
+	ClientKeyPEM  string `json:"client_key_pem,omitempty"`
 }
 
 // ParseOTAConfig reads ota_config.txt. The error names the field.
@@ -179,6 +184,8 @@ func ParseMQTTConfig(b []byte) (MQTTConfig, error) {
 	r.Take("qos", &c.QoS)
 	r.Take("tls", &c.TLS)
 	r.Text("ca_pem", MaxConfig, &c.CAPEM)
+	r.Text("client_cert_pem", MaxConfig, &c.ClientCertPEM)
+	r.Text("client_key_pem", MaxConfig, &c.ClientKeyPEM)
 	if r.Err() != nil {
 		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", r.Err())
 	}
@@ -205,6 +212,10 @@ func (c MQTTConfig) Check() error {
 		return fmt.Errorf("broker_port of %d is not within 0 to 65535", c.BrokerPort)
 	case c.QoS < 0 || c.QoS > 2:
 		return fmt.Errorf("qos of %d is not 0, 1 or 2", c.QoS)
+	case (c.ClientCertPEM == "") != (c.ClientKeyPEM == ""):
+		return errors.New("client_cert_pem and client_key_pem go together")
+	case c.ClientCertPEM != "" && !c.TLS:
+		return errors.New("client_cert_pem needs tls")
 	}
 	return nil
 }

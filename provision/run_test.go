@@ -3,6 +3,7 @@ package provision_test
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -67,6 +68,14 @@ func (f *fleet) Enroll(_ context.Context, id string) (api.EnrollResponse, error)
 	f.made++
 	f.tokens[id] = fmt.Sprintf("token-%d", f.made)
 	return api.EnrollResponse{DeviceID: id, Token: f.tokens[id]}, err
+}
+
+func (f *fleet) EnrollCertificate(ctx context.Context, id, request string) (api.EnrollResponse, error) {
+	if block, _ := pem.Decode([]byte(request)); block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return api.EnrollResponse{}, &api.Error{Status: 400, Code: api.CodeInvalid}
+	}
+	out, err := f.Enroll(ctx, id)
+	return api.EnrollResponse{DeviceID: id, Certificate: "certificate for " + out.Token}, err
 }
 
 // newRun makes a run over a small flash of 1 MiB: the mechanism does not depend on the size.

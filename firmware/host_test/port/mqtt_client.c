@@ -90,6 +90,26 @@ static void on_message(struct mosquitto *m, void *arg, const struct mosquitto_me
     } while (at < msg->payloadlen);
 }
 
+#define PATH_SIZE 32
+
+// Writes a file that only we can read, and gives its path; for no text an empty one.
+static bool put_file(char path[PATH_SIZE], const char *text)
+{
+    path[0] = '\0';
+    if (text == NULL) {
+        return true;
+    }
+    snprintf(path, PATH_SIZE, "/tmp/bmsota-pem-XXXXXX");
+    int fd = mkstemp(path);
+    if (fd < 0) {
+        return false;
+    }
+    size_t len = strlen(text);
+    bool ok = write(fd, text, len) == (ssize_t)len;
+    close(fd);
+    return ok;
+}
+
 static bool trust(esp_mqtt_client_handle_t c)
 {
     const char *pem = c->cfg.broker.verification.certificate;
@@ -97,17 +117,14 @@ static bool trust(esp_mqtt_client_handle_t c)
         return mosquitto_tls_set(c->session, NULL, "/etc/ssl/certs", NULL, NULL, NULL) == MOSQ_ERR_SUCCESS;
     }
     // libmosquitto takes files only, and reads them when it connects.
-    char path[] = "/tmp/bmsota-ca-XXXXXX";
-    int fd = mkstemp(path);
-    if (fd < 0) {
-        return false;
-    }
-    size_t len = strlen(pem);
-    bool ok = write(fd, pem, len) == (ssize_t)len;
-    close(fd);
-    ok = ok && mosquitto_tls_set(c->session, path, NULL, NULL, NULL, NULL) == MOSQ_ERR_SUCCESS &&
+    const char *cert = c->cfg.credentials.authentication.certificate;
+    char ca_path[PATH_SIZE], cert_path[PATH_SIZE], key_path[PATH_SIZE];
+    bool ok = put_file(ca_path, pem) & put_file(cert_path, cert) & put_file(key_path, c->cfg.credentials.authentication.key);
+    ok = ok && mosquitto_tls_set(c->session, ca_path, NULL, cert != NULL ? cert_path : NULL, cert != NULL ? key_path : NULL, NULL) == MOSQ_ERR_SUCCESS &&
          mosquitto_connect(c->session, c->cfg.broker.address.hostname, (int)c->cfg.broker.address.port, c->cfg.session.keepalive) == MOSQ_ERR_SUCCESS;
-    unlink(path);
+    unlink(ca_path);
+    unlink(cert_path);
+    unlink(key_path);
     return ok;
 }
 
