@@ -110,18 +110,25 @@ static bool put_file(char path[PATH_SIZE], const char *text)
     return ok;
 }
 
-static bool trust(esp_mqtt_client_handle_t c)
+static bool connect_tcp(esp_mqtt_client_handle_t c)
 {
-    const char *pem = c->cfg.broker.verification.certificate;
-    if (pem == NULL) {
-        return mosquitto_tls_set(c->session, NULL, "/etc/ssl/certs", NULL, NULL, NULL) == MOSQ_ERR_SUCCESS;
-    }
-    // libmosquitto takes files only, and reads them when it connects.
-    const char *cert = c->cfg.credentials.authentication.certificate;
+    const esp_mqtt_client_config_t *cfg = &c->cfg;
+    return mosquitto_connect(c->session, cfg->broker.address.hostname, (int)cfg->broker.address.port, cfg->session.keepalive) == MOSQ_ERR_SUCCESS;
+}
+
+// libmosquitto takes files only, and reads them when it connects.
+static bool connect_tls(esp_mqtt_client_handle_t c)
+{
+    const char *ca = c->cfg.broker.verification.certificate;
+    const char *cert = c->cfg.credentials.authentication.certificate, *key = c->cfg.credentials.authentication.key;
     char ca_path[PATH_SIZE], cert_path[PATH_SIZE], key_path[PATH_SIZE];
-    bool ok = put_file(ca_path, pem) & put_file(cert_path, cert) & put_file(key_path, c->cfg.credentials.authentication.key);
-    ok = ok && mosquitto_tls_set(c->session, ca_path, NULL, cert != NULL ? cert_path : NULL, cert != NULL ? key_path : NULL, NULL) == MOSQ_ERR_SUCCESS &&
-         mosquitto_connect(c->session, c->cfg.broker.address.hostname, (int)c->cfg.broker.address.port, c->cfg.session.keepalive) == MOSQ_ERR_SUCCESS;
+    bool put = put_file(ca_path, ca);
+    put = put_file(cert_path, cert) && put;
+    put = put_file(key_path, key) && put;
+    bool ok = put &&
+              mosquitto_tls_set(c->session, ca != NULL ? ca_path : NULL, ca != NULL ? NULL : "/etc/ssl/certs",
+                                cert != NULL ? cert_path : NULL, key != NULL ? key_path : NULL, NULL) == MOSQ_ERR_SUCCESS &&
+              connect_tcp(c);
     unlink(ca_path);
     unlink(cert_path);
     unlink(key_path);
@@ -130,15 +137,7 @@ static bool trust(esp_mqtt_client_handle_t c)
 
 static bool connect_now(esp_mqtt_client_handle_t c)
 {
-    const esp_mqtt_client_config_t *cfg = &c->cfg;
-    bool tls = cfg->broker.address.transport == MQTT_TRANSPORT_OVER_SSL;
-    if (tls && !trust(c)) {
-        return false;
-    }
-    if (tls && cfg->broker.verification.certificate != NULL) {
-        return true;
-    }
-    return mosquitto_connect(c->session, cfg->broker.address.hostname, (int)cfg->broker.address.port, cfg->session.keepalive) == MOSQ_ERR_SUCCESS;
+    return c->cfg.broker.address.transport == MQTT_TRANSPORT_OVER_SSL ? connect_tls(c) : connect_tcp(c);
 }
 
 static void *run(void *arg)
