@@ -147,6 +147,37 @@ func checkBoard(t *testing.T, r *provision.Run, f *fleet, id string) {
 	}
 }
 
+// With certificates every device has a key of its own, and no password anywhere.
+func TestACertificateInPlaceOfATokenHasItsOwnKey(t *testing.T) {
+	f := newFleet()
+	r := newRun(t, f)
+	r.Certificate = true
+	states, err := do(t, r, "a", strings.Repeat("x", protocol.MaxDeviceID))
+	if err != nil || states != "provisioned provisioned" {
+		t.Fatalf("%s, %v", states, err)
+	}
+	keys := make(map[string]bool)
+	for _, id := range []string{"a", strings.Repeat("x", protocol.MaxDeviceID)} {
+		storage, err := os.ReadFile(filepath.Join(r.Folder(id), provision.StorageFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fsys, err := spiffs.Read(storage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := fsys.ReadFile(protocol.MQTTConfigFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := protocol.ParseMQTTConfig(raw)
+		if err != nil || c.Password != "" || c.ClientCertPEM != "certificate for "+f.tokens[id] || keys[c.ClientKeyPEM] || len(c.ClientKeyPEM) < 200 {
+			t.Errorf("%s: %+v, %v", id, c, err)
+		}
+		keys[c.ClientKeyPEM] = true
+	}
+}
+
 func TestEachDeviceGetsItsOwnFiles(t *testing.T) {
 	f := newFleet()
 	r := newRun(t, f)

@@ -235,6 +235,10 @@ func TestOnlyTheCertificateOnRecordOpens(t *testing.T) {
 	if _, err := holding(t, s).mqtt("token", out.Token); err != nil {
 		t.Errorf("a token alone: %v", err)
 	}
+	enrolled(t, c, "token")
+	if _, err := holding(t, s).mqtt("token", out.Token); err == nil {
+		t.Error("a token was taken after a certificate had replaced it")
+	}
 	if _, err := holding(t, s).mqtt("d1", ""); err == nil {
 		t.Error("a device with a certificate came in without it")
 	}
