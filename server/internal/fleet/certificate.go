@@ -45,9 +45,13 @@ func (f *Fleet) EnrollCertificate(ctx context.Context, by Identity, id, request 
 	if err != nil {
 		return Certificate{}, fmt.Errorf("sign the certificate of %s: %w", id, err)
 	}
-	return cert, f.enroll(ctx, by, id, func(d *Device) {
+	err = f.enroll(ctx, by, id, func(d *Device) {
 		d.TokenSHA256, d.CertificateSHA256, d.CertificateEnds = "", cert.SHA256, cert.Ends
 	})
+	if err != nil {
+		return Certificate{}, err
+	}
+	return cert, nil
 }
 
 // requestedKey is the key of a certificate request whose sender holds the private half of it.

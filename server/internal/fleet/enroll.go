@@ -39,9 +39,13 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 		return "", err
 	}
 	token, digest := newToken()
-	return token, f.enroll(ctx, by, id, func(d *Device) {
+	err = f.enroll(ctx, by, id, func(d *Device) {
 		d.TokenSHA256, d.CertificateSHA256, d.CertificateEnds = digest, "", time.Time{}
 	})
+	if err != nil {
+		return "", err
+	}
+	return token, nil
 }
 
 func (f *Fleet) mayEnroll(by Identity, id string) error {
