@@ -89,6 +89,8 @@ type Device struct {
 	FirstSeen         time.Time         `json:"first_seen,omitzero"`
 	Enrolled          bool              `json:"enrolled"`
 	EnrolledAt        time.Time         `json:"enrolled_at,omitzero"`
+	CertificateSHA256 string            `json:"certificate_sha256,omitempty"` // by which it logs in, where it has no token
+	CertificateEnds   time.Time         `json:"certificate_ends,omitzero"`
 	Revoked           bool              `json:"revoked"`
 	Channel           string            `json:"channel"`
 	Project           string            `json:"project,omitempty"`
@@ -166,15 +168,21 @@ type PublishResponse struct {
 	Warnings []string `json:"warnings"`
 }
 
-// EnrollRequest names the device to enrol.
+// EnrollRequest names the device to enrol. With a certificate request (PKCS #10 in PEM, signed by the device's P-256 key) it
+// gets a certificate, else a token.
 type EnrollRequest struct {
-	DeviceID string `json:"device_id"`
+	DeviceID           string `json:"device_id"`
+	CertificateRequest string `json:"certificate_request,omitempty"`
 }
 
-// EnrollResponse carries the device's token. The server keeps only its digest, so this is the one time it is shown.
+// EnrollResponse carries the device's token, or its certificate. The server keeps only a digest of either, so this is the one
+// time it is shown.
 type EnrollResponse struct {
-	DeviceID string `json:"device_id"`
-	Token    string `json:"token"`
+	DeviceID          string    `json:"device_id"`
+	Token             string    `json:"token,omitempty"`
+	Certificate       string    `json:"certificate,omitempty"`        // PEM
+	CertificateSHA256 string    `json:"certificate_sha256,omitempty"` // its fingerprint
+	CertificateEnds   time.Time `json:"certificate_ends,omitzero"`
 }
 
 // MQTT is how to reach the broker.

@@ -212,6 +212,11 @@ func (c *Client) Attempts(ctx context.Context, device string) ([]Attempt, error)
 	return all[Attempt](ctx, c, "/devices/"+url.PathEscape(device)+"/attempts")
 }
 
+// EnrollCertificate gives a device a certificate for the key that signed the request, in place of any token or certificate.
+func (c *Client) EnrollCertificate(ctx context.Context, id, request string) (out EnrollResponse, err error) {
+	return out, c.call(ctx, http.MethodPost, "/devices", EnrollRequest{DeviceID: id, CertificateRequest: request}, &out)
+}
+
 // Enroll gives a device a new token, in place of any it had.
 func (c *Client) Enroll(ctx context.Context, id string) (out EnrollResponse, err error) {
 	return out, c.call(ctx, http.MethodPost, "/devices", EnrollRequest{DeviceID: id}, &out)

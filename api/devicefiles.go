@@ -7,9 +7,9 @@ import (
 	"bmsota/protocol"
 )
 
-// DeviceFiles makes the two configuration files of a device from what the server says of itself and the token it gave.
+// DeviceFiles makes the two configuration files of a device from what the server says of itself and the login it gave.
 // trustedKeyPEM may be empty: the device then takes unsigned releases too, and says so in its statuses.
-func (i ServerInfo) DeviceFiles(device, token, trustedKeyPEM string) (protocol.OTAConfig, protocol.MQTTConfig, error) {
+func (i ServerInfo) DeviceFiles(device string, login Login, trustedKeyPEM string) (protocol.OTAConfig, protocol.MQTTConfig, error) {
 	if i.URL == "" || i.MQTT.Host == "" {
 		return protocol.OTAConfig{}, protocol.MQTTConfig{}, errors.New("the server does not say how devices reach it")
 	}
@@ -28,8 +28,8 @@ func (i ServerInfo) DeviceFiles(device, token, trustedKeyPEM string) (protocol.O
 	// The embedded broker repeats statuses for the original tool by itself; elsewhere the device has to.
 	ota.OwnTopicOnly = !i.MQTT.External
 	mqtt := protocol.MQTTConfig{
-		BrokerHost: i.MQTT.Host, BrokerPort: i.MQTT.Port, Username: device, Password: token, QoS: 1,
-		TLS: i.MQTT.TLS, CAPEM: i.MQTT.CAPEM,
+		BrokerHost: i.MQTT.Host, BrokerPort: i.MQTT.Port, Username: device, Password: login.Token, QoS: 1,
+		TLS: i.MQTT.TLS, CAPEM: i.MQTT.CAPEM, ClientCertPEM: login.CertificatePEM, ClientKeyPEM: login.KeyPEM,
 	}
 	return ota, mqtt, errors.Join(ota.Check(), mqtt.Check())
 }

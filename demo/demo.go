@@ -271,7 +271,7 @@ func configure(ctx context.Context, client *api.Client, info api.ServerInfo, id,
 	if err != nil {
 		return err
 	}
-	ota, mqtt, err := info.DeviceFiles(id, out.Token, trusted)
+	ota, mqtt, err := info.DeviceFiles(id, api.Login{Token: out.Token}, trusted)
 	if err != nil {
 		return err
 	}

@@ -114,7 +114,7 @@ type InspectedImage struct {
 	Cause       string `json:"cause,omitempty"`       // why it failed
 }
 
-// InspectedFile is one file of the storage partition. Passwords in it are masked.
+// InspectedFile is one file of the storage partition. Passwords and private keys in it are masked.
 type InspectedFile struct {
 	Name    string `json:"name"`
 	Size    int64  `json:"size"`
@@ -214,7 +214,7 @@ func (row *InspectedImage) tombstone(f *norflash.Flash, table parttable.Table, p
 	}
 }
 
-var secret = regexp.MustCompile(`("password"\s*:\s*")[^"]*|(?m)^(\s*password\s*=).*$`)
+var secret = regexp.MustCompile(`("(?:password|client_key_pem)"\s*:\s*")[^"]*|(?m)^(\s*(?:password|client_key_pem)\s*=).*$`)
 
 // storage reads the partition that the board mounts as /spiffs.
 func storage(f *norflash.Flash, table parttable.Table) (*spiffs.FS, error) {

@@ -86,6 +86,11 @@ type MQTTConfig struct {
 
 	TLS   bool   `json:"tls,omitempty"`
 	CAPEM string `json:"ca_pem,omitempty"` // empty with TLS means the built-in bundle
+
+	// ClientCertPEM and ClientKeyPEM are the board's own certificate and its key, which stand for username and password: with
+	// the broker, and with the server where that asks for it. They need TLS.
+	ClientCertPEM string `json:"client_cert_pem,omitempty"`
+	ClientKeyPEM  string `json:"client_key_pem,omitempty"`
 }
 
 // ParseOTAConfig reads ota_config.txt. The error names the field.
@@ -179,6 +184,8 @@ func ParseMQTTConfig(b []byte) (MQTTConfig, error) {
 	r.Take("qos", &c.QoS)
 	r.Take("tls", &c.TLS)
 	r.Text("ca_pem", MaxConfig, &c.CAPEM)
+	r.Text("client_cert_pem", MaxConfig, &c.ClientCertPEM)
+	r.Text("client_key_pem", MaxConfig, &c.ClientKeyPEM)
 	if r.Err() != nil {
 		return MQTTConfig{}, fmt.Errorf("mqtt_config.txt: %w", r.Err())
 	}
@@ -205,6 +212,10 @@ func (c MQTTConfig) Check() error {
 		return fmt.Errorf("broker_port of %d is not within 0 to 65535", c.BrokerPort)
 	case c.QoS < 0 || c.QoS > 2:
 		return fmt.Errorf("qos of %d is not 0, 1 or 2", c.QoS)
+	case (c.ClientCertPEM == "") != (c.ClientKeyPEM == ""):
+		return errors.New("client_cert_pem and client_key_pem go together")
+	case c.ClientCertPEM != "" && !c.TLS:
+		return errors.New("client_cert_pem needs tls")
 	}
 	return nil
 }

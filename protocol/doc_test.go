@@ -89,7 +89,7 @@ func TestExamplesOfTheDocumentAreRead(t *testing.T) {
 			t.Errorf("%s example does not hold: %v\n%s", kind, err, body)
 		}
 	}
-	want := map[string]int{"command": 6, "status": 2, "version": 2, "ota_config": 2, "mqtt_config": 2}
+	want := map[string]int{"command": 6, "status": 2, "version": 2, "ota_config": 2, "mqtt_config": 3}
 	if !reflect.DeepEqual(count, want) {
 		t.Errorf("examples found: %v, want %v", count, want)
 	}

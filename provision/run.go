@@ -30,7 +30,7 @@ var (
 // Server is what a run asks of the operator's API. *api.Client is one.
 type Server interface {
 	Device(ctx context.Context, id string) (api.DeviceDetail, error)
-	Enroll(ctx context.Context, id string) (api.EnrollResponse, error)
+	api.Enroller
 }
 
 // Run provisions devices into one folder. One run at a time may use it.
@@ -38,10 +38,12 @@ type Run struct {
 	Server     Server
 	Info       api.ServerInfo // how devices reach the server and the broker
 	TrustedKey string         // PEM of the public keys that sign releases; empty: devices take unsigned ones
-	Recipe     *Recipe
-	Dir        string // of the devices' folders; made where it is missing
-	Replace    bool   // take the token of devices that have one
-	Resume     bool   // leave devices alone whose folder is complete, instead of refusing them
+	// Certificate gives devices a certificate in place of a token. Its key is made here, and is in the device's files only.
+	Certificate bool
+	Recipe      *Recipe
+	Dir         string // of the devices' folders; made where it is missing
+	Replace     bool   // take the token of devices that have one
+	Resume      bool   // leave devices alone whose folder is complete, instead of refusing them
 }
 
 // State is what became of a device.
@@ -70,9 +72,16 @@ func (r *Run) Folder(id string) string { return filepath.Join(r.Dir, id) }
 // folder may be half of it, or carry a token that is no longer taken.
 func (r *Run) mark(id string) string { return filepath.Join(r.Dir, "."+id+".part") }
 
+// maxPEM is more than a certificate or key of a device has in PEM, in bytes: 800 with the longest id.
+const maxPEM = 1200
+
 // Check tries everything but the server: that the files of a device with the longest id fit. It touches nothing.
 func (r *Run) Check() error {
-	_, _, err := r.images(strings.Repeat("x", protocol.MaxDeviceID), strings.Repeat("x", 64))
+	login := api.Login{Token: strings.Repeat("x", 64)}
+	if r.Certificate {
+		login = api.Login{CertificatePEM: strings.Repeat("x", maxPEM), KeyPEM: strings.Repeat("x", maxPEM)}
+	}
+	_, _, err := r.images(strings.Repeat("x", protocol.MaxDeviceID), login)
 	return err
 }
 
@@ -132,7 +141,7 @@ func (r *Run) one(ctx context.Context, id string) (State, error) {
 	if err := r.setMark(id); err != nil {
 		return Failed, err
 	}
-	out, err := r.Server.Enroll(ctx, id)
+	_, login, err := api.EnrollDevice(ctx, r.Server, id, r.Certificate)
 	if err != nil {
 		// Where the line broke it is not known whether the server did it. Where it said no, it did not.
 		if e, answered := errors.AsType[*api.Error](err); answered && e.Status/100 == 4 && !unfinished {
@@ -140,7 +149,7 @@ func (r *Run) one(ctx context.Context, id string) (State, error) {
 		}
 		return verdict(err), err
 	}
-	if err := r.write(id, out.Token); err != nil {
+	if err := r.write(id, login); err != nil {
 		return Failed, err
 	}
 	if err := r.clearMark(id); err != nil {
@@ -191,17 +200,17 @@ func (r *Run) clearMark(id string) error {
 	return durable.SyncFolder(r.Dir)
 }
 
-func (r *Run) images(id, token string) (storage, flash []byte, err error) {
-	ota, mqtt, err := r.Info.DeviceFiles(id, token, r.TrustedKey)
+func (r *Run) images(id string, login api.Login) (storage, flash []byte, err error) {
+	ota, mqtt, err := r.Info.DeviceFiles(id, login, r.TrustedKey)
 	if err != nil {
 		return nil, nil, err
 	}
 	return r.Recipe.Make(ota, mqtt)
 }
 
-// write makes the files of a device. They hold its token.
-func (r *Run) write(id, token string) error {
-	storage, flash, err := r.images(id, token)
+// write makes the files of a device. They hold its token, or its private key.
+func (r *Run) write(id string, login api.Login) error {
+	storage, flash, err := r.images(id, login)
 	if err != nil {
 		return err
 	}

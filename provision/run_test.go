@@ -3,6 +3,7 @@ package provision_test
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -67,6 +68,14 @@ func (f *fleet) Enroll(_ context.Context, id string) (api.EnrollResponse, error)
 	f.made++
 	f.tokens[id] = fmt.Sprintf("token-%d", f.made)
 	return api.EnrollResponse{DeviceID: id, Token: f.tokens[id]}, err
+}
+
+func (f *fleet) EnrollCertificate(ctx context.Context, id, request string) (api.EnrollResponse, error) {
+	if block, _ := pem.Decode([]byte(request)); block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return api.EnrollResponse{}, &api.Error{Status: 400, Code: api.CodeInvalid}
+	}
+	out, err := f.Enroll(ctx, id)
+	return api.EnrollResponse{DeviceID: id, Certificate: "certificate for " + out.Token}, err
 }
 
 // newRun makes a run over a small flash of 1 MiB: the mechanism does not depend on the size.
@@ -135,6 +144,37 @@ func checkBoard(t *testing.T, r *provision.Run, f *fleet, id string) {
 	}
 	if names, err := filepath.Glob(filepath.Join(r.Dir, ".*")); err != nil || len(names) != 0 {
 		t.Errorf("something is left: %v, %v", names, err)
+	}
+}
+
+// With certificates every device has a key of its own, and no password anywhere.
+func TestACertificateInPlaceOfATokenHasItsOwnKey(t *testing.T) {
+	f := newFleet()
+	r := newRun(t, f)
+	r.Certificate = true
+	states, err := do(t, r, "a", strings.Repeat("x", protocol.MaxDeviceID))
+	if err != nil || states != "provisioned provisioned" {
+		t.Fatalf("%s, %v", states, err)
+	}
+	keys := make(map[string]bool)
+	for _, id := range []string{"a", strings.Repeat("x", protocol.MaxDeviceID)} {
+		storage, err := os.ReadFile(filepath.Join(r.Folder(id), provision.StorageFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fsys, err := spiffs.Read(storage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := fsys.ReadFile(protocol.MQTTConfigFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := protocol.ParseMQTTConfig(raw)
+		if err != nil || c.Password != "" || c.ClientCertPEM != "certificate for "+f.tokens[id] || keys[c.ClientKeyPEM] || len(c.ClientKeyPEM) < 200 {
+			t.Errorf("%s: %+v, %v", id, c, err)
+		}
+		keys[c.ClientKeyPEM] = true
 	}
 }
 

@@ -135,7 +135,7 @@ func (s *Server) Banner() string {
 // DeviceFiles are ota_config.txt and mqtt_config.txt for one device. A key that signs releases is not in them, because
 // the server does not hold it: add it as trusted_key_pem.
 func (s *Server) DeviceFiles(id, token string) (ota, mqtt []byte, err error) {
-	oc, mc, err := api.ServerInfo{URL: s.URL(), CAPEM: string(s.certs.caPEM), MQTT: s.mqtt}.DeviceFiles(id, token, "")
+	oc, mc, err := api.ServerInfo{URL: s.URL(), CAPEM: string(s.certs.caPEM), MQTT: s.mqtt}.DeviceFiles(id, api.Login{Token: token}, "")
 	if err != nil {
 		return nil, nil, err
 	}

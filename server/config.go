@@ -87,6 +87,12 @@ type HTTPS struct {
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
 
+	// ClientCertificates has HTTPS ask for a device's certificate, as MQTT over TLS does always: a device that shows the one
+	// on record needs no other name when it asks for its release, and one that is revoked or named otherwise is refused. It is
+	// off by default, because TLS asks before it knows the path, and so asks every browser: a browser with a certificate
+	// of some kind in its store may then ask its user. Needs mqtt.tls_listen. Default false.
+	ClientCertificates bool `json:"client_certificates"`
+
 	// MaxConnections is how many connections may be open at once. A further one takes the place of one that serves no
 	// request, or waits. Every one is an open file of the process, as is every MQTT session. Default 1500.
 	MaxConnections int64 `json:"max_connections"`
@@ -307,6 +313,9 @@ func (c Config) Check() error {
 	if n := c.HTTPS.MaxConnections; n < 1 || n > 1_000_000 {
 		return fmt.Errorf("https.max_connections of %d is not within 1 to 1000000", n)
 	}
+	if c.HTTPS.ClientCertificates && (c.HTTPS.Listen == off || !c.certifiesDevices()) {
+		return errors.New("https.client_certificates needs https.listen and the embedded broker with mqtt.tls_listen: only there have devices certificates")
+	}
 	if c.Host != "" && !isHost(c.Host) {
 		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)
 	}
@@ -328,6 +337,9 @@ func (c Config) Check() error {
 	}
 	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
 }
+
+// certifiesDevices says whether devices may have certificates: where there is a broker of ours that asks for them.
+func (c Config) certifiesDevices() bool { return c.MQTT.External.URL == "" && c.MQTT.TLSListen != off }
 
 func (t TLS) check() error {
 	for _, name := range t.Names {

@@ -4,16 +4,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -23,7 +18,7 @@ import (
 	"bmsota/durable"
 )
 
-// Files of the local authority, below <data_dir>/tls.
+// Files of the local authority and of its certificate, below <data_dir>/tls.
 const (
 	caCertName     = "ca.pem"
 	caKeyName      = "ca.key"
@@ -35,17 +30,19 @@ const (
 	caLife     = 3652 * 24 * time.Hour // ten years: devices hold this certificate in flash
 	serverLife = 820 * 24 * time.Hour  // Apple's systems refuse more than 825 days, also of private authorities
 	renewAhead = 30 * 24 * time.Hour
-	backdate   = 24 * time.Hour // for clients whose clock is behind
 )
 
-// oldest is a day before which no clock can be right.
-var oldest = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+// local is the authority that signs the server's own certificate.
+func (c *certificates) local() *authority {
+	return &authority{what: "local authority", cert: c.path(caCertName), key: c.path(caKeyName), life: caLife,
+		advice: "to make a new authority, and give that to the devices", now: c.now, log: c.log}
+}
 
 // readLocal takes the local authority's certificate for this server into use, making first what is missing: the
 // authority once, the server's certificate whenever names are not covered any more or the end is near. It returns the
 // authority's PEM.
 func (c *certificates) readLocal() ([]byte, error) {
-	caPEM, ca, err := c.readCA()
+	caPEM, ca, err := c.local().read()
 	if err != nil {
 		return nil, err
 	}
@@ -78,96 +75,14 @@ func (c *certificates) good(leaf, ca *x509.Certificate, now time.Time) bool {
 	return true
 }
 
-func (c *certificates) readCA() ([]byte, *x509.Certificate, error) {
-	text, err := os.ReadFile(c.path(caCertName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return c.makeCA()
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("read local authority: %w", err)
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, nil, fmt.Errorf("read local authority: %s is not a PEM certificate", c.path(caCertName))
-	}
-	ca, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read local authority: %s: %w", c.path(caCertName), err)
-	}
-	if c.now().After(ca.NotAfter) {
-		return nil, nil, fmt.Errorf("the local authority has expired on %s: move %s away to make a new one, and give it to the devices", ca.NotAfter.Format(time.DateOnly), c.dir)
-	}
-	return text, ca, nil
-}
-
-// makeCA makes the authority. The certificate is written last: it is what devices are given, so from then on the key
-// must be there.
-func (c *certificates) makeCA() ([]byte, *x509.Certificate, error) {
-	now := c.now()
-	if now.Before(oldest) {
-		return nil, nil, errClock
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make local authority: %w", err)
-	}
-	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make local authority: %w", err)
-	}
-	id := sha256.Sum256(public)
-	serial, err := newSerial()
-	if err != nil {
-		return nil, nil, fmt.Errorf("make local authority: %w", err)
-	}
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "bmsota local authority " + hex.EncodeToString(id[:4])},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(caLife),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-		SubjectKeyId:          id[:20],
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make local authority: %w", err)
-	}
-	ca, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make local authority: %w", err)
-	}
-	if err := writeKey(c.path(caKeyName), key); err != nil {
-		return nil, nil, err
-	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := durable.WriteFile(c.path(caCertName), text, private); err != nil {
-		return nil, nil, err
-	}
-	c.log.Info("local authority was made", "path", c.path(caCertName), "expires", ca.NotAfter)
-	return text, ca, nil
-}
-
 // issue makes the server's certificate. Key first: a certificate whose key is not beside it is made again at next start.
 func (c *certificates) issue(ca *x509.Certificate, now time.Time) (tls.Certificate, error) {
 	if now.Before(oldest) {
 		return tls.Certificate{}, errClock
 	}
-	text, err := os.ReadFile(c.path(caKeyName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return tls.Certificate{}, fmt.Errorf("a new server certificate is needed, and %s is gone: put it back, or move %s away to make a new authority, and give that to the devices", c.path(caKeyName), c.path(caCertName))
-	}
+	signer, err := c.local().signer(ca)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read local authority: %w", err)
-	}
-	signer, err := parseKey(text)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read local authority: %s: %w", c.path(caKeyName), err)
-	}
-	if !signer.PublicKey.Equal(ca.PublicKey) {
-		return tls.Certificate{}, fmt.Errorf("%s is not the key of %s", c.path(caKeyName), c.path(caCertName))
+		return tls.Certificate{}, fmt.Errorf("a new server certificate is needed: %w", err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -283,37 +198,4 @@ func interfaceAddrs() []netip.Addr {
 		return 1
 	})
 	return out
-}
-
-func newSerial() (*big.Int, error) {
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return nil, err
-	}
-	b[0] &= 0x7f // positive, and so no longer than it looks
-	return new(big.Int).SetBytes(b[:]), nil
-}
-
-func writeKey(path string, key *ecdsa.PrivateKey) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), private)
-}
-
-func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, errors.New("no PEM block")
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, errors.New("not an ECDSA key")
-	}
-	return key, nil
 }

@@ -8,7 +8,8 @@
 // It refuses a configuration with keys it does not know, ports that are taken, and clocks that cannot be right, each
 // with a sentence that says what to do.
 //
-// Secrets stay in the data folder, in files of the server's account only: tls/ca.key, tls/server.key, operator.json.
+// Secrets stay in the data folder, in files of the server's account only: tls/ca.key, tls/devices-ca.key, tls/server.key,
+// operator.json.
 // What can be configured is written at the fields of Config.
 package server
 
@@ -65,11 +66,12 @@ type Server struct {
 	closeOnce sync.Once
 	closeErr  error
 
-	certs  *certificates
-	store  *store.DB
-	fleet  *fleet.Fleet
-	broker messageBroker
-	up     func() bool // whether the broker can carry commands
+	certs   *certificates
+	devices *deviceCertificates // nil where devices have none
+	store   *store.DB
+	fleet   *fleet.Fleet
+	broker  messageBroker
+	up      func() bool // whether the broker can carry commands
 
 	host string   // by which devices reach this machine
 	mqtt api.MQTT // as devices reach the broker
@@ -115,6 +117,11 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 	names := machineNames(append([]string{cfg.Host, hostOfURL(cfg.PublicURL), boundHost(s.https), boundHost(s.mqttTLS)}, cfg.TLS.Names...)...)
 	if s.certs, err = openCertificates(cfg.TLS, filepath.Join(cfg.DataDir, tlsName), names, time.Now, log); err != nil {
 		return nil, err
+	}
+	if cfg.certifiesDevices() {
+		if s.devices, err = openDeviceCertificates(filepath.Join(cfg.DataDir, tlsName), time.Now, log); err != nil {
+			return nil, err
+		}
 	}
 	s.host = s.ownHost()
 	if err := s.openFleet(ctx); err != nil {
@@ -181,12 +188,16 @@ func (s *Server) openFleet(ctx context.Context) error {
 		return err
 	}
 	s.keep(blobs)
+	var issue fleet.Issuer
+	if s.devices != nil {
+		issue = s.devices.issue
+	}
 	s.fleet, err = fleet.New(fleet.Config{
 		Store: db, Blobs: blobs, Log: s.log,
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
-		Observer: s.metrics,
+		Observer: s.metrics, Issue: issue,
 	})
 	return err
 }
@@ -196,9 +207,13 @@ func (s *Server) openBroker() error {
 	if s.cfg.MQTT.External.URL != "" {
 		return s.openExternal(topics)
 	}
+	secure := s.certs.config(false)
+	if s.devices != nil {
+		s.devices.ask(secure)
+	}
 	embedded, err := broker.NewEmbedded(broker.Config{
 		Handler: s.fleet, Topics: topics, AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
-		Secure: s.mqttTLS, TLS: s.certs.config(false), Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
+		Secure: s.mqttTLS, TLS: secure, Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
 		Log: s.log, TurnedAway: s.fleet.TurnedAway,
 	})
 	if err != nil {
@@ -299,7 +314,11 @@ func (s *Server) runWeb(ctx context.Context) error {
 	places := newPlaces(s.cfg.HTTPS.MaxConnections)
 	srv.ConnState = places.state
 	if s.https != nil {
-		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true)))
+		secure := s.certs.config(true)
+		if s.cfg.HTTPS.ClientCertificates {
+			s.devices.ask(secure)
+		}
+		serve(tls.NewListener(newBoundedListener(s.https, places), secure))
 	}
 	if s.plain != nil {
 		serve(newBoundedListener(s.plain, places))

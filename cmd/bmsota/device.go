@@ -39,7 +39,7 @@ type board struct {
 	access                        access
 	image, partitions, trustedKey string
 	otaConfig, mqttConfig         string
-	enroll                        bool
+	enroll, certificate           bool
 }
 
 func (b *board) flags(cmd *cobra.Command) {
@@ -111,9 +111,10 @@ func (b *board) table(cmd *cobra.Command) (parttable.Table, error) {
 
 // enrolment gives boards a login at a server and the files that go with it.
 type enrolment struct {
-	client  *api.Client
-	info    api.ServerInfo
-	trusted string
+	certificate bool
+	client      *api.Client
+	info        api.ServerInfo
+	trusted     string
 }
 
 // readTrustedKey reads the public keys that a device shall trust; no file means none.
@@ -132,7 +133,7 @@ func readTrustedKey(cmd *cobra.Command, path string) (string, error) {
 }
 
 func (b *board) enrolment(cmd *cobra.Command) (*enrolment, error) {
-	e := &enrolment{}
+	e := &enrolment{certificate: b.certificate}
 	var err error
 	if e.trusted, err = readTrustedKey(cmd, b.trustedKey); err != nil {
 		return nil, err
@@ -143,16 +144,19 @@ func (b *board) enrolment(cmd *cobra.Command) (*enrolment, error) {
 	if e.info, err = e.client.Server(cmd.Context()); err != nil {
 		return nil, serverFault(err)
 	}
+	if e.certificate && !certifies(e.info) {
+		return nil, noCertificates()
+	}
 	return e, nil
 }
 
 // files enrolls the device and makes its two files.
 func (e *enrolment) files(ctx context.Context, id string, l *device.Layout) error {
-	out, err := e.client.Enroll(ctx, id)
+	_, login, err := api.EnrollDevice(ctx, e.client, id, e.certificate)
 	if err != nil {
 		return serverFault(err)
 	}
-	ota, mqtt, err := e.info.DeviceFiles(id, out.Token, e.trusted)
+	ota, mqtt, err := e.info.DeviceFiles(id, login, e.trusted)
 	if err != nil {
 		return failure("set host in the server's configuration", "%w", err)
 	}
@@ -184,6 +188,9 @@ With --enroll the board gets a login at the server and both files are made for i
 			}
 			if b.enroll && (b.otaConfig != "" || b.mqttConfig != "") {
 				return usageFault(cmd, "--enroll makes both configuration files itself")
+			}
+			if b.certificate && !b.enroll {
+				return usageFault(cmd, "--certificate goes with --enroll")
 			}
 			if b.trustedKey != "" && !b.enroll {
 				return usageFault(cmd, "--trusted-key goes with --enroll: in a file of your own the key is trusted_key_pem of --ota-config")
@@ -235,6 +242,7 @@ With --enroll the board gets a login at the server and both files are made for i
 	f.StringVar(&b.otaConfig, "ota-config", "", "file to put on the board as ota_config.txt")
 	f.StringVar(&b.mqttConfig, "mqtt-config", "", "file to put on the board as mqtt_config.txt")
 	f.StringVar(&mac, "mac", "", "MAC address, which gives the board its id (default random)")
+	f.BoolVar(&b.certificate, "certificate", false, "with --enroll: a certificate in place of a token")
 	f.BoolVar(&b.enroll, "enroll", false, "enroll the board at the server and make its configuration files")
 	return cmd
 }

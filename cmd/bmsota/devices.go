@@ -74,6 +74,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 	row("chip", "%s, slot of %d bytes", orDash(d.Chip), d.SlotSize)
 	row("protection", "rollback %s, signed releases only %s", yesNo(d.RollbackProtected), yesNo(d.SignedOnly))
 	row("account", "enrolled %s, revoked %s, channel %s", yesNo(d.Enrolled), yesNo(d.Revoked), orDash(d.Channel))
+	if d.CertificateSHA256 != "" {
+		row("certificate", "%s, until %s", d.CertificateSHA256, d.CertificateEnds.Format(time.DateOnly))
+	}
 	if len(d.Labels) > 0 {
 		row("labels", "%s", labelsText(d.Labels))
 	}
@@ -114,20 +117,28 @@ func notFoundHint(err error, hint string) error {
 func newDevicesEnrollCmd() *cobra.Command {
 	var a access
 	var asJSON bool
-	var folder, trustedKey string
+	var folder, trustedKey, out string
+	var certificate bool
 	cmd := &cobra.Command{
 		Use:   "enroll DEVICE",
 		Short: "give a device a login and print its token, this once",
-		Long: `Gives the device a new token in place of any it had, and prints it. The server keeps only its
+		Long: `Gives the device a new token in place of any login it had, and prints it. The server keeps only its
 digest. The token is the password in the device's mqtt_config.txt.
+
+With --certificate it is a certificate in place of a token. The private key is made here and is sent nowhere; -o names
+a folder for client.pem and client.key.
 
 With --files both files of the device's storage partition are written to a folder, ready for it.`,
 		Example: `  bmsota devices enroll bms-a1b2c3
-  bmsota devices enroll bms-a1b2c3 --files storage --trusted-key release.pub.pem`,
+  bmsota devices enroll bms-a1b2c3 --files storage --trusted-key release.pub.pem
+  bmsota devices enroll bms-a1b2c3 --certificate -o bms-a1b2c3`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if trustedKey != "" && folder == "" {
 				return usageFault(cmd, "--trusted-key goes into the files that --files writes")
+			}
+			if certificate && folder == "" && out == "" || out != "" && !certificate {
+				return usageFault(cmd, "--certificate and -o go together, or --certificate and --files: somewhere the key has to stay")
 			}
 			client, err := a.client(cmd)
 			if err != nil {
@@ -138,34 +149,47 @@ With --files both files of the device's storage partition are written to a folde
 			if err != nil {
 				return err
 			}
+			if err := placeForCertificate(cmd, client, certificate, out); err != nil {
+				return err
+			}
 			before, beforeErr := client.Device(cmd.Context(), args[0])
-			out, err := client.Enroll(cmd.Context(), args[0])
+			given, login, err := api.EnrollDevice(cmd.Context(), client, args[0], certificate)
 			if err != nil {
 				return serverFault(err)
 			}
 			if beforeErr == nil && before.Enrolled && !before.Revoked {
-				warn(cmd, "the token that %s had is no longer taken: put the new one into its mqtt_config.txt", args[0])
+				warn(cmd, "the login that %s had is no longer taken: put the new one into its mqtt_config.txt", args[0])
 			}
 			if write != nil {
-				if err := write(out); err != nil {
+				if err := write(given.DeviceID, login); err != nil {
 					return err
 				}
 			}
-			if asJSON {
-				return printJSON(cmd, out)
+			if out != "" {
+				if err := writeCertificate(out, login); err != nil {
+					return err
+				}
 			}
-			return printf(cmd, "%s\n", out.Token)
+			switch {
+			case asJSON:
+				return printJSON(cmd, given)
+			case certificate:
+				return printf(cmd, "%s  certificate %s, until %s\n", given.DeviceID, given.CertificateSHA256, given.CertificateEnds.Format(time.DateOnly))
+			}
+			return printf(cmd, "%s\n", given.Token)
 		},
 	}
 	a.serverFlags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&certificate, "certificate", false, "give a certificate in place of a token")
+	cmd.Flags().StringVarP(&out, "out", "o", "", "with --certificate: write client.pem and client.key into this folder")
 	cmd.Flags().StringVar(&folder, "files", "", "write ota_config.txt and mqtt_config.txt into this folder")
 	cmd.Flags().StringVar(&trustedKey, "trusted-key", "", "with --files: public key that signs releases; without it the device takes unsigned ones")
 	return cmd
 }
 
 // deviceFilesWriter prepares to write a device's two files into folder; nil when none is asked for.
-func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKey string) (func(api.EnrollResponse) error, error) {
+func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKey string) (func(string, api.Login) error, error) {
 	if folder == "" {
 		return nil, nil
 	}
@@ -180,8 +204,8 @@ func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKe
 	if err := durable.MkdirAll(folder, 0o700); err != nil {
 		return nil, unwritable(folder, err)
 	}
-	return func(out api.EnrollResponse) error {
-		ota, mqtt, err := info.DeviceFiles(out.DeviceID, out.Token, key)
+	return func(id string, login api.Login) error {
+		ota, mqtt, err := info.DeviceFiles(id, login, key)
 		if err != nil {
 			return failure("set host in the server's configuration", "%w", err)
 		}
@@ -190,7 +214,7 @@ func deviceFilesWriter(cmd *cobra.Command, client *api.Client, folder, trustedKe
 			if err != nil {
 				return failure("", "%w", err)
 			}
-			// They hold the token.
+			// They hold the token, or the key.
 			if err := durable.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
 				return unwritable(filepath.Join(folder, name), err)
 			}

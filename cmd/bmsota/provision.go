@@ -21,7 +21,7 @@ var listKind = inputKind{what: "a list of devices, CSV", limit: provision.MaxLis
 type provisioning struct {
 	board                          board // its access, partitions and trustedKey
 	device, csv, out, build, files string
-	replace, asJSON                bool
+	replace, certificate, asJSON   bool
 }
 
 func newProvisionCmd() *cobra.Command {
@@ -30,7 +30,7 @@ func newProvisionCmd() *cobra.Command {
 		Use:   "provision {--device ID | --csv FILE} -o DIR",
 		Short: "make what goes over USB onto new boards: login, storage image, whole flash",
 		Long: `Enrolls each device and writes DIR/ID/storage.bin: its server, broker, token, certificate authority and release
-key as firmware finds them in its storage partition. With --build, the build folder of a firmware project, DIR/ID/flash.bin
+key as firmware finds them in its storage partition. With --certificate it is a certificate and its key in place of the token. With --build, the build folder of a firmware project, DIR/ID/flash.bin
 is the whole flash: bootloader, partition table, application, blank boot records, and that storage. 'bmsota device run' boots it.
 
 The list of --csv has a header line: the column device, mac if you like (its end is the id where device is empty), and any
@@ -54,6 +54,7 @@ A device that has a token keeps it, because the board that uses it would be lock
 	f.StringVar(&p.board.trustedKey, "trusted-key", "", "public key that signs releases; without it the devices take unsigned ones")
 	f.StringVar(&p.files, "files", "", "folder of further files for the storage partition, such as the Wi-Fi settings")
 	f.BoolVar(&p.replace, "replace", false, "give a new token to devices that have one; boards with the old one are locked out")
+	f.BoolVar(&p.certificate, "certificate", false, "give the devices certificates in place of tokens; the private keys are made here and sent nowhere")
 	f.BoolVar(&p.asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -80,7 +81,10 @@ func (p *provisioning) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	r := &provision.Run{Server: e.client, Info: e.info, TrustedKey: e.trusted, Recipe: recipe, Dir: p.out, Replace: p.replace, Resume: p.csv != ""}
+	if p.certificate && !certifies(e.info) {
+		return noCertificates()
+	}
+	r := &provision.Run{Server: e.client, Info: e.info, TrustedKey: e.trusted, Certificate: p.certificate, Recipe: recipe, Dir: p.out, Replace: p.replace, Resume: p.csv != ""}
 	if err := r.Check(); err != nil {
 		hint := "set host in the server's configuration"
 		if errors.Is(err, spiffs.ErrFull) {

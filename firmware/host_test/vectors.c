@@ -178,6 +178,8 @@ static void ask_mqtt_config(const arg_t *a)
     say_text("username", c.username);
     say_text("password", c.password);
     say_text("ca_pem", c.ca_pem);
+    say_text("client_cert_pem", c.client_cert_pem);
+    say_text("client_key_pem", c.client_key_pem);
 }
 
 static void ask_keys(const arg_t *a)

@@ -440,7 +440,7 @@ func (a *agent) connectors() {
 	}
 	if a.cfg.haveOTA {
 		var err error
-		if a.web, err = newWeb(a.cfg.ota, &a.env, a.heap); err != nil {
+		if a.web, err = newWeb(a.cfg, &a.env, a.heap); err != nil {
 			a.cfg.problem = errors.Join(a.cfg.problem, err)
 		}
 	}
@@ -455,7 +455,7 @@ func (a *agent) connectors() {
 		a.log.Error("last will", "err", err)
 	}
 	a.link = a.env.NewLink(LinkConfig{
-		DeviceID: a.self.id, Topics: protocol.Topics{Prefix: a.cfg.ota.TopicPrefix}, MQTT: a.cfg.mqtt, Repeat: !a.cfg.ota.OwnTopicOnly, Roots: a.env.Roots, Trust: a.env.Trust,
+		DeviceID: a.self.id, Topics: protocol.Topics{Prefix: a.cfg.ota.TopicPrefix}, MQTT: a.cfg.mqtt, Identity: a.cfg.identity, Repeat: !a.cfg.ota.OwnTopicOnly, Roots: a.env.Roots, Trust: a.env.Trust,
 		Will: payload, Dial: a.env.Dial, Rand: newRand(a.env.Seed, 3), MaxPause: a.env.longest(maxPause), Log: a.log,
 	})
 	a.rep.link = a.link

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +23,10 @@ type settings struct {
 	mqtt    protocol.MQTTConfig
 	haveOTA bool
 	haveMQ  bool
-	trust   manifest.Trust // no keys in it: the board holds none
-	problem error
+	// identity is the board's own certificate; nil where it logs in by password.
+	identity *tls.Certificate
+	trust    manifest.Trust // no keys in it: the board holds none
+	problem  error
 }
 
 // readSettings reads both files. The error is of the flash.
@@ -53,11 +56,24 @@ func readSettings(flash io.ReaderAt, table parttable.Table) (settings, error) {
 		problems = append(problems, fmt.Errorf("mqtt_config.txt: %w", err))
 	} else if cfg, err := protocol.ParseMQTTConfig(text); err != nil {
 		problems = append(problems, err)
+	} else if s.identity, err = identity(cfg); err != nil {
+		problems = append(problems, fmt.Errorf("mqtt_config.txt: client_cert_pem: %w", err))
 	} else {
 		s.mqtt, s.haveMQ = cfg, true
 	}
 	s.problem = errors.Join(problems...)
 	return s, nil
+}
+
+func identity(cfg protocol.MQTTConfig) (*tls.Certificate, error) {
+	if cfg.ClientCertPEM == "" {
+		return nil, nil
+	}
+	cert, err := tls.X509KeyPair([]byte(cfg.ClientCertPEM), []byte(cfg.ClientKeyPEM))
+	if err != nil {
+		return nil, err
+	}
+	return &cert, nil
 }
 
 func trusted(cfg protocol.OTAConfig) (manifest.Trust, error) {

@@ -43,7 +43,8 @@ type LinkConfig struct {
 	DeviceID string
 	Topics   protocol.Topics
 	MQTT     protocol.MQTTConfig
-	Roots    *x509.CertPool // nil is the system's bundle
+	Identity *tls.Certificate // the board's own; nil for none
+	Roots    *x509.CertPool   // nil is the system's bundle
 	Trust    *Trust
 	Repeat   bool   // statuses on the shared topic as well, for the original tool
 	Will     []byte // retained on the board's own status topic when the session is lost
@@ -175,7 +176,11 @@ func (l *mqttLink) open(ctx context.Context, on LinkEvents) (net.Conn, error) {
 				return nil, fmt.Errorf("ca_pem: %w", err)
 			}
 		}
-		secure := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: l.cfg.MQTT.BrokerHost, MinVersion: tls.VersionTLS12})
+		conf := &tls.Config{RootCAs: roots, ServerName: l.cfg.MQTT.BrokerHost, MinVersion: tls.VersionTLS12}
+		if l.cfg.Identity != nil {
+			conf.Certificates = []tls.Certificate{*l.cfg.Identity}
+		}
+		secure := tls.Client(conn, conf)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			conn.Close()
 			return nil, fmt.Errorf("broker certificate: %w", err)

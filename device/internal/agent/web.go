@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -80,7 +81,8 @@ type web struct {
 
 // newWeb trusts what the configuration says: the given certificate, else the bundle, else, only when the
 // configuration asks for it in so many words, anybody.
-func newWeb(cfg protocol.OTAConfig, env *Config, h *heap) (*web, error) {
+func newWeb(s settings, env *Config, h *heap) (*web, error) {
+	cfg := s.ota
 	w := &web{stall: time.Duration(cfg.TimeoutMS) * time.Millisecond, least: minRateBytes, heap: h}
 	if w.stall == 0 {
 		w.stall = defaultTimeout
@@ -96,7 +98,7 @@ func newWeb(cfg protocol.OTAConfig, env *Config, h *heap) (*web, error) {
 			}
 			tc.RootCAs = p
 		}
-		transport = &http.Transport{
+		plain := &http.Transport{
 			DialContext:            env.Dial,
 			TLSClientConfig:        tc,
 			TLSHandshakeTimeout:    20 * time.Second,
@@ -108,6 +110,12 @@ func newWeb(cfg protocol.OTAConfig, env *Config, h *heap) (*web, error) {
 			ReadBufferSize:         4 << 10,
 			WriteBufferSize:        1 << 10,
 		}
+		transport = plain
+		if s.identity != nil {
+			own := plain.Clone()
+			own.TLSClientConfig.Certificates = []tls.Certificate{*s.identity}
+			transport = &named{server: cfg.ServerURL, own: own, others: plain}
+		}
 	}
 	w.client = &http.Client{
 		Transport: transport,
@@ -115,6 +123,25 @@ func newWeb(cfg protocol.OTAConfig, env *Config, h *heap) (*web, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return w, nil
+}
+
+// named shows the board's certificate to its own server, where that asks for it, and to nobody else: a mirror is not told who
+// asks.
+type named struct {
+	server      string // its URL
+	own, others *http.Transport
+}
+
+func (n *named) RoundTrip(r *http.Request) (*http.Response, error) {
+	if u, err := url.Parse(n.server); err == nil && u.Host == r.URL.Host {
+		return n.own.RoundTrip(r)
+	}
+	return n.others.RoundTrip(r)
+}
+
+func (n *named) CloseIdleConnections() {
+	n.own.CloseIdleConnections()
+	n.others.CloseIdleConnections()
 }
 
 func (w *web) close() { w.client.CloseIdleConnections() }

@@ -271,7 +271,7 @@ bool ota_config_parse(char *b, size_t len, ota_config_t *out, char *why, size_t 
 
 bool ota_mqtt_config_parse(char *b, size_t len, ota_mqtt_config_t *out, char *why, size_t why_size)
 {
-    *out = (ota_mqtt_config_t){.broker_host = "", .username = "", .password = "", .ca_pem = ""};
+    *out = (ota_mqtt_config_t){.broker_host = "", .username = "", .password = "", .ca_pem = "", .client_cert_pem = "", .client_key_pem = ""};
     ota_object_t o;
     if (!parse(&o, b, len, why, why_size)) {
         return false;
@@ -284,6 +284,8 @@ bool ota_mqtt_config_parse(char *b, size_t len, ota_mqtt_config_t *out, char *wh
     ota_object_int(&o, "qos", &qos);
     ota_object_bool(&o, "tls", &out->tls);
     ota_object_text(&o, "ca_pem", OTA_MAX_CONFIG, &out->ca_pem);
+    ota_object_text(&o, "client_cert_pem", OTA_MAX_CONFIG, &out->client_cert_pem);
+    ota_object_text(&o, "client_key_pem", OTA_MAX_CONFIG, &out->client_key_pem);
     if (o.bad) {
         return false;
     }
@@ -298,6 +300,12 @@ bool ota_mqtt_config_parse(char *b, size_t len, ota_mqtt_config_t *out, char *wh
     }
     if (!within(qos, 2)) {
         return say(why, why_size, "qos is not 0, 1 or 2");
+    }
+    if ((*out->client_cert_pem == 0) != (*out->client_key_pem == 0)) {
+        return say(why, why_size, "client_cert_pem and client_key_pem go together");
+    }
+    if (*out->client_cert_pem && !out->tls) {
+        return say(why, why_size, "client_cert_pem needs tls");
     }
     out->qos = (int)qos;
     out->broker_port = port != 0 ? (int)port : out->tls ? 8883 : 1883;

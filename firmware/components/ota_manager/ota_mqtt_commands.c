@@ -183,6 +183,11 @@ esp_err_t ota_link_open(ota_agent_t *a)
         c.broker.verification.crt_bundle_attach = esp_crt_bundle_attach;
 #endif
     }
+    if (a->cfg.identity) {
+        // Not copied there: they stand in the settings for as long as the board is on.
+        c.credentials.authentication.certificate = cfg->client_cert_pem;
+        c.credentials.authentication.key = cfg->client_key_pem;
+    }
     l->client = esp_mqtt_client_init(&c);
     if (l->client == NULL || esp_mqtt_client_register_event(l->client, MQTT_EVENT_ANY, on_event, a) != ESP_OK) {
         ota_link_close(a);

@@ -112,10 +112,18 @@ static void read_mqtt(const char *folder, ota_settings_t *s)
         complain(s, "mqtt_config.txt: ", why);
         return;
     }
-    s->have_mqtt = ota_mqtt_config_parse(s->mqtt_text, len, &s->mqtt, why, sizeof why);
-    if (!s->have_mqtt) {
+    if (!ota_mqtt_config_parse(s->mqtt_text, len, &s->mqtt, why, sizeof why)) {
         complain(s, "mqtt_config.txt: ", why);
+        return;
     }
+    if (s->mqtt.client_cert_pem[0] != '\0') {
+        s->identity = ota_web_identity_ok(s->mqtt.client_cert_pem, s->mqtt.client_key_pem);
+        if (!s->identity) {
+            complain(s, "mqtt_config.txt: ", "client_cert_pem: no certificate with the key of client_key_pem");
+            return;
+        }
+    }
+    s->have_mqtt = true;
 }
 
 void ota_settings_read(const char *folder, ota_settings_t *out)

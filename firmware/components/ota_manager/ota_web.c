@@ -8,8 +8,11 @@
 
 #include "esp_crt_bundle.h"
 #include "esp_log.h"
+#include "esp_random.h"
 #include "esp_tls.h"
+#include "mbedtls/pk.h"
 #include "mbedtls/ssl.h"
+#include "mbedtls/version.h"
 #include "mbedtls/x509_crt.h"
 #include "ota_agent.h"
 #include "sdkconfig.h"
@@ -180,6 +183,27 @@ static void trust(const ota_config_t *cfg, esp_http_client_config_t *c)
 #endif
 }
 
+// Whether url is at the host and port of the configured server, spelled alike.
+static bool at_own_server(const ota_config_t *cfg, const char *url)
+{
+    const char *host = strstr(cfg->server_url, "://");
+    if (host == NULL) {
+        return false;
+    }
+    size_t n = (size_t)(host - cfg->server_url) + 3;
+    n += strcspn(cfg->server_url + n, "/?");
+    return strncasecmp(cfg->server_url, url, n) == 0 && (url[n] == '\0' || url[n] == '/' || url[n] == '?');
+}
+
+// The board's certificate is shown to its own server, where that asks for it, and to nobody else: a mirror is not told who asks.
+static void identify(const ota_settings_t *s, const char *url, esp_http_client_config_t *c)
+{
+    if (s->identity && at_own_server(&s->ota, url)) {
+        c->client_cert_pem = s->mqtt.client_cert_pem;
+        c->client_key_pem = s->mqtt.client_key_pem;
+    }
+}
+
 static bool request(ota_response_t *r, const char *url, int64_t range_from, const char *etag, ota_fault_t *why)
 {
     const ota_config_t *cfg = &r->run->a->cfg.ota;
@@ -197,6 +221,7 @@ static bool request(ota_response_t *r, const char *url, int64_t range_from, cons
         .keep_alive_enable = true,
     };
     trust(cfg, &c);
+    identify(&r->run->a->cfg, url, &c);
     r->client = esp_http_client_init(&c);
     if (r->client == NULL) {
         return ota_again(why, OTA_REASON_SERVER_UNREACHABLE, "reach server: no memory for a connection");
@@ -305,4 +330,30 @@ bool ota_web_certs_ok(const char *pem)
     int err = mbedtls_x509_crt_parse(&chain, (const unsigned char *)pem, strlen(pem) + 1);
     mbedtls_x509_crt_free(&chain);
     return err >= 0;
+}
+
+#if MBEDTLS_VERSION_MAJOR == 3
+static int random_bytes(void *ctx, unsigned char *out, size_t len)
+{
+    (void)ctx;
+    esp_fill_random(out, len);
+    return 0;
+}
+#define WITH_RANDOM , random_bytes, NULL   // 3.x blinds with it; 4.x has its own, 2.x none
+#else
+#define WITH_RANDOM
+#endif
+
+bool ota_web_identity_ok(const char *cert_pem, const char *key_pem)
+{
+    mbedtls_x509_crt chain;
+    mbedtls_pk_context key;
+    mbedtls_x509_crt_init(&chain);
+    mbedtls_pk_init(&key);
+    bool ok = mbedtls_x509_crt_parse(&chain, (const unsigned char *)cert_pem, strlen(cert_pem) + 1) == 0 &&
+              mbedtls_pk_parse_key(&key, (const unsigned char *)key_pem, strlen(key_pem) + 1, NULL, 0 WITH_RANDOM) == 0 &&
+              mbedtls_pk_check_pair(&chain.pk, &key WITH_RANDOM) == 0;
+    mbedtls_pk_free(&key);
+    mbedtls_x509_crt_free(&chain);
+    return ok;
 }

@@ -158,7 +158,8 @@ func answerMQTTConfig(_ testing.TB, a []string) string {
 		return "refused"
 	}
 	return fmt.Sprintf("port=%d qos=%d tls=%d", c.BrokerPort, c.QoS, bit(c.TLS)) + text("broker_host", c.BrokerHost) +
-		text("username", c.Username) + text("password", c.Password) + text("ca_pem", c.CAPEM)
+		text("username", c.Username) + text("password", c.Password) + text("ca_pem", c.CAPEM) +
+		text("client_cert_pem", c.ClientCertPEM) + text("client_key_pem", c.ClientKeyPEM)
 }
 
 func answerKeys(_ testing.TB, a []string) string {

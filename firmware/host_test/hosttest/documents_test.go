@@ -82,6 +82,7 @@ var (
 			{"broker_port", []string{"0", "1883", "8883", "65535", "65536", "-1", "1883.0", `"1883"`, "null"}}, {"username", textsOf("device", "", strings.Repeat("u", 128), strings.Repeat("u", 129))},
 			{"password", textsOf("secret", `\"quoted\"\\`, strings.Repeat("p", 256), strings.Repeat("p", 257))}, {"qos", []string{"0", "1", "2", "3", "-1", "null", "1e0"}},
 			{"tls", flags}, {"ca_pem", textsOf("", `-----BEGIN CERTIFICATE-----\n`)},
+			{"client_cert_pem", textsOf(`-----BEGIN CERTIFICATE-----\n`, "")}, {"client_key_pem", textsOf(`-----BEGIN PRIVATE KEY-----\n`, "")},
 		},
 	}
 	payloadDocument = document{

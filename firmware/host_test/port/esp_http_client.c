@@ -136,6 +136,12 @@ esp_http_client_handle_t esp_http_client_init(const esp_http_client_config_t *co
     } else if (config->crt_bundle_attach == NULL) {
         curl_easy_setopt(c->easy, CURLOPT_SSL_VERIFYPEER, 0L);
     }
+    if (config->client_cert_pem != NULL) {
+        struct curl_blob cert = {.data = (void *)(uintptr_t)config->client_cert_pem, .len = strlen(config->client_cert_pem), .flags = CURL_BLOB_COPY};
+        struct curl_blob key = {.data = (void *)(uintptr_t)config->client_key_pem, .len = strlen(config->client_key_pem), .flags = CURL_BLOB_COPY};
+        curl_easy_setopt(c->easy, CURLOPT_SSLCERT_BLOB, &cert);
+        curl_easy_setopt(c->easy, CURLOPT_SSLKEY_BLOB, &key);
+    }
     if (config->skip_cert_common_name_check) {
         curl_easy_setopt(c->easy, CURLOPT_SSL_VERIFYHOST, 0L);
     }

@@ -28,6 +28,7 @@ typedef struct {
 typedef struct {
     const char *url;
     const char *cert_pem;
+    const char *client_cert_pem, *client_key_pem;
     const char *user_agent;
     int timeout_ms;
     bool disable_auto_redirect;

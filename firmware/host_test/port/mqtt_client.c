@@ -90,38 +90,54 @@ static void on_message(struct mosquitto *m, void *arg, const struct mosquitto_me
     } while (at < msg->payloadlen);
 }
 
-static bool trust(esp_mqtt_client_handle_t c)
+#define PATH_SIZE 32
+
+// Writes a file that only we can read, and gives its path; for no text an empty one.
+static bool put_file(char path[PATH_SIZE], const char *text)
 {
-    const char *pem = c->cfg.broker.verification.certificate;
-    if (pem == NULL) {
-        return mosquitto_tls_set(c->session, NULL, "/etc/ssl/certs", NULL, NULL, NULL) == MOSQ_ERR_SUCCESS;
+    path[0] = '\0';
+    if (text == NULL) {
+        return true;
     }
-    // libmosquitto takes files only, and reads them when it connects.
-    char path[] = "/tmp/bmsota-ca-XXXXXX";
+    snprintf(path, PATH_SIZE, "/tmp/bmsota-pem-XXXXXX");
     int fd = mkstemp(path);
     if (fd < 0) {
         return false;
     }
-    size_t len = strlen(pem);
-    bool ok = write(fd, pem, len) == (ssize_t)len;
+    size_t len = strlen(text);
+    bool ok = write(fd, text, len) == (ssize_t)len;
     close(fd);
-    ok = ok && mosquitto_tls_set(c->session, path, NULL, NULL, NULL, NULL) == MOSQ_ERR_SUCCESS &&
-         mosquitto_connect(c->session, c->cfg.broker.address.hostname, (int)c->cfg.broker.address.port, c->cfg.session.keepalive) == MOSQ_ERR_SUCCESS;
-    unlink(path);
+    return ok;
+}
+
+static bool connect_tcp(esp_mqtt_client_handle_t c)
+{
+    const esp_mqtt_client_config_t *cfg = &c->cfg;
+    return mosquitto_connect(c->session, cfg->broker.address.hostname, (int)cfg->broker.address.port, cfg->session.keepalive) == MOSQ_ERR_SUCCESS;
+}
+
+// libmosquitto takes files only, and reads them when it connects.
+static bool connect_tls(esp_mqtt_client_handle_t c)
+{
+    const char *ca = c->cfg.broker.verification.certificate;
+    const char *cert = c->cfg.credentials.authentication.certificate, *key = c->cfg.credentials.authentication.key;
+    char ca_path[PATH_SIZE], cert_path[PATH_SIZE], key_path[PATH_SIZE];
+    bool put = put_file(ca_path, ca);
+    put = put_file(cert_path, cert) && put;
+    put = put_file(key_path, key) && put;
+    bool ok = put &&
+              mosquitto_tls_set(c->session, ca != NULL ? ca_path : NULL, ca != NULL ? NULL : "/etc/ssl/certs",
+                                cert != NULL ? cert_path : NULL, key != NULL ? key_path : NULL, NULL) == MOSQ_ERR_SUCCESS &&
+              connect_tcp(c);
+    unlink(ca_path);
+    unlink(cert_path);
+    unlink(key_path);
     return ok;
 }
 
 static bool connect_now(esp_mqtt_client_handle_t c)
 {
-    const esp_mqtt_client_config_t *cfg = &c->cfg;
-    bool tls = cfg->broker.address.transport == MQTT_TRANSPORT_OVER_SSL;
-    if (tls && !trust(c)) {
-        return false;
-    }
-    if (tls && cfg->broker.verification.certificate != NULL) {
-        return true;
-    }
-    return mosquitto_connect(c->session, cfg->broker.address.hostname, (int)cfg->broker.address.port, cfg->session.keepalive) == MOSQ_ERR_SUCCESS;
+    return c->cfg.broker.address.transport == MQTT_TRANSPORT_OVER_SSL ? connect_tls(c) : connect_tcp(c);
 }
 
 static void *run(void *arg)

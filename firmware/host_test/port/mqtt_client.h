@@ -53,7 +53,7 @@ typedef struct {
     struct {
         const char *username, *client_id;
         struct {
-            const char *password;
+            const char *password, *certificate, *key;
         } authentication;
     } credentials;
     struct {

@@ -29,6 +29,9 @@ import (
 type Handler interface {
 	// Authenticate says who logs in. fleet.ErrDenied (wrapped) means nobody; any other error means "ask again".
 	Authenticate(ctx context.Context, name, secret string) (fleet.Identity, error)
+	// AuthenticateCertificate says so of a peer that has shown a certificate of the device authority: the name in it, and its
+	// SHA-256 in hex. It may be another than the one on record, which is ErrDenied.
+	AuthenticateCertificate(ctx context.Context, name, sha256 string) (fleet.Identity, error)
 	// Fold applies a status and returns after it is durable. shared: it came on the topic without a device id.
 	Fold(ctx context.Context, device string, shared bool, payload []byte) error
 	// Order takes a command that an operator published and returns the payload to send on. An empty retained payload

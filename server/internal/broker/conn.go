@@ -26,6 +26,7 @@ type conn struct {
 	raw      net.Conn      // the TCP connection; deadlines and cut go to it, so that they never wait for TLS
 	source   string        // what the cap for one peer counts: see SourceOf
 	write    time.Duration // longest single write
+	cert     *certificate  // that the peer has shown, verified; nil for none
 	gone     chan struct{} // closed by cut
 	done     chan struct{} // closed when nothing of the connection or its session is left
 	cutOnce  sync.Once

@@ -54,7 +54,7 @@ type Config struct {
 	// Secure carries MQTT over TLS with TLS, Plain carries MQTT as it is. Either may be nil, not both. The broker
 	// closes both. Plain must be a loopback address unless PlainAnywhere is set.
 	Secure        net.Listener
-	TLS           *tls.Config
+	TLS           *tls.Config // a peer whose certificate it verifies logs in by that, and needs no password
 	Plain         net.Listener
 	PlainAnywhere bool
 
@@ -290,10 +290,11 @@ func (e *Embedded) handle(c *conn, conf *tls.Config) {
 	if conf != nil {
 		secure := tls.Server(c.Conn, conf)
 		if err := secure.HandshakeContext(e.work); err != nil {
+			e.noteCertificate(c, err)
 			ended = err
 			return
 		}
-		c.Conn = secure
+		c.Conn, c.cert = secure, shown(secure.ConnectionState())
 	}
 	ended = e.srv.EstablishConnection("", c)
 }

@@ -122,6 +122,11 @@ func (f *fakeFleet) Authenticate(_ context.Context, name, secret string) (fleet.
 	return a.id, nil
 }
 
+// AuthenticateCertificate takes the certificate whose fingerprint is the device's secret.
+func (f *fakeFleet) AuthenticateCertificate(ctx context.Context, name, sha256 string) (fleet.Identity, error) {
+	return f.Authenticate(ctx, name, sha256)
+}
+
 func (f *fakeFleet) Fold(_ context.Context, device string, shared bool, payload []byte) error {
 	if f.onFold != nil {
 		if err := f.onFold(device, payload); err != nil {

@@ -41,12 +41,16 @@ func connOf(cl *mqtt.Client) *conn {
 func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	c, e := connOf(cl), h.e
 	drops := e.dropCount()
-	id, err := e.authenticate(pk)
+	id, err := e.authenticate(c, pk)
 	if err != nil {
 		if errors.Is(err, fleet.ErrDenied) {
 			e.count.refused.Add(1)
-			e.noteErr("mqtt login refused", err, "peer", c.source, "name", string(pk.Connect.Username))
-			e.knock(c, audit.LoginFailed, string(pk.Connect.Username), "")
+			name, about := string(pk.Connect.Username), ""
+			if c.cert != nil {
+				name, about = c.cert.name, "certificate"
+			}
+			e.noteErr("mqtt login refused", err, "peer", c.source, "name", name)
+			e.knock(c, audit.LoginFailed, name, about)
 			return nil
 		}
 		// Not "wrong password": a device must not take a fault of ours for a fault of its own.
@@ -67,7 +71,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	if e.dropCount() != drops {
 		// Somebody was dropped between the check and the claim. If it was this one, the check now says so; if it is
 		// dropped from here on, Drop finds the session.
-		if _, err := e.authenticate(pk); err != nil {
+		if _, err := e.authenticate(c, pk); err != nil {
 			return h.refuse(cl, packets.ErrServerUnavailable)
 		}
 	}
@@ -121,19 +125,17 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
 }
 
 // authenticate asks the Handler, but not about what no account can be.
-func (e *Embedded) authenticate(pk packets.Packet) (fleet.Identity, error) {
+func (e *Embedded) authenticate(c *conn, pk packets.Packet) (fleet.Identity, error) {
 	con := pk.Connect
 	switch {
-	case len(con.Username) == 0 || len(con.Username) > maxName || len(con.Password) == 0 || len(con.Password) > maxSecret:
+	case len(con.Username) > maxName || len(con.Password) > maxSecret, c.cert == nil && (len(con.Username) == 0 || len(con.Password) == 0):
 		return fleet.Identity{}, fmt.Errorf("%w: no user name and password of usual length", fleet.ErrDenied)
 	case len(con.ClientIdentifier) > maxName:
 		return fleet.Identity{}, fmt.Errorf("%w: client identifier longer than %d bytes", fleet.ErrDenied, maxName)
 	case pk.Properties.AuthenticationMethod != "":
 		return fleet.Identity{}, fmt.Errorf("%w: authentication method is not offered", fleet.ErrDenied)
 	}
-	ctx, cancel := e.call()
-	defer cancel()
-	id, err := e.cfg.Handler.Authenticate(ctx, string(con.Username), string(con.Password))
+	id, err := e.login(c, con)
 	switch {
 	case err != nil:
 		return fleet.Identity{}, err
@@ -141,6 +143,15 @@ func (e *Embedded) authenticate(pk packets.Packet) (fleet.Identity, error) {
 		return id, nil
 	}
 	return fleet.Identity{}, fmt.Errorf("%w: %q has no role here", fleet.ErrDenied, id.Name)
+}
+
+func (e *Embedded) login(c *conn, con packets.ConnectParams) (fleet.Identity, error) {
+	if c.cert != nil {
+		return e.byCertificate(c.cert, con)
+	}
+	ctx, cancel := e.call()
+	defer cancel()
+	return e.cfg.Handler.Authenticate(ctx, string(con.Username), string(con.Password))
 }
 
 // checkWill: a will is a publish that nobody is there to answer for, so it has the rights of its device and an operator

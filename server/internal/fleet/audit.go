@@ -270,12 +270,13 @@ func fingerprint(text string) string {
 type deviceThen struct {
 	there, revoked bool
 	token, channel string
+	certificate    string
 	enrolled       time.Time
 	labels         Labels
 }
 
 func thenOf(d Device) deviceThen {
-	return deviceThen{there: true, revoked: d.Revoked, token: d.TokenSHA256, channel: d.Channel, enrolled: d.EnrolledAt.UTC().Truncate(time.Millisecond), labels: d.Labels}
+	return deviceThen{there: true, revoked: d.Revoked, token: d.TokenSHA256, certificate: d.CertificateSHA256, channel: d.Channel, enrolled: d.EnrolledAt.UTC().Truncate(time.Millisecond), labels: d.Labels}
 }
 
 // Device remembers the row for the PutDevice that follows in most transactions.
@@ -312,8 +313,8 @@ func (t *audited) PutDevice(d Device) error {
 	tell := func(what audit.Action, details audit.Details) {
 		t.add(audit.Entry{What: what, Device: d.ID, Details: details})
 	}
-	if now.token != old.token || !now.enrolled.Equal(old.enrolled) || old.revoked && !now.revoked {
-		tell(audit.DeviceEnroll, audit.Of("again", yes(old.token != ""), "was_revoked", yes(old.revoked)))
+	if now.token != old.token || now.certificate != old.certificate || !now.enrolled.Equal(old.enrolled) || old.revoked && !now.revoked {
+		tell(audit.DeviceEnroll, audit.Of("again", yes(old.token+old.certificate != ""), "was_revoked", yes(old.revoked), "certificate", now.certificate))
 	} else if !old.there {
 		tell(audit.DeviceSeen, nil)
 	}

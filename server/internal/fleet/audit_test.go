@@ -194,7 +194,8 @@ func with(list ...map[string]string) map[string]string {
 func TestEveryChangeOfARowIsToldOrNamedHere(t *testing.T) {
 	said := "statuses are not in the log"
 	everyField(t, func(tx fleet.Tx) (fleet.Device, error) { return tx.Device("d1") }, fleet.Tx.PutDevice,
-		silentFor(said, "ID", "Online", "FirstSeen", "LastSeen", "PhaseSince", "Status", "Version", "SHA256", "PreviousVersion", "Boot", "Seq", "OldBoots"))
+		with(silentFor(said, "ID", "Online", "FirstSeen", "LastSeen", "PhaseSince", "Status", "Version", "SHA256", "PreviousVersion", "Boot", "Seq", "OldBoots"),
+			silentFor("it is in the certificate, whose fingerprint is said", "CertificateEnds")))
 	fixed := "it is said when the attempt begins, and what its device says meanwhile when it ends"
 	everyField(t, func(tx fleet.Tx) (fleet.Attempt, error) { return tx.Attempt("c/d1") }, fleet.Tx.PutAttempt,
 		silentFor(fixed, "CommandID", "DeviceID", "RolloutID", "Action", "Force", "Version", "SHA256", "CreatedAt", "CreatedBy", "ExpiresAt", "Phase", "Reason", "Message", "UpdatedAt", "EndedAt"))

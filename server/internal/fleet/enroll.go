@@ -32,18 +32,36 @@ func sameDigest(a, b string) bool {
 	return a != "" && subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
 }
 
-// Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token, lifts
-// a revocation and ends the sessions of the old token.
+// Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token or
+// certificate, lifts a revocation and ends the sessions of the old one.
 func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
-	if err := f.operator(by); err != nil {
+	if err := f.mayEnroll(by, id); err != nil {
 		return "", err
 	}
-	if err := protocol.CheckDeviceID(id); err != nil {
-		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
 	token, digest := newToken()
+	err = f.enroll(ctx, by, id, func(d *Device) {
+		d.TokenSHA256, d.CertificateSHA256, d.CertificateEnds = digest, "", time.Time{}
+	})
+	if err != nil {
+		return "", err
+	}
+	return token, nil
+}
+
+func (f *Fleet) mayEnroll(by Identity, id string) error {
+	if err := f.operator(by); err != nil {
+		return err
+	}
+	if err := protocol.CheckDeviceID(id); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
+// enroll gives a device the login that set writes into its row.
+func (f *Fleet) enroll(ctx context.Context, by Identity, id string, set func(*Device)) error {
 	now := f.cfg.Now()
-	err = f.update(ctx, by, func(tx Tx) error {
+	err := f.update(ctx, by, func(tx Tx) error {
 		if err := nameIsFree(tx, id, "operator", "account"); err != nil {
 			return err
 		}
@@ -54,14 +72,15 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 		if err != nil {
 			return err
 		}
-		d.TokenSHA256, d.EnrolledAt, d.Revoked = digest, now, false
+		set(&d)
+		d.EnrolledAt, d.Revoked = now, false
 		return tx.PutDevice(d)
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
 	f.drop(id)
-	return token, nil
+	return nil
 }
 
 // Revoke takes a device's right to log in, ends its open attempts and drops its live session. The row and its history

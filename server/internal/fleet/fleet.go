@@ -39,6 +39,8 @@ type Config struct {
 	// ForeignSessions says that devices are connected to a broker that is not of this process: a start finds them as
 	// they were left, and their statuses and wills say what has changed.
 	ForeignSessions bool
+	// Issue signs certificates for devices; nil = this server gives none.
+	Issue Issuer
 	// Observer is told what was committed; nil = nobody.
 	Observer Observer
 }

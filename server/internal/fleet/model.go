@@ -49,16 +49,19 @@ type Channel struct {
 // Device is one monitor as the fleet knows it.
 type Device struct {
 	ID          string
-	TokenSHA256 string // hex; empty when the device has never been enrolled here
-	EnrolledAt  time.Time
-	Revoked     bool
-	Channel     string // empty = DefaultChannel
-	Labels      Labels // nil when it has none
-	Online      bool
-	FirstSeen   time.Time
-	LastSeen    time.Time       // of its last accepted status or connect
-	PhaseSince  time.Time       // when Status.Phase was entered
-	Status      protocol.Status // the last accepted one; zero when it has said nothing
+	TokenSHA256 string // hex; empty when the device has no token
+	// CertificateSHA256 is the fingerprint of the one certificate that the device may show in place of a token, in hex.
+	CertificateSHA256 string
+	CertificateEnds   time.Time
+	EnrolledAt        time.Time
+	Revoked           bool
+	Channel           string // empty = DefaultChannel
+	Labels            Labels // nil when it has none
+	Online            bool
+	FirstSeen         time.Time
+	LastSeen          time.Time       // of its last accepted status or connect
+	PhaseSince        time.Time       // when Status.Phase was entered
+	Status            protocol.Status // the last accepted one; zero when it has said nothing
 
 	// Version and SHA256 are what the device runs: as it last reported outside a trial. During a trial they are still
 	// those of the image before it, so that nobody is said to run what is not yet shown to work.
@@ -72,6 +75,9 @@ type Device struct {
 	// OldBoots are the boots before Boot, oldest first, at most eight: what still arrives from them is late.
 	OldBoots []string
 }
+
+// Enrolled says whether a login was ever made for the device. That it may use it is another question: Revoked.
+func (d Device) Enrolled() bool { return d.TokenSHA256 != "" || d.CertificateSHA256 != "" }
 
 // AttemptState is how an attempt stands.
 type AttemptState string

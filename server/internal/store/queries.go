@@ -7,7 +7,7 @@ import "strings"
 const (
 	releaseColumns  = `sha256, project, chip, version, min_version, description, force_update, size, secure_version, build_date, manifest, cosignatures, published_at, published_by, withdrawn`
 	channelColumns  = `project, chip, name, sha256, set_at, set_by`
-	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels`
+	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels, certificate_sha256, certificate_ends`
 	attemptColumns  = `id, command_id, device_id, action, force, version, sha256, created_at, created_by, expires_at, state, phase, reason, message, updated_at, ended_at, rollout_id`
 	factColumns     = `project, chip, reason, protected` // copies of what stands in status
 	keyColumns      = `project, kind, sequence, key, from_version, threshold, retired, added_at, added_by`
@@ -92,12 +92,13 @@ ON CONFLICT (project, chip, name) DO UPDATE SET sha256 = excluded.sha256, set_at
 	qDevice:  `SELECT ` + deviceColumns + ` FROM devices WHERE id = $1`,
 	qDevices: `SELECT ` + deviceColumns + ` FROM devices ORDER BY id`,
 	qPutDevice: `INSERT INTO devices (` + deviceColumns + `, ` + factColumns + `)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
 ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, enrolled_at = excluded.enrolled_at,
  revoked = excluded.revoked, channel = excluded.channel, online = excluded.online, first_seen = excluded.first_seen,
  last_seen = excluded.last_seen, phase_since = excluded.phase_since, phase = excluded.phase, version = excluded.version,
  sha256 = excluded.sha256, previous_version = excluded.previous_version, boot = excluded.boot, seq = excluded.seq,
- old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels, project = excluded.project, chip = excluded.chip,
+ old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels,
+ certificate_sha256 = excluded.certificate_sha256, certificate_ends = excluded.certificate_ends, project = excluded.project, chip = excluded.chip,
  reason = excluded.reason, protected = excluded.protected`,
 
 	qAttempt:        `SELECT ` + attemptColumns + ` FROM attempts WHERE id = $1`,

@@ -79,7 +79,7 @@ func (r *deviceRow) fields() []any {
 	d := &r.d
 	return []any{&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
 		instant{&d.LastSeen}, instant{&d.PhaseSince}, &r.phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &r.seq,
-		&r.oldBoots, &r.status, &r.labels}
+		&r.oldBoots, &r.status, &r.labels, &d.CertificateSHA256, instant{&d.CertificateEnds}}
 }
 
 func (r *deviceRow) device() (fleet.Device, error) {
@@ -120,7 +120,7 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 	}
 	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
-		int64(d.Seq), string(oldBoots), string(status), string(labels)}, nil
+		int64(d.Seq), string(oldBoots), string(status), string(labels), d.CertificateSHA256, millis(d.CertificateEnds)}, nil
 }
 
 func factArgs(s protocol.Status) []any {

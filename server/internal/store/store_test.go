@@ -57,7 +57,7 @@ func release(n int) fleet.Release {
 
 func device(id string) fleet.Device {
 	return fleet.Device{
-		ID: id, TokenSHA256: "ab", EnrolledAt: at(1), Channel: "beta", Online: true, FirstSeen: at(2), LastSeen: at(3),
+		ID: id, TokenSHA256: "ab", CertificateSHA256: "cd", CertificateEnds: at(4), EnrolledAt: at(1), Channel: "beta", Online: true, FirstSeen: at(2), LastSeen: at(3),
 		PhaseSince: at(4), Version: "1.0.0", SHA256: strings.Repeat("cd", 32), PreviousVersion: "0.9.0", Boot: "b2",
 		Seq: math.MaxUint64, OldBoots: []string{"b0\n", "b1"}, Labels: fleet.Labels{"site": "north", "bank": "1"},
 		Status: protocol.Status{

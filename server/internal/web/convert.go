@@ -39,7 +39,8 @@ func deviceOf(d fleet.Device) api.Device {
 	out := api.Device{
 		DeviceID: d.ID, CurrentVersion: s.CurrentVersion, AvailableVersion: s.AvailableVersion, Phase: s.Phase,
 		Status: s.Status, ProgressPct: s.ProgressPct, Reason: s.Reason, Online: d.Online,
-		Message: s.Message, PhaseSince: d.PhaseSince.UTC(), FirstSeen: d.FirstSeen.UTC(), Enrolled: d.TokenSHA256 != "",
+		Message: s.Message, PhaseSince: d.PhaseSince.UTC(), FirstSeen: d.FirstSeen.UTC(), Enrolled: d.Enrolled(),
+		CertificateSHA256: d.CertificateSHA256, CertificateEnds: d.CertificateEnds.UTC(),
 		EnrolledAt: d.EnrolledAt.UTC(), Revoked: d.Revoked, Channel: d.Channel, Project: s.Project, Chip: s.Chip,
 		Slot: s.Slot, SlotSize: s.SlotSize, ImageSHA256: s.ImageSHA256, SecureVersion: s.SecureVersion,
 		RollbackPending: s.RollbackPending, RollbackProtected: s.RollbackProtected, SignedOnly: s.Signed,

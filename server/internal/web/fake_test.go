@@ -222,6 +222,23 @@ func (f *fakeFleet) Enroll(_ context.Context, _ fleet.Identity, id string) (stri
 	return "token-of-" + id, nil
 }
 
+func (f *fakeFleet) EnrollCertificate(ctx context.Context, by fleet.Identity, id, _ string) (fleet.Certificate, error) {
+	_, err := f.Enroll(ctx, by, id)
+	return fleet.Certificate{PEM: "certificate-of-" + id, SHA256: digestA, Ends: published}, err
+}
+
+// AuthenticateCertificate takes the certificate whose fingerprint is in the device's row.
+func (f *fakeFleet) AuthenticateCertificate(_ context.Context, name, sha256 string) (fleet.Identity, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.devices {
+		if d.ID == name && d.CertificateSHA256 == sha256 && !d.Revoked {
+			return fleet.Identity{Name: name, Role: fleet.RoleDevice}, nil
+		}
+	}
+	return fleet.Identity{}, fleet.ErrDenied
+}
+
 func (f *fakeFleet) Revoke(_ context.Context, _ fleet.Identity, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

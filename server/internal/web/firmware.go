@@ -1,6 +1,8 @@
 package web
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -28,7 +30,7 @@ func (h *handler) firmware(w http.ResponseWriter, r *http.Request) {
 	}
 	rest := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/firmware"), "/")
 	parts := strings.Split(rest, "/")
-	query, err := firmwareQuery(r)
+	query, err := h.firmwareQuery(r)
 	if err != nil {
 		h.fail(w, r, err)
 		return
@@ -63,8 +65,8 @@ func (h *handler) firmware(w http.ResponseWriter, r *http.Request) {
 }
 
 // firmwareQuery reads how a caller names itself: ?device=, ?chip=, ?project=, or the name of a basic login. Nothing here
-// is secret and nothing is granted for it, so a password is not asked for.
-func firmwareQuery(r *http.Request) (fleet.Query, error) {
+// is secret and nothing is granted for it, so a password is not asked for. But who shows a certificate is held to it.
+func (h *handler) firmwareQuery(r *http.Request) (fleet.Query, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return fleet.Query{}, fmt.Errorf("%w: query cannot be read", fleet.ErrInvalid)
@@ -78,10 +80,32 @@ func firmwareQuery(r *http.Request) (fleet.Query, error) {
 			return fleet.Query{}, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
 		}
 	}
+	if err := h.byCertificate(r, &q); err != nil {
+		return fleet.Query{}, err
+	}
 	if len(q.Chip) > 64 || len(q.Project) > 64 {
 		return fleet.Query{}, fmt.Errorf("%w: chip and project have at most 64 bytes", fleet.ErrInvalid)
 	}
 	return q, nil
+}
+
+// byCertificate takes the device's name from the certificate of the connection, if there is one. It is asked at each request
+// whether it is still the one on record, because a connection, or a session that is resumed, outlasts a revocation.
+func (h *handler) byCertificate(r *http.Request, q *fleet.Query) error {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return nil
+	}
+	leaf := r.TLS.VerifiedChains[0][0]
+	sum := sha256.Sum256(leaf.Raw)
+	id, err := h.cfg.Fleet.AuthenticateCertificate(r.Context(), leaf.Subject.CommonName, hex.EncodeToString(sum[:]))
+	if err == nil && q.Device != "" && q.Device != id.Name {
+		err = fmt.Errorf("%w: the certificate is for %.64q", fleet.ErrDenied, id.Name)
+	}
+	if err != nil {
+		return err
+	}
+	q.Device = id.Name
+	return nil
 }
 
 func isDigest(s string) bool {

@@ -39,8 +39,8 @@ func (h *handler) fleetRoutes() []route {
 		{http.MethodPut, "/channels", "setChannel", "Point a channel at a published version", operate, nil, api.Channel{},
 			[]api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused}, takes(h.setChannel)},
 		{http.MethodGet, "/devices", "listDevices", "List devices by id", view, paged, []api.Device{}, nil, reads(h.listDevices)},
-		{http.MethodPost, "/devices", "enrollDevice", "Give a device a new token in place of any it had: of repeated requests the last answer counts",
-			operate, nil, api.EnrollResponse{}, []api.Code{api.CodeConflict}, takes(h.enroll)},
+		{http.MethodPost, "/devices", "enrollDevice", "Give a device a new token, or a certificate for the key that signed certificate_request, in place of what it had: of repeated requests the last answer counts",
+			operate, nil, api.EnrollResponse{}, []api.Code{api.CodeConflict, api.CodeRefused}, takes(h.enroll)},
 		{http.MethodGet, "/devices/{id}", "getDevice", "Show one device with its latest attempts", view, nil, api.DeviceDetail{},
 			[]api.Code{api.CodeNotFound}, reads(h.showDevice)},
 		{http.MethodGet, "/devices/{id}/attempts", "listAttempts", "List attempts of a device, newest first", view, paged, []api.Attempt{},
@@ -345,6 +345,13 @@ func (h *handler) listAttempts(w http.ResponseWriter, r *http.Request, _ fleet.I
 }
 
 func (h *handler) enroll(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.EnrollRequest) (any, error) {
+	if in.CertificateRequest != "" {
+		cert, err := h.cfg.Fleet.EnrollCertificate(r.Context(), by, in.DeviceID, in.CertificateRequest)
+		if err != nil {
+			return nil, err
+		}
+		return api.EnrollResponse{DeviceID: in.DeviceID, Certificate: cert.PEM, CertificateSHA256: cert.SHA256, CertificateEnds: cert.Ends.UTC()}, nil
+	}
 	token, err := h.cfg.Fleet.Enroll(r.Context(), by, in.DeviceID)
 	if err != nil {
 		return nil, err

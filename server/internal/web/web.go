@@ -44,6 +44,8 @@ type Fleet interface {
 	Firmware(ctx context.Context, sha256 string) (fleet.Blob, error)
 
 	Enroll(ctx context.Context, by fleet.Identity, id string) (token string, err error)
+	EnrollCertificate(ctx context.Context, by fleet.Identity, id, request string) (fleet.Certificate, error)
+	AuthenticateCertificate(ctx context.Context, name, sha256 string) (fleet.Identity, error)
 	Revoke(ctx context.Context, by fleet.Identity, id string) error
 	DevicesAfter(ctx context.Context, id string, limit int) ([]fleet.Device, error)
 	Device(ctx context.Context, id string) (fleet.Device, error)

@@ -61,6 +61,7 @@ typedef struct {
     ota_mqtt_config_t mqtt;
     ota_trust_t trust;         // no keys in it: the board holds none
     bool have_ota, have_mqtt;
+    bool identity;             // mqtt.client_cert_pem and its key can be used
     bool web;                  // the server may be asked: its certificate can be checked as configured
     char *ota_text, *mqtt_text;   // what the texts point into
     char problem[OTA_MAX_MESSAGE];
@@ -231,6 +232,7 @@ bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *
 void ota_web_close(ota_response_t *r);
 bool ota_web_status(const ota_response_t *r, ota_fault_t *why);   // judges an answer that is not the one wanted
 bool ota_web_certs_ok(const char *pem);        // at least one certificate in it
+bool ota_web_identity_ok(const char *cert_pem, const char *key_pem);   // the certificate and its private key
 
 // --- An update, in its order ---
 

@@ -129,6 +129,7 @@ typedef struct {
 
 typedef struct {
     const char *broker_host, *username, *password, *ca_pem;
+    const char *client_cert_pem, *client_key_pem;   // the board's own; both or none
     int broker_port;           // never 0: 1883, or 8883 with TLS, fills in
     int qos;
     bool tls;
