@@ -75,6 +75,52 @@ func TestProofFindsWhatIsWrong(t *testing.T) {
 	t.Logf("%d found: %s: %s", len(found), found[0].what, found[0].problem)
 }
 
+// keyed is a small image with a set of trusted keys, or with room for one.
+func keyed(t *testing.T, version string, sequence uint32) []byte {
+	t.Helper()
+	return carrying(t, version, sequence, newKey(t))
+}
+
+// TestProofOfImagesThatCarryKeysAndOfTablesWithoutStorage: each story that is told comes to its end. Nobody who asks for a
+// proof has the private halves of the keys at hand.
+func TestProofOfImagesThatCarryKeysAndOfTablesWithoutStorage(t *testing.T) {
+	all := "update crash silent rollback back damage"
+	for name, c := range map[string]struct {
+		change func(*ProofConfig)
+		want   string
+	}{
+		"room":        {func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 0), keyed(t, "1.1.0", 0) }, all},
+		"first keys":  {func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 0), keyed(t, "1.1.0", 1) }, "update crash silent damage"},
+		"same keys":   {func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 4), keyed(t, "1.1.0", 4) }, all},
+		"later keys":  {func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 4), keyed(t, "1.1.0", 5) }, "update crash silent damage"},
+		"no storage":  {func(c *ProofConfig) { c.Table = parttable.Default()[:5] }, all},
+		"a full chip": {func(c *ProofConfig) { c.Table = tableOf(t, noStorage) }, all},
+		"higher floor": {func(c *ProofConfig) {
+			c.New = image(t, "1.1.0", func(o *appimage.BuildOptions) { o.SecureVersion = 3 })
+		}, "update crash silent rollback damage"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := tinyPair(t)
+			c.change(&cfg)
+			p, err := newProof(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told []string
+			for i := range p.stories {
+				told = append(told, p.stories[i].name)
+				if _, err := p.undisturbed(&p.stories[i]); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := strings.Join(told, " "); got != c.want {
+				t.Errorf("told %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
 func TestNoProofOfWhatNoBoardCanHave(t *testing.T) {
 	for want, spoil := range map[string]func(*ProofConfig){
 		"the old image is not valid": func(c *ProofConfig) { c.Old = []byte("hello") },
@@ -89,7 +135,11 @@ func TestNoProofOfWhatNoBoardCanHave(t *testing.T) {
 		"too many":       func(c *ProofConfig) { c.New = image(t, "1.1.0", quarterMiB) },
 		"no second slot": func(c *ProofConfig) { c.Table = tableOf(t, oneSlot) },
 		"no otadata":     func(c *ProofConfig) { c.Table = tableOf(t, noRecords) },
-		"no storage":     func(c *ProofConfig) { c.Table = parttable.Default()[:5] },
+		"set 2 of trusted keys": func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 2), keyed(t, "1.1.0", 1) },
+		"carries set 1":         func(c *ProofConfig) { c.Old = keyed(t, "1.0.0", 1) },
+		"secure version 3": func(c *ProofConfig) {
+			c.Old = image(t, "1.0.0", func(o *appimage.BuildOptions) { o.SecureVersion = 3 })
+		},
 		"ends at": func(c *ProofConfig) {
 			c.Table, c.FlashSize = tableOf(t, threeSlots+"more,data,nvs,0x320000,2M\n"), 4<<20
 		},

@@ -79,7 +79,7 @@ func (a *agent) know() error {
 		return fmt.Errorf("running image: %w", err)
 	}
 	s.image = img
-	a.cfg.believeImage(a.section(a.env.Running), img)
+	a.cfg.believeImage(a.section(a.env.Running), img, a.env.Keys)
 	if s.sum, err = a.digest(a.env.Running, img); err != nil {
 		return err
 	}
