@@ -131,10 +131,10 @@ func TestNoProofOfWhatNoBoardCanHave(t *testing.T) {
 		"of project": func(c *ProofConfig) {
 			c.New = image(t, "1.1.0", func(o *appimage.BuildOptions) { o.Project = "other" })
 		},
-		"the same image": func(c *ProofConfig) { c.New = c.Old },
-		"too many":       func(c *ProofConfig) { c.New = image(t, "1.1.0", quarterMiB) },
-		"no second slot": func(c *ProofConfig) { c.Table = tableOf(t, oneSlot) },
-		"no otadata":     func(c *ProofConfig) { c.Table = tableOf(t, noRecords) },
+		"the same image":        func(c *ProofConfig) { c.New = c.Old },
+		"too many":              func(c *ProofConfig) { c.New = image(t, "1.1.0", quarterMiB) },
+		"no second slot":        func(c *ProofConfig) { c.Table = tableOf(t, oneSlot) },
+		"no otadata":            func(c *ProofConfig) { c.Table = tableOf(t, noRecords) },
 		"set 2 of trusted keys": func(c *ProofConfig) { c.Old, c.New = keyed(t, "1.0.0", 2), keyed(t, "1.1.0", 1) },
 		"carries set 1":         func(c *ProofConfig) { c.Old = keyed(t, "1.0.0", 1) },
 		"secure version 3": func(c *ProofConfig) {
