@@ -74,7 +74,11 @@ func Prove(ctx context.Context, cfg ProofConfig) ([]StoryReport, error) {
 		return nil, err
 	}
 	var out []StoryReport
-	for i := range p.stories {
+	for i, t := range p.stories {
+		if ctx.Err() != nil { // who interrupts does not wait for what is not told any more
+			out = append(out, StoryReport{ProofPlan: ProofPlan{Story: t.name, About: t.about}})
+			continue
+		}
 		r, err := p.inTurn(ctx, i)
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", p.stories[i].name, err)

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -37,6 +38,26 @@ func TestProofOfAPair(t *testing.T) {
 	}
 	if told != "update crash silent rollback back damage " {
 		t.Errorf("told %s", told)
+	}
+}
+
+// TestProofThatIsInterrupted: what was not reached is in the report, and nothing more is run for it.
+func TestProofThatIsInterrupted(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	cfg := tinyPair(t)
+	var begun []string
+	cfg.OnStory = func(p ProofPlan) {
+		begun = append(begun, p.Story)
+		interrupt()
+	}
+	stories, err := Prove(ctx, cfg)
+	if err != nil || len(stories) != 6 || len(begun) != 1 {
+		t.Fatalf("%d stories begun, %d reported: %v", len(begun), len(stories), err)
+	}
+	for _, s := range stories {
+		if s.Complete || s.Story == "" || s.Done > 0 && s.Story != "update" {
+			t.Errorf("%+v", s)
+		}
 	}
 }
 
