@@ -392,6 +392,9 @@ func (x *explorer) verdict(f *norflash.Flash, running string) string {
 	if bad := x.zombies(f); bad != "" {
 		return bad
 	}
+	if bad := x.doubled(f); bad != "" {
+		return bad
+	}
 	return x.orphaned(f, running)
 }
 
