@@ -9,10 +9,10 @@ import (
 	"bmsota/device/internal/norflash"
 )
 
-// TestBitsThatReadDifferentlyAfterACutErase: an erase that the power cuts short leaves bits that read now as 1, now as 0. A
+// TestPowerCutLeavesBitsThatReadDifferently: an erase that the power cuts short leaves bits that read now as 1, now as 0. A
 // sector is never programmed without an erase of its own, and what is decided on is written anew, so the board comes to rest
 // as after any other cut. Up to three erases are cut, one after the other.
-func TestBitsThatReadDifferentlyAfterACutErase(t *testing.T) {
+func TestPowerCutLeavesBitsThatReadDifferently(t *testing.T) {
 	seed, rounds := uint64(1), 40
 	if long(t) {
 		seed, rounds = rand.Uint64(), 3000
