@@ -16,6 +16,7 @@ package device
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -144,6 +145,7 @@ type Config struct {
 	OnBoot func(partition string, reset ResetReason)
 
 	trust   *agent.Trust
+	keys    []*ecdsa.PublicKey // instead of those that an image carries
 	newLink func(agent.LinkConfig) agent.Link
 	clock   func() time.Time
 	strict  bool
@@ -392,7 +394,7 @@ func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p pa
 		Ops: otaops.Config{Rollback: !b.cfg.NoRollback, AntiRollback: b.cfg.AntiRollback, Efuse: &b.fuses.secure,
 			EfuseBits: bootloader.SecureVersionBits(b.fuses.chip), Chip: b.fuses.chip, ChipRevision: b.fuses.revision},
 		Battery: battery, FramePeriod: b.cfg.Timing.Frame,
-		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Transport: b.cfg.Transport, NewLink: b.cfg.newLink, Clock: b.cfg.clock,
+		Dial: b.cfg.Dial, Roots: b.cfg.Roots, Trust: b.cfg.trust, Keys: b.cfg.keys, Transport: b.cfg.Transport, NewLink: b.cfg.newLink, Clock: b.cfg.clock,
 		Seed: b.cfg.Seed, MaxPause: b.cfg.MaxPause, Log: b.log, OnStatus: b.cfg.OnStatus, Strict: b.cfg.strict, Mutant: b.cfg.mutant,
 	})
 	if errors.Is(err, norflash.ErrPowerCut) {

@@ -111,6 +111,15 @@ func (x *explorer) run(ctx context.Context) error {
 	return x.cutAll(ctx, whole)
 }
 
+// undisturbed follows the story without any power cut. What has no end then is not waited for as long as what was cut.
+func (x *explorer) undisturbed() path {
+	x.clear()
+	limit := x.limit
+	x.limit = min(limit, time.Minute)
+	defer func() { x.limit = limit }()
+	return x.follow(x.start, 0, true)
+}
+
 // clear forgets what is known.
 func (x *explorer) clear() { x.contents, x.ends = map[sum]int{}, map[place]end{} }
 
@@ -381,6 +390,9 @@ func (x *explorer) follow(f *norflash.Flash, cuts int, record bool) (p path) {
 // verdict looks at a board that rests.
 func (x *explorer) verdict(f *norflash.Flash, running string) string {
 	if bad := x.zombies(f); bad != "" {
+		return bad
+	}
+	if bad := x.doubled(f); bad != "" {
 		return bad
 	}
 	return x.orphaned(f, running)

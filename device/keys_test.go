@@ -6,11 +6,13 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"bmsota/device/internal/agent"
+	"bmsota/device/internal/norflash"
 	"bmsota/esp/appimage"
 	"bmsota/esp/parttable"
 	"bmsota/manifest"
@@ -20,7 +22,12 @@ import (
 // carrying is an image with a set of trusted keys in it; with room for one only where the sequence is 0.
 func carrying(t testing.TB, v string, sequence uint32, keys ...*ecdsa.PrivateKey) []byte {
 	t.Helper()
-	b := image(t, v, func(o *appimage.BuildOptions) { o.Extra = manifest.AppendRoom(nil) })
+	return carryingIn(t, 64<<10, v, sequence, keys...)
+}
+
+func carryingIn(t testing.TB, size int64, v string, sequence uint32, keys ...*ecdsa.PrivateKey) []byte {
+	t.Helper()
+	b := image(t, v, func(o *appimage.BuildOptions) { o.Size, o.Extra = size, manifest.AppendRoom(nil) })
 	if sequence == 0 {
 		return b
 	}
@@ -191,5 +198,84 @@ func TestTheMirrorIsForBoardsWithAKeyAndIsNotToldWhoAsks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// portal is a mirror behind deadAuthority that answers in its own way once the image is downloaded.
+type portal struct {
+	deadAuthority
+	then http.RoundTripper
+}
+
+func (p portal) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme == "http" && p.mirror.log(".bin") > 0 && strings.HasSuffix(r.URL.Path, ".json") {
+		return p.then.RoundTrip(r)
+	}
+	return p.deadAuthority.RoundTrip(r)
+}
+
+type answer func(r *http.Request) (*http.Response, error)
+
+func (a answer) RoundTrip(r *http.Request) (*http.Response, error) { return a(r) }
+
+// In a trial the mirror stands for the server only with what a trusted key signed: an image that cannot reach its server
+// must not be kept because a hotel's network answers everything.
+func TestATrialIsNotEndedByWhoeverAnswersForTheMirror(t *testing.T) {
+	key, stranger := newKey(t), newKey(t)
+	next := image(t, "1.1.0")
+	of := func(key *ecdsa.PrivateKey) http.RoundTripper {
+		s := serve(t, release(t, next, key), next)
+		s.version, s.static = nil, s.version
+		return s
+	}
+	says := func(code int, body string) http.RoundTripper {
+		return answer(func(r *http.Request) (*http.Response, error) { return plain(r, code, []byte(body)), nil })
+	}
+	for _, c := range []struct {
+		name string
+		then http.RoundTripper
+		kept bool
+	}{
+		{"the mirror", of(key), true},
+		{"a stranger's release", of(stranger), false},
+		{"an unsigned release", of(nil), false},
+		{"a page of a hotel", says(http.StatusOK, "<html>Welcome!</html>"), false},
+		{"nothing", says(http.StatusNotFound, ""), false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := of(key).(*server)
+			settings := trusting(t, key) + `,"mirror_url":"http://mirror.example/firmware.bin"`
+			b := newBench(t, layout(image(t, "1.0.0"), settings), s, func(cfg *Config) { cfg.Transport = portal{deadAuthority{s}, c.then} })
+			updated(b, 20*time.Minute)
+			if got := b.hub.last().ImageSHA256 == sha(next); got != c.kept || s.log(".bin") == 0 {
+				t.Errorf("%s: kept %v: %s", c.name, got, b.hub.phases())
+			}
+		})
+	}
+}
+
+// An update that brings keys comes through the mirror: cut in all its operations on metadata, and in a sample of the others.
+func TestPowerCutSweepThroughTheMirror(t *testing.T) {
+	old, now := newKey(t), newKey(t)
+	running, next := carryingIn(t, 16<<10, "1.0.0", 0), carryingIn(t, 16<<10, "1.1.0", 1, now)
+	f := release(t, next, old)
+	var err error
+	if f.Cosignatures, err = manifest.Cosign(f.Manifest, "", now); err != nil {
+		t.Fatal(err)
+	}
+	l := layout(running, trusting(t, old)+`,"mirror_url":"http://mirror.example/firmware.bin"`)
+	l.Table, l.Size = componentTable(), 1<<20
+	start, err := l.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, f, next)
+	s.version, s.static = nil, s.version
+	sw := &sweep{layout: l, old: running, next: next, story: &story{start: start, table: l.Table, order: update, server: deadAuthority{s},
+		images: [][]byte{running, next}, final: next}}
+	x := sw.explorer(t, 1)
+	x.passes = []func(int, norflash.Op) bool{func(i int, op norflash.Op) bool { return long(t) || i%8 == 0 || sw.metadata(op) }}
+	if f := reportOf(t, x); f.distinct < 300 {
+		t.Errorf("only %d states", f.distinct)
 	}
 }

@@ -30,6 +30,7 @@ const (
 	oneSlot       = "otadata,data,ota,0xd000,0x2000\nota_0,app,ota_0,0x10000,1M\nstorage,data,spiffs,0x310000,64K\n"
 	factoryOnly   = "factory,app,factory,0x10000,1M\nstorage,data,spiffs,0x310000,64K\n"
 	noRecords     = "ota_0,app,ota_0,0x10000,1M\nota_1,app,ota_1,0x110000,1M\nstorage,data,spiffs,0x310000,64K\n"
+	noStorage     = "nvs,data,nvs,0x9000,0x4000\notadata,data,ota,0xd000,0x2000\nota_0,app,ota_0,0x10000,1M\nota_1,app,ota_1,0x110000,1M\nfiles,data,0x83,0x210000,0x1f0000\n"
 	encrypted     = "otadata,data,ota,0xd000,0x2000,encrypted\nota_0,app,ota_0,0x10000,1M,encrypted\nota_1,app,ota_1,0x110000,1M,encrypted\nstorage,data,spiffs,0x310000,64K\n"
 )
 

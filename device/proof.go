@@ -3,17 +3,18 @@ package device
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"bmsota/device/internal/norflash"
 	"bmsota/esp/appimage"
 	"bmsota/esp/parttable"
 	"bmsota/manifest"
-	"bmsota/protocol"
 )
 
 // ErrNoProof is wrapped by what is wrong with what a proof is asked about: images or a table that no board can have.
@@ -73,7 +74,11 @@ func Prove(ctx context.Context, cfg ProofConfig) ([]StoryReport, error) {
 		return nil, err
 	}
 	var out []StoryReport
-	for i := range p.stories {
+	for i, t := range p.stories {
+		if ctx.Err() != nil { // who interrupts does not wait for what is not told any more
+			out = append(out, StoryReport{ProofPlan: ProofPlan{Story: t.name, About: t.about}})
+			continue
+		}
 		r, err := p.inTurn(ctx, i)
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", p.stories[i].name, err)
@@ -117,8 +122,12 @@ func Replay(cfg ProofConfig, story string, flash []byte, tell func(string)) (pro
 // proof is a table and a pair of images with the stories about them.
 type proof struct {
 	cfg     ProofConfig
-	size    int64
+	table   parttable.Table // with a storage partition
+	size    int64           // of the chip
+	key     *ecdsa.PrivateKey
 	stories []tale
+
+	noKeysBack, noFloorBack bool // the old image has older keys, a lower security floor: no way back to it
 }
 
 // tale is a story with what is said about it.
@@ -136,7 +145,11 @@ func newProof(cfg ProofConfig) (*proof, error) {
 	if cfg.Jobs <= 0 {
 		cfg.Jobs = 8 * runtime.NumCPU()
 	}
-	p := &proof{cfg: cfg}
+	key, err := manifest.NewKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	p := &proof{cfg: cfg, key: key}
 	was, err := p.image("old", cfg.Old)
 	if err != nil {
 		return nil, err
@@ -179,9 +192,6 @@ func (p *proof) fits(was, is *appimage.Image) error {
 	if places < 2 || len(slots) == 0 {
 		return no("the table has no second slot, so nothing can be updated")
 	}
-	if _, ok := t.Storage(); !ok {
-		return no("the table has no storage (data, spiffs) partition for the configuration files")
-	}
 	home, _ := t.Blank()
 	if int64(len(p.cfg.Old)) > int64(home.Size) {
 		return no("the old image has %d bytes, partition %s has %d", len(p.cfg.Old), home.Name, home.Size)
@@ -215,154 +225,57 @@ func (p *proof) fits(was, is *appimage.Image) error {
 	if int64(end) > p.size && end > FlashSize {
 		return no("the table ends at 0x%x, the flash at 0x%x", end, p.size)
 	}
+	if err := p.addStorage(int64(end)); err != nil {
+		return no("%w", err)
+	}
+	return p.takes(was, is)
+}
+
+// addStorage makes the storage partition a small one: every boot reads it and nothing writes it. A table that has none, for
+// firmware that keeps its settings elsewhere, gets one behind its end.
+func (p *proof) addStorage(end int64) error {
+	const size = 64 << 10
+	p.table = slices.Clone(p.cfg.Table)
+	if _, ok := p.table.Storage(); !ok {
+		p.table = append(p.table, parttable.Partition{Name: "proof-storage", Type: parttable.TypeData, Subtype: parttable.SubtypeSPIFFS,
+			Offset: uint32(end), Size: size})
+		for p.size < end+size {
+			p.size *= 2
+		}
+	}
+	for i := range p.table {
+		if p.table[i].Type == parttable.TypeData && p.table[i].Subtype == parttable.SubtypeSPIFFS {
+			p.table[i].Size = min(p.table[i].Size, size)
+		}
+	}
+	return norflash.CheckChipSize(p.size)
+}
+
+// takes refuses a new image that a board with the old one does not install, and notes whether it goes back to the old one.
+func (p *proof) takes(was, is *appimage.Image) error {
+	before, err := manifest.Builtin(bytes.NewReader(p.cfg.Old), was)
+	if err != nil {
+		return fmt.Errorf("%w: the old image: %w", ErrNoProof, err)
+	}
+	after, err := manifest.Builtin(bytes.NewReader(p.cfg.New), is)
+	if err != nil {
+		return fmt.Errorf("%w: the new image: %w", ErrNoProof, err)
+	}
+	if after.Sequence < before.Sequence {
+		return fmt.Errorf("%w: the old image carries set %d of trusted keys, the new one set %d: boards refuse it", ErrNoProof, before.Sequence, after.Sequence)
+	}
+	var floor, secure uint32
+	if was.Desc != nil {
+		floor = was.Desc.SecureVersion
+	}
+	if is.Desc != nil {
+		secure = is.Desc.SecureVersion
+	}
+	if secure < floor {
+		return fmt.Errorf("%w: the old image has secure version %d, the new one %d: boards refuse it", ErrNoProof, floor, secure)
+	}
+	p.noKeysBack, p.noFloorBack = after.Sequence > before.Sequence, secure > floor
 	return nil
-}
-
-// board is the flash of a new one, whose trials have so many seconds.
-func (p *proof) board(table parttable.Table, fu fuses, seconds int64) (*norflash.Flash, error) {
-	ota, err := protocol.OTAConfig{ServerURL: "https://server.example/firmware/firmware.bin", AutoRollbackEnabled: true,
-		Health: protocol.Health{DeadlineS: seconds}}.Append(nil)
-	if err != nil {
-		return nil, err
-	}
-	mqtt, err := protocol.MQTTConfig{BrokerHost: "broker.example", BrokerPort: 8883, TLS: true, QoS: 1}.Append(nil)
-	if err != nil {
-		return nil, err
-	}
-	f, err := Layout{Image: p.cfg.Old, Table: table, OTAConfig: ota, MQTTConfig: mqtt, Size: p.size}.build()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoProof, err)
-	}
-	if err := errors.Join(f.Erase(fuseOffset, norflash.SectorSize), putFuses(f, fu)); err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
-// offerOf is a server that has an image.
-func offerOf(img []byte) (*offer, error) {
-	parsed, err := appimage.Parse(img)
-	if err != nil {
-		return nil, err
-	}
-	m, err := manifest.New(img, parsed, "")
-	if err != nil {
-		return nil, err
-	}
-	// The board of a proof holds no key: it reads the digests of the blocks, and what a signature is worth is proved elsewhere.
-	key, err := manifest.NewKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	signed, err := manifest.Sign(m, key)
-	if err != nil {
-		return nil, err
-	}
-	version, err := protocol.VersionFile{Version: m.Version, Project: m.Project, Chip: m.Chip, Size: m.Size, SHA256: m.SHA256,
-		SecureVersion: m.SecureVersion, URL: m.SHA256 + ".bin", Manifest: signed}.Append(nil)
-	if err != nil {
-		return nil, err
-	}
-	return &offer{version: version, image: img, tag: `"` + m.SHA256 + `"`}, nil
-}
-
-// tell makes the stories.
-func (p *proof) tell(was, is *appimage.Image) error {
-	table := append(parttable.Table(nil), p.cfg.Table...)
-	for i := range table {
-		// Every boot reads the storage partition and nothing writes it: a small one proves as much.
-		if table[i].Type == parttable.TypeData && table[i].Subtype == parttable.SubtypeSPIFFS {
-			table[i].Size = min(table[i].Size, 64<<10)
-		}
-	}
-	fu := fuses{mac: [6]byte{2, 0, 0, 0, 0, 1}, chip: was.Header.Chip, revision: max(was.Header.MinRevision, is.Header.MinRevision)}
-	start, err := p.board(table, fu, 3600)
-	if err != nil {
-		return err
-	}
-	hasty, err := p.board(table, fu, trialSeconds)
-	if err != nil {
-		return err
-	}
-	toNew, err := offerOf(p.cfg.New)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoProof, err)
-	}
-	toOld, err := offerOf(p.cfg.Old)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoProof, err)
-	}
-	behaves := func(b appimage.Behaviour) func(*Config) {
-		return func(c *Config) {
-			c.behave = func(f *norflash.Flash, at parttable.Partition) appimage.Behaviour {
-				if slotHolds(f, at, p.cfg.New) {
-					return b
-				}
-				return appimage.BehaviourOK
-			}
-		}
-	}
-	base := story{table: table, fuses: fu, start: start, order: `{"action":"update","force":true}`, server: toNew, images: [][]byte{p.cfg.Old, p.cfg.New}, config: behaves(appimage.BehaviourOK)}
-	add := func(name, about string, change func(*tale)) {
-		t := tale{story: base, about: about}
-		t.name = name
-		change(&t)
-		p.stories = append(p.stories, t)
-	}
-	add("update", "the update goes well", func(t *tale) { t.final = p.cfg.New })
-	updated, err := p.undisturbed(&p.stories[0])
-	if err != nil {
-		return err
-	}
-	add("crash", "the new image crashes in its trial, and is undone", func(t *tale) {
-		t.final, t.metadataOnly, t.holes, t.config = p.cfg.Old, true, true, behaves(appimage.BehaviourCrash)
-	})
-	add("silent", "the new image never hears from the battery, and gives itself up", func(t *tale) {
-		t.final, t.metadataOnly, t.waits, t.start, t.config = p.cfg.Old, true, true, hasty, behaves(appimage.BehaviourUnhealthy)
-	})
-	if was.Desc != nil && is.Desc != nil && !protocol.SameVersion(was.Desc.Version, is.Desc.Version) && !protocol.GenericVersion(was.Desc.Version) {
-		order, err := protocol.Command{Action: protocol.ActionRollback, Version: was.Desc.Version}.Append(nil)
-		if err != nil {
-			return err
-		}
-		if home, _ := table.Blank(); home.IsOTA() {
-			add("rollback", "an operator orders the old image back", func(t *tale) { t.start, t.final, t.order = updated, p.cfg.Old, string(order) })
-		}
-	}
-	if len(table.Slots()) > 1 {
-		add("back", "the old image is installed again; its slot still holds it", func(t *tale) {
-			t.start, t.final, t.server, t.metadataOnly = updated, p.cfg.Old, toOld, true
-		})
-	}
-	add("damage", "the new image is damaged after its update; the board falls back, mends its records, and updates again", func(t *tale) {
-		t.start, t.final, t.metadataOnly = p.damaged(table, updated), p.cfg.New, true
-	})
-	return nil
-}
-
-// undisturbed is the flash that a story leaves.
-func (p *proof) undisturbed(t *tale) (*norflash.Flash, error) {
-	x := p.explorer(t)
-	x.clear()
-	whole := x.follow(t.start, 0, true)
-	if whole.problem != "" {
-		return nil, fmt.Errorf("%s goes wrong without a power cut: %s", t.name, whole.problem)
-	}
-	return whole.last, nil
-}
-
-// damaged is f with a sector in the middle of the new image gone.
-func (p *proof) damaged(table parttable.Table, f *norflash.Flash) *norflash.Flash {
-	f = f.Clone()
-	for _, s := range table.Slots() {
-		if slotHolds(f, s, p.cfg.New) {
-			middle := int64(s.Offset) + int64(len(p.cfg.New))/2
-			if err := f.Program(middle, make([]byte, norflash.PieceSize)); err != nil {
-				panic("device: a slot outside the chip: " + err.Error())
-			}
-		}
-	}
-	return f
 }
 
 func (p *proof) explorer(t *tale) *explorer {
@@ -403,9 +316,8 @@ func (p *proof) explorer(t *tale) *explorer {
 // prove explores one story.
 func (p *proof) prove(ctx context.Context, t *tale) (StoryReport, error) {
 	x := p.explorer(t)
-	x.clear()
 	began := time.Now()
-	whole := x.follow(t.start, 0, true)
+	whole := x.undisturbed()
 	took := time.Since(began)
 	if t.waits {
 		took -= trialSeconds * time.Second // during which other boards run

@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -85,6 +86,16 @@ func (s *story) orphaned(f *norflash.Flash, running string) string {
 		}
 	}
 	return running + " runs and has no record"
+}
+
+// doubled says that both boot records name one slot of several: no record is left for the image to fall back to.
+func (s *story) doubled(f *norflash.Flash) string {
+	recs, slots := s.records(f), s.table.Slots()
+	one := otadata.SlotIndex(recs[0].Seq, len(slots))
+	if len(slots) > 1 && recs[0].Usable() && recs[1].Usable() && one == otadata.SlotIndex(recs[1].Seq, len(slots)) {
+		return fmt.Sprintf("both boot records name slot %d", one)
+	}
+	return ""
 }
 
 func (s *story) records(f *norflash.Flash) [2]otadata.Record {

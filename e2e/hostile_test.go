@@ -47,6 +47,7 @@ var modes = map[string]func(*hostile, http.ResponseWriter, *http.Request, []byte
 	"drip":     (*hostile).drip,     // every image answer comes byte by byte
 	"endless":  (*hostile).endless,  // bytes without end, and no length
 	"short":    (*hostile).short,    // a length that is larger than the image, and then nothing
+	"hotel":    (*hostile).honest,   // and once an image is fetched, a network's welcome page for everything else
 	"errors":   (*hostile).errors,   // 503 with Retry-After three times, then what is asked for
 }
 
@@ -132,6 +133,11 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "captive":
 		h.captive(w, r, nil)
 		return
+	case "hotel":
+		if h.tries() > 0 && !strings.HasSuffix(name, ".bin") {
+			h.captive(w, r, nil)
+			return
+		}
 	case "huge":
 		h.huge(&counted{w, h}, r, nil)
 		return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -30,7 +31,7 @@ var errLocked = errors.New("locked")
 // keeps its permissions: it may be one that others need.
 func openFolder(dir string, log *slog.Logger) (*os.File, error) {
 	err := durable.MkdirAll(dir, 0o700)
-	if errors.Is(err, syscall.ENOTDIR) {
+	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("%s cannot be the data folder: a part of it is a file", dir)
 	}
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -71,7 +73,8 @@ func modelled() []string {
 
 func notModelled() []string {
 	return []string{
-		"your application's own writes to flash (NVS, logs), and a storage partition that is damaged",
+		"your application's own writes to flash (NVS, logs), and a storage partition that is damaged: nothing in an update writes it, so the board has one of 64 KiB, behind the table's end where the table has none",
+		"your release keys: the board trusts a key of the proof's own, in the place of those in its settings and in its images; which set of keys an image carries counts as it does on your boards",
 		"the cut that tears ESP-IDF's bootloader in its own rewrite of a trial's record while the new image crashes at once: about one in a hundred of such torn writes; those met are counted as escaped and not tried (docs/adr/0010)",
 		"flash encryption, secure boot and anti-rollback eFuses, wear-out, and bits that read differently twice",
 		"supply voltage: a chip that runs on while it browns out",
@@ -127,6 +130,12 @@ and the head of a slot are always all cut), --time stops after a while and says 
 			}
 			if cfg.Table, err = b.table(cmd); err != nil {
 				return err
+			}
+			if folder := filepath.Dir(out); out != "" && out != standardStream && replay == "" {
+				// Before the work of an hour, not after it.
+				if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+					return failure("make the folder first", "there is no folder %s for the report", shown(folder))
+				}
 			}
 			cfg.FlashSize = int64(size)
 			given := fmt.Sprintf("--partitions %s --old %s --new %s", b.partitions, oldPath, newPath)
@@ -265,13 +274,13 @@ func (r *proofReport) finish(cmd *cobra.Command, asJSON bool, out string) error 
 		}
 		text = append(text, '\n')
 	}
+	if _, err := cmd.OutOrStdout().Write(text); err != nil {
+		return failure("", "write standard output: %w", cause(err))
+	}
 	if out != "" && out != standardStream {
 		if err := writeOutput(cmd, out, text); err != nil {
 			return err
 		}
-	}
-	if _, err := cmd.OutOrStdout().Write(text); err != nil {
-		return failure("", "write standard output: %w", cause(err))
 	}
 	if r.Bricks > 0 {
 		return &fault{code: exitDevice, err: fmt.Errorf("%s that a board does not come back from", count(r.Bricks, "state")),
@@ -297,7 +306,7 @@ func (r *proofReport) text() string {
 		fmt.Fprintf(&b, "a sample: one in %d of the operations on the image's bytes\n", r.Every)
 	}
 	if !r.Complete {
-		b.WriteString("INCOMPLETE: the time was up; what was not cut is not proved\n")
+		b.WriteString("INCOMPLETE: it was ended before its end; what was not cut is not proved\n")
 	}
 	for _, f := range r.Failures {
 		fmt.Fprintf(&b, "\nbrick: %s: %s\n  %s\n", f.Story, plain(f.Cut), plain(f.Problem))

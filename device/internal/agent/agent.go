@@ -20,6 +20,7 @@ package agent
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"log/slog"
@@ -75,6 +76,7 @@ type Config struct {
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's network
 	Roots     *x509.CertPool                                                    // public authorities; nil: the system's bundle
 	Trust     *Trust                                                            // shared by a fleet; nil: the board's own
+	Keys      []*ecdsa.PublicKey                                                // instead of those that an image carries; nil: its own
 	Transport http.RoundTripper                                                 // instead of HTTPS over Dial
 	NewLink   func(LinkConfig) Link                                             // instead of MQTT over Dial
 

@@ -81,7 +81,7 @@ func (a *agent) know() error {
 	}
 	s.image = img
 	if !a.without(MutantSettingsKeys) {
-		a.cfg.believeImage(a.section(a.env.Running), img)
+		a.cfg.believeImage(a.section(a.env.Running), img, a.env.Keys)
 	}
 	if a.without(MutantOneSigner) {
 		a.cfg.trust.Threshold = 1

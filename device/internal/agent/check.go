@@ -59,18 +59,27 @@ func (a *agent) mirror() string {
 // expires must not strand a board, and what a mirror offers is signed or refused.
 func (a *agent) look(ctx context.Context) (offer, *fault) {
 	o, fl := a.lookAtServer(ctx)
-	at := a.mirror()
-	if at == "" || fl == nil || fl.reason != protocol.ReasonTLS && fl.reason != protocol.ReasonUnreachable {
+	if fl == nil || fl.reason != protocol.ReasonTLS && fl.reason != protocol.ReasonUnreachable {
 		return o, fl
 	}
-	f, second := a.versionFile(ctx, at)
-	if second == nil {
-		o, second = a.believe(f, at, a.cfg.ota.MirrorURL)
+	if second, ok := a.lookAtMirror(ctx); ok {
+		return second, nil
 	}
-	if second != nil {
-		return offer{}, fl // the server's own trouble is what somebody has to mend
+	return offer{}, fl // the server's own trouble is what somebody has to mend
+}
+
+// lookAtMirror gets what the mirror offers; false where there is no mirror, or where what it has is not signed.
+func (a *agent) lookAtMirror(ctx context.Context) (offer, bool) {
+	at := a.mirror()
+	if at == "" {
+		return offer{}, false
 	}
-	return o, nil
+	f, fl := a.versionFile(ctx, at)
+	if fl != nil {
+		return offer{}, false
+	}
+	o, fl := a.believe(f, at, a.cfg.ota.MirrorURL)
+	return o, fl == nil
 }
 
 // lookAtServer gets the fleet server's answer for this very device, else the file of a static one.

@@ -11,6 +11,7 @@ import (
 	"bmsota/esp/appimage"
 	"bmsota/esp/otadata"
 	"bmsota/esp/parttable"
+	"bmsota/manifest"
 	"bmsota/protocol"
 )
 
@@ -58,11 +59,15 @@ func layouts() []parttable.Table {
 	}
 }
 
-// images are what slots hold: two plain, one without a name of its own, one of a higher secure version, one that is signed.
+// images are what slots hold: two plain, one without a name of its own, one of a higher secure version, three that carry a
+// set of trusted keys or one that cannot be read, one that is signed.
 func images(t testing.TB) [][]byte {
 	t.Helper()
 	var all [][]byte
-	for _, opt := range []appimage.BuildOptions{{Version: "1.0.0"}, {Version: "v1.1.0"}, {Version: "1"}, {Version: "2.0.0", SecureVersion: 2}, {Version: "1.2.0", SecureVersion: 1}} {
+	unreadable := keySet(t, 1)
+	unreadable[8] = 2
+	for _, opt := range []appimage.BuildOptions{{Version: "1.0.0"}, {Version: "v1.1.0"}, {Version: "1"}, {Version: "2.0.0", SecureVersion: 2}, {Version: "1.2.0", SecureVersion: 1},
+		{Version: "1.0.0", Extra: keySet(t, 1)}, {Version: "1.1.0", Extra: keySet(t, 2)}, {Version: "1.1.0", Extra: unreadable}} {
 		opt.Chip, opt.Project = appimage.ESP32, "monitor"
 		b, err := appimage.Build(opt)
 		if err != nil {
@@ -78,6 +83,24 @@ func images(t testing.TB) [][]byte {
 	block[0] = 0xE7
 	binary.LittleEndian.PutUint32(block[1196:], crc32.ChecksumIEEE(block[:1196]))
 	return append(all, append(signed, block...))
+}
+
+// keySet is a set of one trusted key as it stands in an image.
+func keySet(t testing.TB, sequence uint32) []byte {
+	t.Helper()
+	key, err := manifest.NewKey(rand.NewChaCha8([32]byte{byte(sequence)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := manifest.AppendRoom(nil)
+	b[9], b[10] = 1, 1
+	binary.LittleEndian.PutUint32(b[12:], sequence)
+	copy(b[16:], point[1:])
+	return b
 }
 
 // stateMaker makes states of a flash that a board may wake up to, the odd ones more often than life does.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -88,8 +89,9 @@ func trusted(cfg protocol.OTAConfig) (manifest.Trust, error) {
 	return t, t.Check()
 }
 
-// believeImage puts the set that the running image carries in the place of the one in the settings.
-func (s *settings) believeImage(r io.ReaderAt, img *appimage.Image) {
+// believeImage puts the set that the running image carries in the place of the one in the settings; instead, where there
+// are any, are the keys of every such set.
+func (s *settings) believeImage(r io.ReaderAt, img *appimage.Image, instead []*ecdsa.PublicKey) {
 	t, err := manifest.Builtin(r, img)
 	if err != nil {
 		// As with a key in the settings that cannot be read.
@@ -98,6 +100,9 @@ func (s *settings) believeImage(r io.ReaderAt, img *appimage.Image) {
 		return
 	}
 	if t.Sequence > 0 {
+		if instead != nil {
+			t.Keys, t.Threshold = instead, 1
+		}
 		s.trust = t
 	}
 }

@@ -123,25 +123,24 @@ func (a *agent) missing(limits protocol.Health, frames int) protocol.Reason {
 }
 
 // reachServer asks for the version file until the server answers. Any answer below 500 will do: what is tested is the
-// way that the next update comes, not whether there is one.
+// way that the next update comes, not whether there is one. The mirror proves nothing of itself, and whoever is on the wire
+// can answer in its name: only a release that a trusted key signed will do there.
 func (a *agent) reachServer(ctx context.Context) {
 	if a.web == nil {
 		return
 	}
 	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
-		for _, at := range []string{a.versionURL("version"), a.mirror()} {
-			if at == "" {
-				continue
-			}
-			resp, f := a.web.get(ctx, http.MethodGet, at, nil)
-			if f == nil {
-				resp.stop()
-				if resp.StatusCode < 500 {
-					a.health.server.Store(true)
-					return
-				}
-			}
+		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL("version"), nil)
+		answered := f == nil && resp.StatusCode < 500
+		if f == nil {
+			resp.stop()
+		} else {
+			_, answered = a.lookAtMirror(ctx)
+		}
+		if answered {
+			a.health.server.Store(true)
+			return
 		}
 		if !sleep(ctx, pause.next()) {
 			return

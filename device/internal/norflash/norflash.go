@@ -92,7 +92,8 @@ type Flash struct {
 	ops   int
 	onOp  func(Op)
 
-	cutIn int // operations until the cut; 0 is none
+	weak  map[int]*weakness // by sector
+	cutIn int               // operations until the cut; 0 is none
 	cut   Cut
 	dead  bool
 }
@@ -133,6 +134,9 @@ func (f *Flash) Clone() *Flash {
 	c := &Flash{pages: make([]*page, len(f.pages)), owned: make([]uint64, len(f.owned))}
 	copy(c.pages, f.pages)
 	clear(f.owned)
+	for sector, w := range f.weak {
+		c.Weaken(sector, w.bits, w.noise.Uint64())
+	}
 	return c
 }
 
@@ -161,6 +165,9 @@ func (f *Flash) ReadAt(p []byte, off int64) (int, error) {
 		}
 		src := f.view(int(off / SectorSize))
 		k := copy(p[n:], src.bytes[off%SectorSize:])
+		if w := f.weak[int(off/SectorSize)]; w != nil {
+			w.disturb(p[n:][:k], off%SectorSize)
+		}
 		n += k
 		off += int64(k)
 	}
@@ -230,6 +237,9 @@ func (f *Flash) programPiece(off int64, p []byte) error {
 	sector := int(off / SectorSize)
 	dst := f.writable(sector).bytes[off%SectorSize:][:len(p)]
 	and(dst, p)
+	if w := f.weak[sector]; w != nil {
+		and(w.bits[off%SectorSize:], p) // what is programmed is firm
+	}
 	if err := f.store(off, dst); err != nil {
 		return err
 	}
@@ -268,6 +278,7 @@ func (f *Flash) eraseSector(off int64) error {
 			return ErrPowerCut
 		}
 	}
+	delete(f.weak, sector)
 	f.pages[sector] = nil
 	f.owned[sector/64] &^= 1 << (sector % 64)
 	if err := f.store(off, erasedPage.bytes[:]); err != nil {

@@ -188,6 +188,17 @@ static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_
     return true;
 }
 
+// What the mirror offers; false where there is no mirror, or where what it has is not signed.
+static bool look_at_mirror(const ota_run_t *run, const ota_wish_t *w, char *buf, ota_offer_t *o)
+{
+    ota_agent_t *a = run->a;
+    char *at = (char *)a->io;
+    ota_version_file_t f;
+    ota_fault_t why;
+    return mirror_url(a, at, OTA_MAX_ADDRESS) && version_file(run, at, buf, &f, &why) &&
+           believe(a, w, &f, at, a->cfg.ota.mirror_url, o, &why);
+}
+
 // Asks the server what it offers: the fleet server's answer for this very device, else the file of a static one. The buffer
 // is the largest there is; it lives for one look and is gone before the download.
 static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_fault_t *why)
@@ -215,10 +226,8 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
     ok = ok && believe(a, w, &f, at, a->cfg.ota.server_url, o, why);
     // An authority that expires must not strand a board, and what a mirror offers is signed or refused. Where it has nothing, the
     // server's own trouble is what somebody has to mend.
-    if (!ok && (why->reason == OTA_REASON_TLS_FAILED || why->reason == OTA_REASON_SERVER_UNREACHABLE) &&
-        mirror_url(a, at, OTA_MAX_ADDRESS)) {
-        ota_fault_t second;
-        ok = version_file(run, at, buf, &f, &second) && believe(a, w, &f, at, a->cfg.ota.mirror_url, o, &second);
+    if (!ok && (why->reason == OTA_REASON_TLS_FAILED || why->reason == OTA_REASON_SERVER_UNREACHABLE)) {
+        ok = look_at_mirror(run, w, buf, o);
     }
     free(buf);
     return ok;
@@ -262,22 +271,34 @@ void ota_offer_free(ota_offer_t *o)
     o->block_count = 0;
 }
 
-static bool answers(const ota_run_t *run, const char *at)
+// Whether the mirror has a release that a trusted key signed. It proves nothing of itself, and whoever is on the wire can answer
+// in its name.
+static bool mirror_answers(const ota_run_t *run)
 {
-    ota_response_t r;
-    ota_fault_t why;
-    // What is tested is the way that the next update comes, not whether there is one.
-    if (!ota_web_get(run, &r, at, 0, "", &why)) {
+    if (run->a->cfg.ota.mirror_url[0] == '\0') {
         return false;
     }
-    bool ok = r.status < 500;
-    ota_web_close(&r);
+    char *buf = malloc(OTA_MAX_VERSION_FILE + 1);
+    if (buf == NULL) {
+        return false;
+    }
+    ota_offer_t o = {0};
+    bool ok = look_at_mirror(run, &run->a->wish, buf, &o);
+    ota_offer_free(&o);
+    free(buf);
     return ok;
 }
 
 bool ota_probe_server(const ota_run_t *run)
 {
     char *at = (char *)run->a->io;
-    return (version_url(run->a, "version", at, OTA_MAX_ADDRESS) && answers(run, at)) ||
-           (mirror_url(run->a, at, OTA_MAX_ADDRESS) && answers(run, at));
+    ota_response_t r;
+    ota_fault_t why;
+    // What is tested is the way that the next update comes, not whether there is one.
+    if (!version_url(run->a, "version", at, OTA_MAX_ADDRESS) || !ota_web_get(run, &r, at, 0, "", &why)) {
+        return mirror_answers(run);
+    }
+    bool ok = r.status < 500;
+    ota_web_close(&r);
+    return ok;
 }

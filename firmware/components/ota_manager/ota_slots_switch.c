@@ -184,12 +184,14 @@ static int own_record(const ota_slots_t *s, const ota_record_t rec[OTA_RECORDS])
     return active >= 0 && s->running_slot >= 0 && ota_record_slot(s, &rec[active]) == s->running_slot ? active : -1;
 }
 
-static esp_err_t sequence(const esp_partition_t *p, uint32_t *out)
+// Whether what p holds trusts keys that the running image gave up. A running image whose own keys cannot be read gave up
+// none: it takes no update, so the way back is the only one it has.
+static bool older_keys(const ota_slots_t *s, const esp_partition_t *p)
 {
     ota_trust_t t;
-    esp_err_t err = ota_slots_builtin(p, &t);
-    *out = t.sequence;
-    return err;
+    esp_err_t err = ota_slots_builtin(s->running, &t);
+    uint32_t mine = t.sequence;   // 0 where there was an error
+    return (err != ESP_OK && err != ESP_ERR_IMAGE_INVALID) || ota_slots_builtin(p, &t) != ESP_OK || t.sequence < mine;
 }
 
 // Whether what p holds may be gone back to. version may be empty.
@@ -204,8 +206,7 @@ static esp_err_t judge_target(const ota_slots_t *s, const esp_partition_t *p, co
         strncat(why->detail, image.version, sizeof why->detail - strlen(why->detail) - 1);
         return ESP_ERR_NOT_FOUND;
     }
-    uint32_t mine, its;
-    if (sequence(s->running, &mine) != ESP_OK || sequence(p, &its) != ESP_OK || its < mine) {
+    if (older_keys(s, p)) {
         return no_way(why, OTA_REASON_NO_ROLLBACK, p->label, " carries trusted keys that were given up");
     }
     if (s->anti_rollback && (!image.has_desc || image.secure_version < floor)) {

@@ -251,7 +251,7 @@ typedef struct {
 
 bool ota_check_offer(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_fault_t *why);   // ota_check.c
 void ota_offer_free(ota_offer_t *o);
-bool ota_probe_server(const ota_run_t *run);                                      // ota_check.c: any answer below 500
+bool ota_probe_server(const ota_run_t *run);                                      // ota_check.c: any answer below 500, or a signed one of the mirror
 bool ota_download(const ota_run_t *run, const ota_offer_t *o, int64_t *size, ota_fault_t *why);       // ota_download.c
 bool ota_pursue(const ota_run_t *run, const ota_wish_t *w, bool *restart, ota_fault_t *why);          // ota_install.c
 void ota_carry_out(ota_agent_t *a);                                               // ota_install.c: a check or an update
