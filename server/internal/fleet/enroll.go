@@ -33,7 +33,7 @@ func sameDigest(a, b string) bool {
 }
 
 // Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token, lifts
-// a revocation and ends the sessions of the old token.
+// a revocation, ends the sessions of the old token and clears what the device is suspected of.
 func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
 	if err := f.operator(by); err != nil {
 		return "", err
@@ -55,11 +55,13 @@ func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token strin
 			return err
 		}
 		d.TokenSHA256, d.EnrolledAt, d.Revoked = digest, now, false
+		d.Doubts = Doubts{} // whoever else had the old token is cut off
 		return tx.PutDevice(d)
 	})
 	if err != nil {
 		return "", err
 	}
+	f.forgetContest(id)
 	f.drop(id)
 	return token, nil
 }
