@@ -40,18 +40,23 @@ func liarScene(seed uint64, bad bool) (*scene, map[string]bool) {
 	s.policy.Gate, s.policy.Window = Gate{}, ""
 	s.w.rollout.Policy.Gate, s.w.rollout.Policy.Window = s.policy.Gate, s.policy.Window
 	s.w.looked = nil
-	said := make(map[string]uint64)
-	s.w.hears = func(d *actor, s2 protocol.Status) {
-		if liars[d.ID] { // its twin speaks first
-			said[d.ID]++
-			twin := d.Status
-			twin.BootID, twin.Seq, twin.Phase, twin.CommandID, twin.RollbackPending = "twin", said[d.ID], protocol.PhaseIdle, "", false
-			d.Device, _ = Examine(d.Device, twin, s.w.now)
-			d.Device, _, _ = Apply(d.Device, nil, twin, s.w.now)
-		}
-		d.Device, _ = Examine(d.Device, s2, s.w.now)
+	s.w.hears = func(d *actor, said protocol.Status) {
+		s.gossip(d, liars)
+		d.Device, _ = Examine(d.Device, said, s.w.now)
 	}
 	return s, liars
+}
+
+// gossip has the twin of a liar speak. It does so before the liar and after it, as two boards with one login take turns.
+func (s *scene) gossip(d *actor, liars map[string]bool) {
+	if !liars[d.ID] {
+		return
+	}
+	s.told++
+	twin := d.Status
+	twin.BootID, twin.Seq, twin.Phase, twin.CommandID, twin.RollbackPending = "twin", s.told, protocol.PhaseIdle, "", false
+	d.Device, _ = Examine(d.Device, twin, s.w.now)
+	d.Device, _, _ = Apply(d.Device, nil, twin, s.w.now)
 }
 
 // liarsMutants switch off what keeps liars out.
@@ -83,6 +88,9 @@ func playLiars(t *testing.T, seed uint64, bad bool, alter func(*Input)) string {
 	w.plan = func(in Input, now time.Time) Output {
 		for n, m := range w.members {
 			d := &w.devices[n]
+			if w.attempts[n].ID != "" {
+				s.gossip(d, liars)
+			}
 			if m.State != MemberOpen && m.State != MemberSkipped && d.Suspect() != (m.State == MemberSuspect) {
 				in.Doubted = append(in.Doubted, Candidate{Member: m, Device: &d.Device})
 			}

@@ -55,6 +55,7 @@ type scene struct {
 	paused    bool
 	resumed   bool
 	restarts  int
+	told      uint64 // by twins of liars
 	errs      []string
 }
 
