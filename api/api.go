@@ -110,6 +110,7 @@ type Device struct {
 	UptimeSec         int64             `json:"uptime_sec,omitempty"`
 	Battery           *protocol.Battery `json:"battery,omitempty"`
 	Labels            map[string]string `json:"labels,omitempty"`
+	Suspicions        []Suspicion       `json:"suspicions,omitempty"` // while there are any, rollouts leave it out
 }
 
 // Attempt is one device's try at one command.
@@ -138,6 +139,16 @@ type DeviceDetail struct {
 	Device
 	Attempts []Attempt `json:"attempts"`
 	Contest  *Contest  `json:"contest,omitempty"`
+}
+
+// Suspicion is one reason why what a device reports is not believed.
+type Suspicion struct {
+	Kind     string    `json:"kind"` // alternating_boots, sequence_back, never_offered, contested
+	Since    time.Time `json:"since"`
+	Last     time.Time `json:"last"`
+	Times    int       `json:"times"`
+	Text     string    `json:"text"`     // what it means
+	Evidence string    `json:"evidence"` // what was seen last
 }
 
 // Contest says that a device's login was found in use in two places within the last hour.

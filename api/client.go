@@ -227,6 +227,11 @@ func (c *Client) Revoke(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(id)+"/revoke", nil, nil)
 }
 
+// Clear takes away what a device is suspected of, and returns the device.
+func (c *Client) Clear(ctx context.Context, id string) (out Device, err error) {
+	return out, c.call(ctx, http.MethodPost, "/devices/"+url.PathEscape(id)+"/clear", nil, &out)
+}
+
 // Server asks the server about itself.
 func (c *Client) Server(ctx context.Context) (out ServerInfo, err error) {
 	return out, c.call(ctx, http.MethodGet, "/server", nil, &out)

@@ -94,7 +94,8 @@ type Figures struct {
 	Brownouts  int `json:"brownouts"`
 	Silent     int `json:"silent"`
 	Skipped    int `json:"skipped"`
-	Dark       int `json:"dark"` // of the succeeded ones and those to be tried again: not heard of since
+	Dark       int `json:"dark"`    // of the succeeded ones and those to be tried again: not heard of since
+	Suspect    int `json:"suspect"` // set aside, because what they report does not go together
 }
 
 // Failures are the devices that speak against the release.

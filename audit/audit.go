@@ -40,6 +40,8 @@ const (
 	DeviceRevoke  Action = "device.revoke"
 	DeviceLabel   Action = "device.label"
 	DeviceChannel Action = "device.channel"
+	DeviceSuspect Action = "device.suspect" // what it is suspected of has changed
+	DeviceClear   Action = "device.clear"   // it is suspected of nothing any more
 
 	CommandSend     Action = "command.send"
 	CommandTakeBack Action = "command.takeback"
@@ -81,7 +83,7 @@ const (
 func Actions() []Action {
 	return []Action{
 		ReleasePublish, ReleaseWithdraw, ReleaseChange, ChannelSet, KeyAdd, KeyChange,
-		DeviceSeen, DeviceEnroll, DeviceRevoke, DeviceLabel, DeviceChannel,
+		DeviceSeen, DeviceEnroll, DeviceRevoke, DeviceLabel, DeviceChannel, DeviceSuspect, DeviceClear,
 		CommandSend, CommandTakeBack, AttemptBegin, AttemptEnd,
 		RolloutCreate, RolloutPause, RolloutResume, RolloutAbort, RolloutHalt, RolloutAdvance, RolloutDone, RolloutChange,
 		QuarantineSet, QuarantineLift,

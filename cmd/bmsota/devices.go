@@ -16,15 +16,24 @@ import (
 )
 
 func newDevicesCmd() *cobra.Command {
-	return group("devices", "list, show, enroll, label and revoke devices, and put them into channels", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesLabelCmd(), newDevicesChannelCmd(), newDevicesRevokeCmd())
+	return group("devices", "list, show, enroll, label, clear and revoke devices, and put them into channels", newDevicesListCmd(), newDevicesShowCmd(), newDevicesEnrollCmd(), newDevicesLabelCmd(), newDevicesChannelCmd(), newDevicesClearCmd(), newDevicesRevokeCmd())
 }
 
 func newDevicesListCmd() *cobra.Command {
 	return newListCmd("list devices as the server knows them", "no devices yet; see 'bmsota devices enroll'",
-		"DEVICE\tONLINE\tVERSION\tPHASE\tREASON\tCHIP\tSIGNED ONLY\tROLLBACK\tLAST SEEN", (*api.Client).Devices, func(d api.Device) string {
-			return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.DeviceID, yesNo(d.Online), orDash(plain(d.CurrentVersion)),
-				orDash(string(d.Phase)), orDash(string(d.Reason)), orDash(d.Chip), yesNo(d.SignedOnly), yesNo(d.RollbackProtected), lastSeen(d.LastSeen))
+		"DEVICE\tONLINE\tVERSION\tPHASE\tREASON\tCHIP\tSIGNED ONLY\tROLLBACK\tLAST SEEN\tSUSPECT", (*api.Client).Devices, func(d api.Device) string {
+			return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", d.DeviceID, yesNo(d.Online), orDash(plain(d.CurrentVersion)),
+				orDash(string(d.Phase)), orDash(string(d.Reason)), orDash(d.Chip), yesNo(d.SignedOnly), yesNo(d.RollbackProtected), lastSeen(d.LastSeen), orDash(suspicionKinds(d.Suspicions)))
 		})
+}
+
+// suspicionKinds names what a device is suspected of.
+func suspicionKinds(list []api.Suspicion) string {
+	kinds := make([]string, 0, len(list))
+	for _, s := range list {
+		kinds = append(kinds, s.Kind)
+	}
+	return strings.Join(kinds, ",")
 }
 
 func lastSeen(t *time.Time) string {
@@ -85,6 +94,9 @@ func showDevice(cmd *cobra.Command, d api.DeviceDetail) error {
 		if t := d.Battery.Temperatures(); t != "" {
 			row("cells", "%s", t)
 		}
+	}
+	for _, s := range d.Suspicions {
+		row("suspect", "%s (%s, since %s, %d times, last %s): %s", s.Text, s.Kind, s.Since.Format(time.RFC3339), s.Times, s.Last.Format(time.RFC3339), plain(s.Evidence))
 	}
 	if c := d.Contest; c != nil {
 		row("contested", "its login is used in two places, %s: two boards with one token, or a stolen one (last %s)", strings.Join(c.Addresses, " and "), c.At.Format(time.RFC3339))
@@ -299,6 +311,38 @@ Rollouts select by it: rollout create --channel.`,
 				return printJSON(cmd, d)
 			}
 			return printf(cmd, "%s: %s\n", d.DeviceID, plain(d.Channel))
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newDevicesClearCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "clear DEVICE",
+		Short: "take away what a device is suspected of",
+		Long: `A device whose reports do not go together is left out of rollouts until it is cleared: it is not started, and what it says
+counts for nothing. Find the other board first: give one of them a login of its own ('bmsota devices enroll', which clears the device,
+too), or it is suspected again with its next reports.`,
+		Example: `  bmsota devices show bms-a1b2c3                          # what was seen
+  bmsota devices clear bms-a1b2c3`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			d, err := client.Clear(cmd.Context(), args[0])
+			if err != nil {
+				return serverFault(notFoundHint(err, "see 'bmsota devices list'"))
+			}
+			if asJSON {
+				return printJSON(cmd, d)
+			}
+			return printf(cmd, "cleared: %s\n", d.DeviceID)
 		},
 	}
 	a.serverFlags(cmd)

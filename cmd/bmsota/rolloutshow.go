@@ -159,7 +159,7 @@ func figuresText(f api.Figures) string {
 		n    int
 		what string
 	}{{f.Succeeded, "succeeded"}, {f.Open, "under way"}, {f.Pending, "waiting"}, {f.RolledBack, "rolled back"}, {f.Silent, "silent"},
-		{f.Failed, "failed"}, {f.Dark, "not heard of since"}, {f.Brownouts, "lost supply"}, {f.Skipped, "skipped"}} {
+		{f.Failed, "failed"}, {f.Dark, "not heard of since"}, {f.Brownouts, "lost supply"}, {f.Skipped, "skipped"}, {f.Suspect, "set aside"}} {
 		if c.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.what))
 		}

@@ -103,6 +103,7 @@ func TestEveryChangeNeedsItsRight(t *testing.T) {
 		{"resume", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Resume(ctx, by, "x"); return err }},
 		{"abort", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Abort(ctx, by, "x"); return err }},
 		{"labels", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.SetLabels(ctx, by, "x", nil, nil); return err }},
+		{"clear device", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.Clear(ctx, by, "x"); return err }},
 		{"device channel", fleet.RightOperate, func(by fleet.Identity) error { _, err := f.SetDeviceChannel(ctx, by, "x", "beta"); return err }},
 		{"lift", fleet.RightOperate, func(by fleet.Identity) error { return f.LiftQuarantine(ctx, by, "x") }},
 		{"add account", fleet.RightAdminister, func(by fleet.Identity) error { return f.AddAccount(ctx, by, "", "", "") }},

@@ -206,6 +206,9 @@ func (f *Fleet) input(tx Tx, id string, now time.Time) (in Input, failed *error,
 	if in.Silent, err = progress(tx, id, MemberSilent, in.Figures.Silent); err != nil {
 		return in, failed, err
 	}
+	if in.Doubted, err = tx.Doubted(id); err != nil {
+		return in, failed, err
+	}
 	if r.State != RolloutRunning {
 		return in, failed, nil
 	}

@@ -84,8 +84,8 @@ func take(d Device, s protocol.Status, now time.Time) Device {
 	d.LastSeen, d.Online, d.Status = now, true, s
 
 	switch {
-	case s.Phase == protocol.PhaseTrial, s.RollbackPending && s.Phase != protocol.PhaseConfirmed, s.CurrentVersion == "":
-		return d // on trial: not yet what the device runs
+	case onTrialStill(s):
+		return d // not yet what the device runs
 	case s.Phase == protocol.PhaseRolledBack:
 		d.PreviousVersion = "" // the failed slot is erased, there is nothing to go back to
 	case d.Version != "" && (s.CurrentVersion != d.Version || s.ImageSHA256 != "" && d.SHA256 != "" && s.ImageSHA256 != d.SHA256):
@@ -93,6 +93,11 @@ func take(d Device, s protocol.Status, now time.Time) Device {
 	}
 	d.Version, d.SHA256 = s.CurrentVersion, s.ImageSHA256
 	return d
+}
+
+// onTrialStill says that what s reports is not, or not yet, what the device runs.
+func onTrialStill(s protocol.Status) bool {
+	return s.Phase == protocol.PhaseTrial || s.RollbackPending && s.Phase != protocol.PhaseConfirmed || s.CurrentVersion == ""
 }
 
 // advance folds a status into an open attempt. Every step is a maximum or an end, so that the order in which the

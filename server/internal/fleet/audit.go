@@ -273,10 +273,11 @@ type deviceThen struct {
 	certificate    string
 	enrolled       time.Time
 	labels         Labels
+	suspect        []Suspicion // that stand
 }
 
 func thenOf(d Device) deviceThen {
-	return deviceThen{there: true, revoked: d.Revoked, token: d.TokenSHA256, certificate: d.CertificateSHA256, channel: d.Channel, enrolled: d.EnrolledAt.UTC().Truncate(time.Millisecond), labels: d.Labels}
+	return deviceThen{there: true, revoked: d.Revoked, token: d.TokenSHA256, certificate: d.CertificateSHA256, channel: d.Channel, enrolled: d.EnrolledAt.UTC().Truncate(time.Millisecond), labels: d.Labels, suspect: d.Suspicions()}
 }
 
 // Device remembers the row for the PutDevice that follows in most transactions.
@@ -326,6 +327,20 @@ func (t *audited) PutDevice(d Device) error {
 	}
 	if details := relabelled(old.labels, now.labels); details != nil {
 		tell(audit.DeviceLabel, details)
+	}
+	if text := suspicionText(now.suspect); text != suspicionText(old.suspect) {
+		what, who := audit.DeviceSuspect, t.by
+		if len(now.suspect) == 0 {
+			what = audit.DeviceClear
+		}
+		if who.Role == RoleDevice {
+			who = theServer // it is not the device that says so
+		}
+		details := audit.Of("suspected", text, "was", suspicionText(old.suspect))
+		for _, s := range now.suspect {
+			details = append(details, audit.Of(string(s.Kind), s.Evidence)...)
+		}
+		t.add(audit.Entry{What: what, Device: d.ID, Who: who.Name, Role: string(who.Role), Details: details})
 	}
 	t.book.devices[d.ID] = now
 	return t.Tx.PutDevice(d)

@@ -146,6 +146,9 @@ func change(t *testing.T, v reflect.Value) {
 	case *protocol.Status:
 		x.Message, x.Phase = "x", protocol.PhaseIdle
 		return
+	case *fleet.Doubts:
+		x.List = []fleet.Suspicion{{Kind: fleet.SuspectLogin, Times: 1}}
+		return
 	case **fleet.Halt:
 		*x = &fleet.Halt{Rule: "failed"}
 		return

@@ -193,7 +193,10 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 				}
 				rows[fo.device] = r
 			}
-			results[i] = f.foldInto(r, fo, now)
+			var err error
+			if results[i], err = f.foldInto(tx, r, fo, now); err != nil {
+				return err
+			}
 		}
 		for _, r := range rows {
 			if err := r.put(as(tx, Identity{r.device.ID, RoleDevice}, "")); err != nil { // its own word
@@ -229,21 +232,21 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	return results
 }
 
-// foldInto applies one fold to the row of its device.
-func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
+// foldInto applies one fold to the row of its device. err is a fault of the store.
+func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err error) {
 	if r.device.Revoked && (fo.online == nil || *fo.online) {
-		return result{err: fmt.Errorf("%w: device %q is revoked", ErrDenied, fo.device)}
+		return result{err: fmt.Errorf("%w: device %q is revoked", ErrDenied, fo.device)}, nil
 	}
 	if fo.online != nil {
 		if *fo.online {
 			r.device.LastSeen = now
 		}
 		r.device.Online, r.deviceChanged = *fo.online, true
-		return result{waiting: *fo.online && len(r.open) > 0}
+		return result{waiting: *fo.online && len(r.open) > 0}, nil
 	}
 	// The last will of a connection that a newer one has replaced.
 	if fo.status.Phase == protocol.PhaseOffline && f.live(fo.device) {
-		return result{effects: Effects{Dropped: "offline"}}
+		return result{effects: Effects{Dropped: "offline"}}, nil
 	}
 	i := r.pick(fo.status.CommandID)
 	var a *Attempt
@@ -253,6 +256,12 @@ func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
 	var e Effects
 	var next *Attempt
 	before := r.device.Status.Phase
+	examined, doubtful := Examine(r.device, fo.status, now)
+	stray, err := examineImage(tx, &examined, a, fo.status, now)
+	if err != nil {
+		return result{}, err
+	}
+	r.device, r.deviceChanged = examined, r.deviceChanged || doubtful || stray
 	r.device, next, e = Apply(r.device, a, fo.status, now)
 	r.deviceChanged = r.deviceChanged || e.Device
 	if e.Attempt {
@@ -264,7 +273,7 @@ func (f *Fleet) foldInto(r *row, fo *fold, now time.Time) result {
 		res.ended = next
 	}
 	res.notices = cameBack(fo.device, fo.status, before, res, a != nil)
-	return res
+	return res, nil
 }
 
 // row is a device and its open attempts within one transaction.

@@ -33,7 +33,7 @@ func sameDigest(a, b string) bool {
 }
 
 // Enroll gives a device a new token and returns it; only its SHA-256 is kept. Enrolling again replaces the token or
-// certificate, lifts a revocation and ends the sessions of the old one.
+// certificate, lifts a revocation, ends the sessions of the old one and clears what the device is suspected of.
 func (f *Fleet) Enroll(ctx context.Context, by Identity, id string) (token string, err error) {
 	if err := f.mayEnroll(by, id); err != nil {
 		return "", err
@@ -74,11 +74,13 @@ func (f *Fleet) enroll(ctx context.Context, by Identity, id string, set func(*De
 		}
 		set(&d)
 		d.EnrolledAt, d.Revoked = now, false
+		d.Doubts = Doubts{} // whoever else had the old login is cut off
 		return tx.PutDevice(d)
 	})
 	if err != nil {
 		return err
 	}
+	f.forgetContest(id)
 	f.drop(id)
 	return nil
 }

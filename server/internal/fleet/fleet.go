@@ -73,6 +73,7 @@ type Fleet struct {
 	drops    map[string]struct{}  // devices and operators whose sessions must end; guarded by mu
 	ending   map[string]time.Time // operators who logged in to MQTT with a token that ends then; guarded by mu
 	contests map[string]Contest   // by device; guarded by mu
+	accused  map[string]struct{}  // devices whose contest is not in their rows yet; guarded by mu
 	sessions map[string]int       // MQTT sessions of devices in this process; guarded by mu
 }
 
@@ -111,6 +112,7 @@ func New(cfg Config) (*Fleet, error) {
 
 		ending:   make(map[string]time.Time),
 		contests: make(map[string]Contest),
+		accused:  make(map[string]struct{}),
 
 		sessions: make(map[string]int),
 		guard:    newGuard(),

@@ -23,6 +23,7 @@ const (
 	HoldReading  Hold = "reading"  // its last status is too old for the gate; it is asked
 	HoldWave     Hold = "wave"     // its wave has not begun
 	HoldTurn     Hold = "turn"     // nothing but the caps
+	HoldSuspect  Hold = "suspect"  // it is not believed (Suspicion)
 
 	holdUpToDate Hold = "up_to_date"
 	holdUnfit    Hold = "unfit"
@@ -58,6 +59,8 @@ func (h Hold) Text() string {
 		return "blocked: no fresh reading"
 	case HoldWave:
 		return "waits for its wave"
+	case HoldSuspect:
+		return "blocked: its reports do not go together"
 	}
 	if text := protocol.Reason(h).Text(); text != "" {
 		return text
@@ -69,6 +72,8 @@ func (h Hold) Text() string {
 func (r *Rollout) hold(c Candidate, release protocol.Release, z *zones, now time.Time) Hold {
 	d := c.Device
 	switch {
+	case d.Suspect():
+		return HoldSuspect
 	case d.SHA256 == r.SHA256:
 		return holdUpToDate
 	case d.Revoked:

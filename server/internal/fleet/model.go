@@ -74,6 +74,9 @@ type Device struct {
 	Seq  uint64
 	// OldBoots are the boots before Boot, oldest first, at most eight: what still arrives from them is late.
 	OldBoots []string
+
+	// Doubts are what it has said that does not go together.
+	Doubts Doubts
 }
 
 // Enrolled says whether a login was ever made for the device. That it may use it is another question: Revoked.

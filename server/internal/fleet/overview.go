@@ -39,12 +39,13 @@ const (
 	StateFailed      State = "failed"      // failed or rolled back now, or within FailedWithin with no success since
 	StateUnprotected State = "unprotected" // cannot roll back, or takes unsigned releases
 	StateUnreleased  State = "unreleased"  // runs an image that is no release here
+	StateSuspect     State = "suspect"     // not believed (Suspicion)
 	StateRevoked     State = "revoked"
 )
 
 // States lists the states, for forms.
 func States() []State {
-	return []State{StateOnline, StateOffline, StateAway, StateUpdating, StateWaiting, StateStuck, StateFailed, StateUnprotected, StateUnreleased, StateRevoked}
+	return []State{StateOnline, StateOffline, StateAway, StateUpdating, StateWaiting, StateStuck, StateFailed, StateUnprotected, StateUnreleased, StateSuspect, StateRevoked}
 }
 
 // Sort is what a listing of devices is ordered by; the id decides between equals.
@@ -161,6 +162,8 @@ func (q DeviceQuery) Matches(d Device, facts Facts) bool {
 		return s.Phase != "" && !(s.RollbackProtected && s.Signed)
 	case StateUnreleased:
 		return d.Version != "" && !facts.Released
+	case StateSuspect:
+		return d.Suspect()
 	}
 	return false
 }
@@ -232,6 +235,7 @@ type Census struct {
 	At                                       time.Time
 	Devices, Online, Updating, Waiting       int
 	Stuck, Failed, Unprotected, Away, Others int // Others run no release of this server
+	Suspect                                  int
 	Versions                                 []VersionCount
 	Images                                   map[string]int // devices by the digest they run
 	Reasons                                  []ReasonCount
@@ -280,6 +284,9 @@ func (f *Fleet) Census(ctx context.Context, age time.Duration) (*Census, error) 
 		}
 		c.add(tallies)
 		if c.Failed, err = tx.DeviceCount(DeviceQuery{State: StateFailed, Now: now}); err != nil {
+			return err
+		}
+		if c.Suspect, err = tx.DeviceCount(DeviceQuery{State: StateSuspect, Now: now}); err != nil {
 			return err
 		}
 		if c.Failures, err = tx.FailureTallies(now.Add(-FailedWithin)); err != nil {

@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -45,6 +46,9 @@ type Input struct {
 	Spare iter.Seq[Candidate]
 	// Gone are the pending members that have used up a try and are not connected: what became of them is not known.
 	Gone []Candidate
+	// Doubted are the members that do not stand as their devices do: neither set aside nor skipped nor open, while the device
+	// is suspected of something; or set aside while it is not.
+	Doubted []Candidate
 	// Taken are the values of the policy's spread label that devices with an open attempt have.
 	Taken map[string]bool
 	// Listening is since when devices could be heard. Silence is not counted before it.
@@ -77,8 +81,10 @@ const (
 // begins, who starts. It is a pure function: the same input gives the same output, and nothing in the input is changed.
 // Steps come in this order, because the result of a device must be able to stop the next one from starting.
 func Plan(in Input, now time.Time) Output {
-	p := &planning{Input: in, now: now, out: Output{Rollout: in.Rollout}, figures: in.Figures, taken: make(map[string]bool)}
+	p := &planning{Input: in, now: now, out: Output{Rollout: in.Rollout}, figures: in.Figures, taken: make(map[string]bool), judged: make(map[string]bool)}
+	p.judge()
 	p.settle()
+	p.tellAside()
 	p.hear()
 	p.miss()
 	if p.r().State == RolloutRunning {
@@ -101,6 +107,8 @@ type planning struct {
 	figures Figures // with what this call has changed
 	still   []Progress
 	taken   map[string]bool // groups of the spread label that this call has begun in
+	judged  map[string]bool // devices of Doubted
+	aside   int             // members that this call has set aside
 	unsure  int             // members that may yet have another try: the wave has to wait for them
 }
 
@@ -132,6 +140,10 @@ func (p *planning) settle() {
 			}
 			g.Attempt = ended(g.Attempt, state, reason, reason.Text(), p.now)
 			p.out.End = append(p.out.End, g.Attempt)
+		}
+		if g.Device.Suspect() {
+			p.setAside(g.Member, g.Device)
+			continue
 		}
 		p.put(settled(g, p.r(), p.Barred != "", p.now), MemberOpen)
 	}
@@ -219,6 +231,8 @@ func (p *planning) hear() {
 	for _, g := range p.Silent {
 		m, d := g.Member, g.Device
 		switch {
+		case p.judged[m.DeviceID]:
+			continue
 		case d.SHA256 == p.r().SHA256:
 			m.State, m.Reason, m.Message = MemberSucceeded, protocol.ReasonNone, "it came back with the release"
 		case d.Status.FailedSHA256 == p.r().SHA256 && d.LastSeen.After(m.UpdatedAt):
@@ -237,8 +251,8 @@ func (p *planning) hear() {
 // would pass on the devices that a release has harmed.
 func (p *planning) miss() {
 	for _, c := range p.Gone {
-		if c.Device.Revoked {
-			continue // start skips it
+		if c.Device.Revoked || p.judged[c.Device.ID] {
+			continue // start skips it, or it is set aside
 		}
 		if p.now.Sub(maxTime(c.Device.LastSeen, p.Listening)) <= p.r().Policy.Silence {
 			p.unsure++
@@ -365,6 +379,8 @@ func (p *planning) start() (quiet bool) {
 			m.State = MemberSkipped
 			m.Reason, m.Message = unfit(c.Device, p.Release, r.Policy.Force)
 			p.put(m, MemberPending)
+		case HoldSuspect:
+			continue // it is set aside
 		default:
 			quiet = quiet && h.away()
 			continue
@@ -399,7 +415,8 @@ func (p *planning) replace(room int) (none bool) {
 	if len(p.Away) == 0 || p.Spare == nil {
 		return none
 	}
-	away := p.Away[:min(room, len(p.Away))]
+	away := slices.DeleteFunc(slices.Clone(p.Away), func(m Member) bool { return p.judged[m.DeviceID] })
+	away = away[:min(room, len(away))]
 	for c := range p.Spare {
 		if len(away) == 0 {
 			break

@@ -68,6 +68,9 @@ type Tx interface {
 	AwayMembers(rollout string, below int, before time.Time, limit int) ([]Member, error)
 	// TriedAndGone are the pending members that have used up a try and are not connected, by rank.
 	TriedAndGone(rollout string) ([]Candidate, error)
+	// Doubted are the members that are neither open nor skipped nor suspect while their device is suspect, and those that
+	// are suspect while it is not; by rank.
+	Doubted(rollout string) ([]Candidate, error)
 	// CountDark counts members that have succeeded, or are pending after a try, and are not connected and were last seen
 	// before a time.
 	CountDark(rollout string, before time.Time) (int, error)

@@ -77,6 +77,8 @@ type world struct {
 	plan    func(Input, time.Time) Output
 	// looked sees every step after it was applied. May be nil.
 	looked func(in *Input, out *Output)
+	// hears sees a device before what it says is applied. May be nil.
+	hears  func(d *actor, s protocol.Status)
 	barred string
 	// batch is the shortest time between two plans: what happens within it is looked at together.
 	batch time.Duration
@@ -427,6 +429,9 @@ func (w *world) happen(e event) {
 	var open *Attempt
 	if current {
 		open = a
+	}
+	if w.hears != nil {
+		w.hears(d, s)
 	}
 	next, after, _ := Apply(d.Device, open, s, w.now)
 	d.Device = next

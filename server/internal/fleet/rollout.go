@@ -237,7 +237,7 @@ type Rollout struct {
 	ExpiresAt                      time.Time
 	EndedAt                        time.Time
 	Halt                           *Halt   // why it is halted; kept when it is resumed
-	LeftOut                        int     // members that an operator has left out before they were started
+	LeftOut                        int     // members that an operator has left out before they were started, and those set aside as suspect
 	Forgiven                       Figures // of before it was resumed after a halt: they count no more
 	Events                         []Event // oldest first
 }
@@ -279,7 +279,7 @@ func (r *Rollout) limit() int {
 	return r.Limits[min(r.Wave, len(r.Limits)-1)]
 }
 
-// leaveOut makes room for another in the place of a member that was never started: it counts as come to its end from now on,
+// leaveOut makes room for another in the place of a member that says nothing of the release: it counts as come to its end from now on,
 // so the waves that do not have it yet, or have it and would be one short, reach one member further.
 func (r *Rollout) leaveOut(rank int) {
 	r.LeftOut++
@@ -318,7 +318,8 @@ func (r *Rollout) lastWave() bool { return r.Wave >= len(r.Limits)-1 }
 // MemberState is how a device stands in a rollout.
 type MemberState string
 
-// The states. Pending and open members may still change, silent ones when they are heard of again.
+// The states. Pending and open members may still change, silent ones when they are heard of again, and any of them when
+// its device is suspected of something or cleared.
 const (
 	MemberPending    MemberState = "pending"
 	MemberOpen       MemberState = "open" // its attempt runs
@@ -327,12 +328,13 @@ const (
 	MemberRolledBack MemberState = "rolled_back"
 	MemberBrownout   MemberState = "brownout" // undone for want of supply
 	MemberSilent     MemberState = "silent"   // not heard of in time
+	MemberSuspect    MemberState = "suspect"  // set aside: its device is not believed (Suspicion), so it counts for nothing
 	MemberSkipped    MemberState = "skipped"  // left out: revoked, taken over by another command, runs something newer
 )
 
 // MemberStates lists them.
 func MemberStates() []MemberState {
-	return []MemberState{MemberPending, MemberOpen, MemberSucceeded, MemberFailed, MemberRolledBack, MemberBrownout, MemberSilent, MemberSkipped}
+	return []MemberState{MemberPending, MemberOpen, MemberSucceeded, MemberFailed, MemberRolledBack, MemberBrownout, MemberSilent, MemberSkipped, MemberSuspect}
 }
 
 // Member is a device in a rollout.
@@ -368,12 +370,14 @@ type Figures struct {
 	// Dark are those of Succeeded, and of Pending after a failed try, that are not connected and have not been heard of
 	// for longer than the policy's silence.
 	Dark int
+	// Suspect are set aside: none of the others.
+	Suspect int `json:",omitempty"`
 }
 
 // Count is the figures of members by state.
 func Count(by map[MemberState]int) Figures {
 	return Figures{Pending: by[MemberPending], Open: by[MemberOpen], Succeeded: by[MemberSucceeded], Failed: by[MemberFailed],
-		RolledBack: by[MemberRolledBack], Brownouts: by[MemberBrownout], Silent: by[MemberSilent], Skipped: by[MemberSkipped]}
+		RolledBack: by[MemberRolledBack], Brownouts: by[MemberBrownout], Silent: by[MemberSilent], Skipped: by[MemberSkipped], Suspect: by[MemberSuspect]}
 }
 
 // Failures are the devices that speak against the release.
@@ -381,7 +385,7 @@ func (f Figures) Failures() int { return f.Failed + f.RolledBack + f.Silent + f.
 
 // begun are the members that are past pending.
 func (f Figures) begun() int {
-	return f.Open + f.Succeeded + f.Failed + f.RolledBack + f.Brownouts + f.Silent + f.Skipped
+	return f.Open + f.Succeeded + f.Failed + f.RolledBack + f.Brownouts + f.Silent + f.Skipped + f.Suspect
 }
 
 func (f *Figures) of(s MemberState) *int {
@@ -400,6 +404,8 @@ func (f *Figures) of(s MemberState) *int {
 		return &f.Brownouts
 	case MemberSilent:
 		return &f.Silent
+	case MemberSuspect:
+		return &f.Suspect
 	}
 	return &f.Skipped
 }

@@ -133,10 +133,12 @@ func (l *loop) run(ctx context.Context) {
 			l.fleet.endExpired()
 			l.logged(ctx, "advance rollouts", l.advanceAll)
 			l.logged(ctx, "audit log", l.fleet.writeKnocks)
+			l.logged(ctx, "contested logins", l.fleet.writeContests)
 		case <-l.fleet.planning:
 			l.logged(ctx, "advance rollouts", l.advanceAll)
 		case <-tick.C:
 			l.logged(ctx, "sweep", l.fleet.sweep)
+			l.logged(ctx, "suspicions", l.fleet.endSuspicions)
 			l.logged(ctx, "send commands", l.all)
 		}
 	}

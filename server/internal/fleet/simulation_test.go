@@ -56,6 +56,7 @@ type scene struct {
 	paused    bool
 	resumed   bool
 	restarts  int
+	told      uint64 // by twins of liars
 	errs      []string
 }
 

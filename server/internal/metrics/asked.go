@@ -125,7 +125,8 @@ func bit(b bool) float64 {
 func countDevices(c *fleet.Census, gauge func(*prometheus.Desc, float64, ...string)) {
 	for state, n := range map[string]int{"all": c.Devices, string(fleet.StateOnline): c.Online, string(fleet.StateUpdating): c.Updating,
 		string(fleet.StateWaiting): c.Waiting, string(fleet.StateStuck): c.Stuck, string(fleet.StateFailed): c.Failed,
-		string(fleet.StateUnprotected): c.Unprotected, string(fleet.StateAway): c.Away, string(fleet.StateUnreleased): c.Others} {
+		string(fleet.StateUnprotected): c.Unprotected, string(fleet.StateAway): c.Away, string(fleet.StateUnreleased): c.Others,
+		string(fleet.StateSuspect): c.Suspect} {
 		gauge(devices, float64(n), state)
 	}
 	rest := 0
@@ -183,7 +184,7 @@ func countRollouts(list []fleet.RolloutView, gauge func(*prometheus.Desc, float6
 func addFigures(sum map[string]int, f fleet.Figures) {
 	for state, n := range map[fleet.MemberState]int{fleet.MemberPending: f.Pending, fleet.MemberOpen: f.Open, fleet.MemberSucceeded: f.Succeeded,
 		fleet.MemberFailed: f.Failed, fleet.MemberRolledBack: f.RolledBack, fleet.MemberBrownout: f.Brownouts, fleet.MemberSilent: f.Silent,
-		fleet.MemberSkipped: f.Skipped, "dark": f.Dark} {
+		fleet.MemberSkipped: f.Skipped, fleet.MemberSuspect: f.Suspect, "dark": f.Dark} {
 		sum[string(state)] += n
 	}
 }

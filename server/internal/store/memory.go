@@ -239,6 +239,7 @@ func cloneDevice(d fleet.Device) fleet.Device {
 	if d.Labels = maps.Clone(d.Labels); len(d.Labels) == 0 {
 		d.Labels = nil
 	}
+	d.Doubts = d.Doubts.Clone()
 	if d.Status.Battery != nil {
 		battery := d.Status.Battery.Clone()
 		d.Status.Battery = &battery

@@ -147,6 +147,16 @@ func (t *memoryTx) TriedAndGone(rollout string) ([]fleet.Candidate, error) {
 	return list, nil
 }
 
+func (t *memoryTx) Doubted(rollout string) ([]fleet.Candidate, error) {
+	var list []fleet.Candidate
+	for _, m := range t.membersWhere(rollout, func(m fleet.Member) bool { return m.State != fleet.MemberOpen && m.State != fleet.MemberSkipped }) {
+		if d := cloneDevice(t.m.devices[m.DeviceID]); d.Suspect() != (m.State == fleet.MemberSuspect) {
+			list = append(list, fleet.Candidate{Member: m, Device: &d})
+		}
+	}
+	return list, nil
+}
+
 func (t *memoryTx) Candidates(rollout string, priority, after, below, limit int, away bool) ([]fleet.Candidate, error) {
 	members := t.membersWhere(rollout, func(m fleet.Member) bool {
 		d := t.m.devices[m.DeviceID]

@@ -118,6 +118,9 @@ func selecting(q fleet.DeviceQuery) *where {
 		return w
 	}
 	switch q.State {
+	case fleet.StateSuspect:
+		w.and("suspect = 1 AND NOT revoked") // as the partial index has it
+		return w
 	case fleet.StateUpdating, fleet.StateWaiting, fleet.StateStuck, fleet.StateFailed:
 		// In words that no index is chosen by: these are found by their phase.
 		w.and("NOT revoked")

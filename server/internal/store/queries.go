@@ -7,9 +7,9 @@ import "strings"
 const (
 	releaseColumns  = `sha256, project, chip, version, min_version, description, force_update, size, secure_version, build_date, manifest, cosignatures, published_at, published_by, withdrawn`
 	channelColumns  = `project, chip, name, sha256, set_at, set_by`
-	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels, certificate_sha256, certificate_ends`
+	deviceColumns   = `id, token_sha256, enrolled_at, revoked, channel, online, first_seen, last_seen, phase_since, phase, version, sha256, previous_version, boot, seq, old_boots, status, labels, doubts, certificate_sha256, certificate_ends`
 	attemptColumns  = `id, command_id, device_id, action, force, version, sha256, created_at, created_by, expires_at, state, phase, reason, message, updated_at, ended_at, rollout_id`
-	factColumns     = `project, chip, reason, protected` // copies of what stands in status
+	factColumns     = `project, chip, reason, protected, suspect` // copies of what stands in status and doubts
 	keyColumns      = `project, kind, sequence, key, from_version, threshold, retired, added_at, added_by`
 	operatorColumns = `name, token_sha256, created_at, revoked, role, expires_at`
 
@@ -60,6 +60,7 @@ const (
 	qCandidates
 	qAway
 	qTried
+	qDoubted
 	qCountDark
 	qPutMember
 	qCountAttempts
@@ -92,14 +93,14 @@ ON CONFLICT (project, chip, name) DO UPDATE SET sha256 = excluded.sha256, set_at
 	qDevice:  `SELECT ` + deviceColumns + ` FROM devices WHERE id = $1`,
 	qDevices: `SELECT ` + deviceColumns + ` FROM devices ORDER BY id`,
 	qPutDevice: `INSERT INTO devices (` + deviceColumns + `, ` + factColumns + `)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
 ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, enrolled_at = excluded.enrolled_at,
  revoked = excluded.revoked, channel = excluded.channel, online = excluded.online, first_seen = excluded.first_seen,
  last_seen = excluded.last_seen, phase_since = excluded.phase_since, phase = excluded.phase, version = excluded.version,
  sha256 = excluded.sha256, previous_version = excluded.previous_version, boot = excluded.boot, seq = excluded.seq,
  old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels,
  certificate_sha256 = excluded.certificate_sha256, certificate_ends = excluded.certificate_ends, project = excluded.project, chip = excluded.chip,
- reason = excluded.reason, protected = excluded.protected`,
+ reason = excluded.reason, protected = excluded.protected, doubts = excluded.doubts, suspect = excluded.suspect`,
 
 	qAttempt:        `SELECT ` + attemptColumns + ` FROM attempts WHERE id = $1`,
 	qAttemptsOf:     `SELECT ` + attemptColumns + ` FROM attempts WHERE device_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2`,
@@ -156,6 +157,11 @@ WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.rank < $2 AND m.attempts =
 ORDER BY m.rank LIMIT $4`,
 	qTried: `SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `, 0, 0 FROM rollout_members m CROSS JOIN devices d
 WHERE m.rollout_id = $1 AND m.state = 'pending' AND m.tries > 0 AND d.id = m.device_id AND d.online = 0 ORDER BY m.rank`,
+	// Each half begins with what there is less of: the devices that are suspect, the members that are.
+	qDoubted: `SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `, 0, 0 FROM devices d CROSS JOIN rollout_members m
+WHERE d.suspect = 1 AND m.rollout_id = $1 AND m.device_id = d.id AND m.state NOT IN ('open', 'skipped', 'suspect')
+UNION ALL SELECT ` + of("m", memberColumns) + `, ` + of("d", deviceColumns) + `, 0, 0 FROM rollout_members m CROSS JOIN devices d
+WHERE m.rollout_id = $1 AND m.state = 'suspect' AND d.id = m.device_id AND d.suspect = 0 ORDER BY 3`,
 	// CROSS JOIN has SQLite begin with the devices that are away, of which there are few.
 	qCountDark: `SELECT COUNT(*) FROM devices d CROSS JOIN rollout_members m
 WHERE d.online = 0 AND d.last_seen < $2 AND m.rollout_id = $1 AND m.device_id = d.id

@@ -176,6 +176,10 @@ func (t *sqlTx) TriedAndGone(rollout string) ([]fleet.Candidate, error) {
 	return many(t, scanCandidate, qTried, rollout)
 }
 
+func (t *sqlTx) Doubted(rollout string) ([]fleet.Candidate, error) {
+	return many(t, scanCandidate, qDoubted, rollout)
+}
+
 func (t *sqlTx) CountDark(rollout string, before time.Time) (int, error) {
 	return one(t, scanCount, qCountDark, rollout, millis(before))
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -207,6 +209,41 @@ func membersThatAreAwayAreFound(t *testing.T, s fleet.Store) {
 			}
 		}
 		return err
+	})
+}
+
+// membersOfDoubtedDevicesAreFound: those that do not stand as their devices do, and no others.
+func membersOfDoubtedDevicesAreFound(t *testing.T, s fleet.Store) {
+	suspect := fleet.Doubts{List: []fleet.Suspicion{{Kind: fleet.SuspectLogin, Times: 1}}}
+	once := fleet.Doubts{List: []fleet.Suspicion{{Kind: fleet.SuspectBoots, Times: 1}}}
+	update(t, s, func(tx fleet.Tx) error {
+		errs := []error{tx.PutRollout(rollout("r1", 10)), tx.PutRollout(rollout("r2", 11))}
+		rank := 0
+		for _, state := range fleet.MemberStates() {
+			for name, doubts := range map[string]fleet.Doubts{"suspect": suspect, "once": once, "believed": {}} {
+				d := fleet.Device{ID: string(state) + "-" + name, Doubts: doubts}
+				errs = append(errs, tx.PutDevice(d), tx.PutMember(member("r1", d.ID, rank, state)))
+				rank++
+			}
+		}
+		return all(errs...)
+	})
+	view(t, s, func(tx fleet.Tx) error {
+		list, err := tx.Doubted("r1")
+		got := strings.Fields(names(list, func(c fleet.Candidate) string { return c.Device.ID }))
+		if !slices.IsSortedFunc(list, func(a, b fleet.Candidate) int { return a.Member.Rank - b.Member.Rank }) {
+			t.Errorf("not by rank: %v", got)
+		}
+		slices.Sort(got)
+		want := []string{"brownout-suspect", "failed-suspect", "pending-suspect", "rolled_back-suspect", "silent-suspect", "succeeded-suspect", "suspect-believed", "suspect-once"}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		other, err2 := tx.Doubted("r2")
+		if len(other) != 0 {
+			t.Errorf("of another rollout: %v", other)
+		}
+		return all(err, err2)
 	})
 }
 

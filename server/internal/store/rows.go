@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
 
@@ -73,13 +72,14 @@ type deviceRow struct {
 	phase                    string // a copy of what stands in status, for the database to look at
 	seq                      int64
 	oldBoots, status, labels []byte
+	doubts                   []byte
 }
 
 func (r *deviceRow) fields() []any {
 	d := &r.d
 	return []any{&d.ID, &d.TokenSHA256, instant{&d.EnrolledAt}, &d.Revoked, &d.Channel, &d.Online, instant{&d.FirstSeen},
 		instant{&d.LastSeen}, instant{&d.PhaseSince}, &r.phase, &d.Version, &d.SHA256, &d.PreviousVersion, &d.Boot, &r.seq,
-		&r.oldBoots, &r.status, &r.labels, &d.CertificateSHA256, instant{&d.CertificateEnds}}
+		&r.oldBoots, &r.status, &r.labels, &r.doubts, &d.CertificateSHA256, instant{&d.CertificateEnds}}
 }
 
 func (r *deviceRow) device() (fleet.Device, error) {
@@ -89,7 +89,7 @@ func (r *deviceRow) device() (fleet.Device, error) {
 		what string
 		json []byte
 		to   any
-	}{{"old boots", r.oldBoots, &d.OldBoots}, {"status", r.status, &d.Status}, {"labels", r.labels, &d.Labels}} {
+	}{{"old boots", r.oldBoots, &d.OldBoots}, {"status", r.status, &d.Status}, {"labels", r.labels, &d.Labels}, {"doubts", r.doubts, &d.Doubts}} {
 		if len(part.json) == 0 {
 			continue
 		}
@@ -101,7 +101,7 @@ func (r *deviceRow) device() (fleet.Device, error) {
 }
 
 func deviceArgs(d fleet.Device) ([]any, error) {
-	var oldBoots, status, labels []byte
+	var oldBoots, status, labels, doubts []byte
 	var err error
 	if len(d.OldBoots) > 0 {
 		if oldBoots, err = json.Marshal(d.OldBoots); err != nil {
@@ -118,13 +118,19 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 			return nil, fmt.Errorf("encode labels: %w", err)
 		}
 	}
+	if !d.Doubts.Zero() {
+		if doubts, err = json.Marshal(d.Doubts); err != nil {
+			return nil, fmt.Errorf("encode doubts: %w", err)
+		}
+	}
 	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
-		int64(d.Seq), string(oldBoots), string(status), string(labels), d.CertificateSHA256, millis(d.CertificateEnds)}, nil
+		int64(d.Seq), string(oldBoots), string(status), string(labels), string(doubts), d.CertificateSHA256, millis(d.CertificateEnds)}, nil
 }
 
-func factArgs(s protocol.Status) []any {
-	return []any{s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed}
+func factArgs(d fleet.Device) []any {
+	s := d.Status
+	return []any{s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed, d.Suspect()}
 }
 
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {

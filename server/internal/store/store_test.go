@@ -60,6 +60,8 @@ func device(id string) fleet.Device {
 		ID: id, TokenSHA256: "ab", CertificateSHA256: "cd", CertificateEnds: at(4), EnrolledAt: at(1), Channel: "beta", Online: true, FirstSeen: at(2), LastSeen: at(3),
 		PhaseSince: at(4), Version: "1.0.0", SHA256: strings.Repeat("cd", 32), PreviousVersion: "0.9.0", Boot: "b2",
 		Seq: math.MaxUint64, OldBoots: []string{"b0\n", "b1"}, Labels: fleet.Labels{"site": "north", "bank": "1"},
+		Doubts: fleet.Doubts{Seqs: map[string]uint64{"b1": math.MaxUint64}, List: []fleet.Suspicion{
+			{Kind: fleet.SuspectBoots, Since: at(1), Last: at(2), Times: 3, Evidence: "boot b1\n", Mark: "b2/7"}}},
 		Status: protocol.Status{
 			Phase: protocol.PhaseDownloading, Status: protocol.CodeDownloading, Message: "42 %", Seq: math.MaxUint64, BootID: "b2",
 			CurrentVersion: "1.0.0", RollbackProtected: true, Battery: &protocol.Battery{SOCPct: 81.5, Charging: true, TempMinC: new(-3.5)},
@@ -124,6 +126,7 @@ var contract = []struct {
 	{"members are found by rank and state", membersAreFound},
 	{"candidates are those that may be started", candidatesAreFound},
 	{"members that are away are found", membersThatAreAwayAreFound},
+	{"members of doubted devices are found", membersOfDoubtedDevicesAreFound},
 	{"counts follow the members", countsFollowTheMembers},
 	{"a failed update leaves nothing of a rollout", failedRolloutLeavesNothing},
 	{"the audit log takes only what follows", auditFollows},
@@ -499,10 +502,12 @@ func copiesAreCopies(t *testing.T, s fleet.Store) {
 	d := device("d1")
 	update(t, s, func(tx fleet.Tx) error { return tx.PutDevice(d) })
 	d.OldBoots[0], d.Status.Battery.SOCPct, *d.Status.Battery.TempMinC = "changed", 1, 2
+	d.Doubts.Seqs["b1"], d.Doubts.List[0].Times = 1, 1
 	view(t, s, func(tx fleet.Tx) error {
 		got, err := tx.Device("d1")
 		same(t, device("d1"))(got, err)
 		got.OldBoots[0], got.Status.Battery.SOCPct, *got.Status.Battery.TempMinC = "changed", 1, 2
+		got.Doubts.Seqs["b1"], got.Doubts.List[0].Times = 1, 1
 		list, err := tx.Devices()
 		list[0].OldBoots[0] = "changed"
 		same(t, device("d1"))(tx.Device("d1"))

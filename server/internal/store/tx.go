@@ -116,7 +116,7 @@ func (t *sqlTx) PutDevice(d fleet.Device) error {
 	if err != nil {
 		return fmt.Errorf("device %q: %w", d.ID, err)
 	}
-	return t.put(qPutDevice, append(args, factArgs(d.Status)...)...)
+	return t.put(qPutDevice, append(args, factArgs(d)...)...)
 }
 
 func (t *sqlTx) Attempt(id string) (fleet.Attempt, error) { return one(t, scanAttempt, qAttempt, id) }

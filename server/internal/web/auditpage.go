@@ -118,7 +118,7 @@ func auditCLI(values url.Values) string {
 // auditTone is how an action looks: ok, busy, wait, bad or none.
 func auditTone(e audit.Entry) string {
 	switch e.What {
-	case audit.LoginFailed, audit.AccessDenied, audit.RolloutHalt, audit.QuarantineSet, audit.RolloutAbort:
+	case audit.LoginFailed, audit.AccessDenied, audit.RolloutHalt, audit.QuarantineSet, audit.RolloutAbort, audit.DeviceSuspect:
 		return "bad"
 	case audit.DeviceRevoke, audit.ReleaseWithdraw, audit.AccountRemove, audit.TokenRemove, audit.CommandTakeBack, audit.QuarantineLift, audit.RolloutPause:
 		return "wait"

@@ -47,6 +47,9 @@ func deviceOf(d fleet.Device) api.Device {
 		ResetReason: s.ResetReason, BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, FreeHeap: s.FreeHeap,
 		LargestFreeBlock: s.LargestFreeBlock, UptimeSec: s.UptimeSec, Battery: s.Battery, Labels: d.Labels,
 	}
+	for _, s := range d.Suspicions() {
+		out.Suspicions = append(out.Suspicions, api.Suspicion{Kind: string(s.Kind), Since: s.Since.UTC(), Last: s.Last.UTC(), Times: s.Times, Text: s.Kind.Text(), Evidence: s.Evidence})
+	}
 	if out.Channel == "" {
 		out.Channel = fleet.DefaultChannel
 	}

@@ -83,6 +83,7 @@ func (h *handler) routeDashboard() {
 	get("/devices/{id}", u.device)
 	post("/devices/{id}/command", fleet.RightOperate, u.command)
 	post("/devices/{id}/channel", fleet.RightOperate, u.deviceChannel)
+	post("/devices/{id}/clear", fleet.RightOperate, u.clearDevice)
 	post("/devices/{id}/revoke", fleet.RightOperate, u.revokeDevice)
 	get("/releases", u.releases)
 	get("/releases/{sha256}", u.release)
@@ -287,6 +288,7 @@ func done(w http.ResponseWriter, r *http.Request, target, what string) error {
 var doneTexts = map[string]string{
 	"check": "The device was asked what it is offered.", "status": "The device was asked for its status.",
 	"update": "The update is ordered. A device that is away learns of it when it comes back.", "rollback": "The rollback is ordered.",
+	"clear":  "The device is suspected of nothing any more: rollouts count it again.",
 	"revoke": "The device is revoked and can no longer log in.", "channel": "The channel points at this release now.",
 	"moved":    "The device is in this channel now. It is offered what that points at when it next asks.",
 	"withdraw": "The release is withdrawn: it is offered to nobody.", "lift": "The quarantine is lifted: the release may be offered again.",

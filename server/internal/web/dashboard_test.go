@@ -336,7 +336,7 @@ func faultOf(t *testing.T, body string) string {
 func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 	s := newSite(t)
 	s.people()
-	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate, "/devices/d-well/channel": fleet.RightOperate,
+	forms := map[string]fleet.Right{"/devices/d-well/command": fleet.RightOperate, "/devices/d-well/revoke": fleet.RightOperate, "/devices/d-well/clear": fleet.RightOperate, "/devices/d-well/channel": fleet.RightOperate,
 		"/releases/" + digestA + "/channel": fleet.RightOperate, "/releases/" + digestA + "/withdraw": fleet.RightOperate, "/account/password": fleet.RightPassword,
 		"/releases/" + digestC + "/lift": fleet.RightOperate, "/rollouts/r-running/pause": fleet.RightOperate, "/rollouts/r-running/resume": fleet.RightOperate,
 		"/rollouts/r-running/abort": fleet.RightOperate, "/rollouts": fleet.RightOperate,
@@ -351,7 +351,7 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		{"POST", "/rollouts", fleet.RightOperate}, {"POST", "/rollouts/dry-run", fleet.RightOperate}, {"POST", "/rollouts/rehearse", fleet.RightOperate},
 		{"POST", "/rollouts/r-none/pause", fleet.RightOperate}, {"POST", "/rollouts/r-none/resume", fleet.RightOperate}, {"POST", "/rollouts/r-none/abort", fleet.RightOperate},
 		{"POST", "/devices/nobody/labels", fleet.RightOperate}, {"POST", "/releases/" + digestA + "/lift", fleet.RightOperate},
-		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/devices/nobody/channel", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
+		{"POST", "/devices", fleet.RightOperate}, {"POST", "/devices/nobody/revoke", fleet.RightOperate}, {"POST", "/devices/nobody/clear", fleet.RightOperate}, {"POST", "/devices/nobody/channel", fleet.RightOperate}, {"POST", "/releases", fleet.RightOperate},
 		{"PUT", "/blobs/" + digestA, fleet.RightOperate}, {"PUT", "/channels", fleet.RightOperate}, {"POST", "/releases/" + strings.Repeat("d", 64) + "/withdraw", fleet.RightOperate},
 		{"GET", "/accounts", fleet.RightAdminister}, {"POST", "/accounts", fleet.RightAdminister}, {"DELETE", "/accounts/x", fleet.RightAdminister},
 		{"PUT", "/accounts/x/password", fleet.RightAdminister}, {"GET", "/tokens", fleet.RightAdminister}, {"POST", "/tokens", fleet.RightAdminister}, {"DELETE", "/tokens/x", fleet.RightAdminister},

@@ -197,6 +197,17 @@ func (u *ui) deviceChannel(w http.ResponseWriter, r *http.Request, by fleet.Iden
 	return done(w, r, "/devices/"+id, "moved")
 }
 
+func (u *ui) clearDevice(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
+	if _, err := form(r); err != nil {
+		return err
+	}
+	id := r.PathValue("id")
+	if _, err := u.h.cfg.Fleet.Clear(r.Context(), by, id); err != nil {
+		return err
+	}
+	return done(w, r, "/devices/"+id, "clear")
+}
+
 func (u *ui) revokeDevice(w http.ResponseWriter, r *http.Request, by fleet.Identity) error {
 	f, err := form(r, "confirmed")
 	if err != nil {

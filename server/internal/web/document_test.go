@@ -198,6 +198,7 @@ func everyOperation(t testing.TB, f *fleet.Fleet) []apiStep {
 		{"GET", "/devices/bms-01/attempts", "", ""},
 		{"POST", "/devices/bms-01/labels", `{"set":{"site":"north"}}`, ""},
 		{"POST", "/devices/bms-01/channel", `{"channel":"stable"}`, ""},
+		{"POST", "/devices/bms-01/clear", "", ""},
 		{"POST", "/devices/new-1/revoke", "", ""},
 		{"POST", "/rollouts/dry-run", rollout, ""},
 		{"POST", "/rollouts/rehearse", rollout[:len(rollout)-1] + `,"mix":{"crash":1},"update_s":60}`, ""},

@@ -109,6 +109,10 @@ func (f *fakeFleet) Publish(_ context.Context, by fleet.Identity, req fleet.Publ
 	return f.releases[0], []string{"only a test"}, nil
 }
 
+func (f *fakeFleet) Clear(context.Context, fleet.Identity, string) (fleet.Device, error) {
+	return fleet.Device{}, f.fail
+}
+
 func (f *fakeFleet) ContestOf(string) *fleet.Contest { return nil }
 
 func (f *fakeFleet) Withdraw(_ context.Context, _ fleet.Identity, digest string) error {

@@ -194,7 +194,7 @@ func TestCountsLeadToTheVeryDevices(t *testing.T) {
 	cookie := s.signIn(fleet.RoleViewer)
 	homePage := s.get("/", cookie).body
 	counts := regexp.MustCompile(`<a href="(/devices\?state=\w+)"><strong>(\d+)</strong>`).FindAllStringSubmatch(homePage, -1)
-	if len(counts) != 5 {
+	if len(counts) != 6 {
 		t.Fatalf("%d counts:\n%s", len(counts), homePage)
 	}
 	rows := regexp.MustCompile(`<tr><td data-label="Device">`)

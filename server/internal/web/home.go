@@ -103,6 +103,7 @@ func needsOf(c *fleet.Census) []need {
 		{c.Failed, devicesIn(fleet.StateFailed), "failed or rolled back", "now, or in the last 7 days with no success since"},
 		{c.Unprotected, devicesIn(fleet.StateUnprotected), "unprotected", "cannot undo a bad image, or take unsigned ones"},
 		{c.Away, devicesIn(fleet.StateAway), "offline over a day", "not connected, and not heard of"},
+		{c.Suspect, devicesIn(fleet.StateSuspect), "not believed", "what they report does not go together: two boards, or a stolen login"},
 		{c.Others, devicesIn(fleet.StateUnreleased), "on no release", "run an image that was not published here"},
 	}
 }

@@ -1,12 +1,15 @@
 package web
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"bmsota/server/internal/fleet"
 )
@@ -96,6 +99,44 @@ func TestAContestedLoginIsShown(t *testing.T) {
 		r := s.do("GET", "/api/v1/devices/d-well", "", nil, "Authorization: Bearer "+s.token[fleet.RoleViewer])
 		if strings.Contains(r.body, `"contest":{`) != contested {
 			t.Errorf("API, contested %t: %s", contested, r.body)
+		}
+	}
+}
+
+// TestASuspectIsShown with a link from the first page to the very devices, on its page, in the listing and to tools, until
+// the form on its page clears it.
+func TestASuspectIsShown(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	cookie := s.signIn(fleet.RoleOperator)
+	const kind = `"kind":"alternating_boots"`
+	for _, suspect := range []bool{true, false} {
+		if suspect {
+			s.put(func(tx fleet.Tx) error {
+				d, err := tx.Device("d-well")
+				d.Doubts.List = []fleet.Suspicion{{Kind: fleet.SuspectBoots, Since: time.Now(), Last: time.Now(), Times: 2, Evidence: "boot <a> after boot b"}}
+				return errors.Join(err, tx.PutDevice(d))
+			})
+		} else if r := s.do("POST", "/devices/d-well/clear", cookie, url.Values{}); r.StatusCode != 303 {
+			t.Fatalf("clear: %d %s", r.StatusCode, r.body)
+		}
+		for path, want := range map[string]string{
+			"/devices/d-well":        "boot &lt;a&gt; after boot b",
+			"/devices?state=suspect": "d-well",
+			"/devices?q=d-well":      "not believed</span>",
+			"/":                      `<li class="some"><a href="/devices?state=suspect"><strong>1</strong>`,
+		} {
+			if path == "/" && !suspect {
+				continue // its counts may be CensusFresh old
+			}
+			if r := s.get(path, cookie); r.StatusCode != 200 || strings.Contains(r.body, want) != suspect {
+				t.Errorf("%s, suspect %t: %d %s", path, suspect, r.StatusCode, r.body)
+			}
+		}
+		for _, path := range []string{"/api/v1/devices", "/api/v1/devices/d-well"} {
+			if r := s.do("GET", path, "", nil, "Authorization: Bearer "+s.token[fleet.RoleViewer]); strings.Contains(r.body, kind) != suspect {
+				t.Errorf("%s, suspect %t: %s", path, suspect, r.body)
+			}
 		}
 	}
 }

@@ -47,6 +47,8 @@ func (h *handler) fleetRoutes() []route {
 			[]api.Code{api.CodeNotFound}, reads(h.listAttempts)},
 		{http.MethodPost, "/devices/{id}/revoke", "revokeDevice", "Take a device's login away and end its session; twice is no error",
 			operate, nil, nil, []api.Code{api.CodeNotFound}, reads(h.revoke)},
+		{http.MethodPost, "/devices/{id}/clear", "clearDevice", "Take away what a device is suspected of, so that rollouts count it again; twice is no error",
+			operate, nil, api.Device{}, []api.Code{api.CodeNotFound}, reads(h.clearDevice)},
 		{http.MethodGet, "/server", "getServer", "What the server says of itself", view, nil, api.ServerInfo{}, nil, reads(h.serverInfo)},
 	}
 }
@@ -361,6 +363,11 @@ func (h *handler) enroll(_ http.ResponseWriter, r *http.Request, by fleet.Identi
 
 func (h *handler) revoke(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
 	return nil, h.cfg.Fleet.Revoke(r.Context(), by, r.PathValue("id"))
+}
+
+func (h *handler) clearDevice(_ http.ResponseWriter, r *http.Request, by fleet.Identity) (any, error) {
+	d, err := h.cfg.Fleet.Clear(r.Context(), by, r.PathValue("id"))
+	return deviceOf(d), err
 }
 
 func (h *handler) serverInfo(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {

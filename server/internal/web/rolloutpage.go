@@ -30,7 +30,8 @@ func (r rolloutRow) Counts() []figure { return counts(r.Figures) }
 
 func counts(f fleet.Figures) []figure {
 	all := []figure{{f.Succeeded, "succeeded", "ok"}, {f.Open, "under way", "busy"}, {f.Pending, "waiting", ""}, {f.RolledBack, "rolled back", "bad"},
-		{f.Silent, "silent", "bad"}, {f.Failed, "failed", "bad"}, {f.Dark, "not heard of since", "bad"}, {f.Brownouts, "lost supply", "wait"}, {f.Skipped, "skipped", ""}}
+		{f.Silent, "silent", "bad"}, {f.Failed, "failed", "bad"}, {f.Dark, "not heard of since", "bad"}, {f.Brownouts, "lost supply", "wait"}, {f.Skipped, "skipped", ""},
+		{f.Suspect, "set aside, not believed", "wait"}}
 	return slices.DeleteFunc(all, func(f figure) bool { return f.Count == 0 })
 }
 
@@ -196,7 +197,7 @@ func held(v fleet.RolloutView) (rows []heldRow, unlooked int) {
 }
 
 // leftStates are how a member ends without the release, those that speak against it first.
-var leftStates = []fleet.MemberState{fleet.MemberRolledBack, fleet.MemberSilent, fleet.MemberFailed, fleet.MemberBrownout, fleet.MemberSkipped}
+var leftStates = []fleet.MemberState{fleet.MemberRolledBack, fleet.MemberSilent, fleet.MemberFailed, fleet.MemberBrownout, fleet.MemberSuspect, fleet.MemberSkipped}
 
 // leftBehind are the first members that did not get the release, and how many more there are.
 func (u *ui) leftBehind(ctx context.Context, v fleet.RolloutView) (list []fleet.MemberView, more int, err error) {
@@ -210,7 +211,7 @@ func (u *ui) leftBehind(ctx context.Context, v fleet.RolloutView) (list []fleet.
 			break
 		}
 	}
-	return list, max(0, f.RolledBack+f.Silent+f.Failed+f.Brownouts+f.Skipped-len(list)), nil
+	return list, max(0, f.RolledBack+f.Silent+f.Failed+f.Brownouts+f.Skipped+f.Suspect-len(list)), nil
 }
 
 // WaveOf is the wave of a member.
@@ -220,7 +221,7 @@ func memberTone(s fleet.MemberState) string {
 	switch s {
 	case fleet.MemberRolledBack, fleet.MemberSilent, fleet.MemberFailed:
 		return "bad"
-	case fleet.MemberBrownout:
+	case fleet.MemberBrownout, fleet.MemberSuspect:
 		return "wait"
 	}
 	return "none"

@@ -47,6 +47,7 @@ type Fleet interface {
 	EnrollCertificate(ctx context.Context, by fleet.Identity, id, request string) (fleet.Certificate, error)
 	AuthenticateCertificate(ctx context.Context, name, sha256 string) (fleet.Identity, error)
 	Revoke(ctx context.Context, by fleet.Identity, id string) error
+	Clear(ctx context.Context, by fleet.Identity, device string) (fleet.Device, error)
 	DevicesAfter(ctx context.Context, id string, limit int) ([]fleet.Device, error)
 	Device(ctx context.Context, id string) (fleet.Device, error)
 	Attempts(ctx context.Context, device string, limit int) ([]fleet.Attempt, error)

@@ -169,6 +169,8 @@ func stateName(s fleet.State) string {
 		return "unprotected"
 	case fleet.StateUnreleased:
 		return "runs no release of this server"
+	case fleet.StateSuspect:
+		return "not believed"
 	case fleet.StateWaiting:
 		return "waiting at a gate"
 	}
