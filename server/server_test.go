@@ -435,7 +435,7 @@ func TestOpenSaysWhatToDo(t *testing.T) {
 		{"foreign address", func(c *Config) { c.HTTPS.Listen = "192.0.2.1:0" }, "is no address of this machine: set https.listen"},
 		{"bad configuration", func(c *Config) { c.MQTT.Prefix = "a//b" }, "configuration: mqtt.prefix"},
 		{"no certificate", func(c *Config) { c.TLS.CertFile, c.TLS.KeyFile = "/none.pem", "/none.key" }, "own certificate"},
-		{"folder is a file", func(c *Config) { c.DataDir = os.Args[0] }, "make data folder"},
+		{"folder is a file", func(c *Config) { c.DataDir = os.Args[0] }, "cannot be the data folder: a part of it is a file"},
 	} {
 		cfg := testConfig(t)
 		c.change(&cfg)
