@@ -227,7 +227,7 @@ func countsLeadToDevices(b *browser) {
 		}
 		some += c.Count
 	}
-	if len(counts) != 5 || some == 0 {
+	if len(counts) != 6 || some == 0 {
 		b.fail("%d counts with %d devices", len(counts), some)
 	}
 	b.open("/devices?state=unprotected")

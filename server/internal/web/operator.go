@@ -154,7 +154,13 @@ func (h *handler) putBlob(w http.ResponseWriter, r *http.Request, by fleet.Ident
 		return nil, &http.MaxBytesError{Limit: api.MaxUpload}
 	}
 	body := &pacedBody{http.MaxBytesReader(w, r.Body, api.MaxUpload), http.NewResponseController(w)}
-	return nil, h.cfg.Fleet.Upload(r.Context(), by, digest, r.ContentLength, body)
+	if err := h.cfg.Fleet.Upload(r.Context(), by, digest, r.ContentLength, body); err != nil {
+		// The rest is read all the same: a connection that is closed while its client still sends is reset, and the client
+		// would learn of that instead of the reason.
+		_, _ = io.Copy(io.Discard, body)
+		return nil, err
+	}
+	return nil, nil
 }
 
 func (h *handler) publish(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.PublishRequest) (any, error) {
