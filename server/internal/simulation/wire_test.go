@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -141,7 +142,10 @@ func (n *wires) dialer(board int, rate int) func(context.Context, string, string
 		}
 		near, far := net.Pipe()
 		w := &wire{Conn: near, far: far, net: n, board: board, rate: rate, packets: addr == mqttAddr, closed: make(chan struct{})}
-		w.r = bufio.NewReader(near)
+		if w.packets {
+			w.more = make(chan struct{}, 1)
+			go w.take()
+		}
 		select {
 		case l.conns <- far:
 		case <-l.done:
@@ -161,13 +165,84 @@ type wire struct {
 	net     *wires
 	board   int
 	rate    int
-	packets bool // MQTT
-	r       *bufio.Reader
+	packets bool   // MQTT
 	rest    []byte // of what the board has not read yet
 	dying   bool
 
+	more    chan struct{} // capacity 1: something has arrived
+	mu      sync.Mutex
+	arrived []arrival // guarded by mu
+
 	once   sync.Once
 	closed chan struct{}
+}
+
+// arrival is a packet of the server, or the end of its connection.
+type arrival struct {
+	at     time.Time
+	packet []byte
+	err    error
+}
+
+// take reads what the server sends for as long as the connection stands, as the buffers of TCP do.
+func (w *wire) take() {
+	r := bufio.NewReader(w.Conn)
+	for {
+		packet, err := readPacket(r)
+		w.mu.Lock()
+		w.arrived = append(w.arrived, arrival{time.Now(), packet, err})
+		w.mu.Unlock()
+		select {
+		case w.more <- struct{}{}:
+		default:
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// next is the packet that the board gets next. Which of the server's goroutines writes first at one instant is chance, and
+// MQTT promises an order within a kind alone: answers come before messages, so that a seed means one run.
+func (w *wire) next() ([]byte, error) {
+	for {
+		w.mu.Lock()
+		some := len(w.arrived) > 0
+		w.mu.Unlock()
+		if some {
+			break
+		}
+		<-w.more
+	}
+	time.Sleep(time.Nanosecond) // time goes on when nobody has anything left to send at this instant
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	first := 0
+	for i, a := range w.arrived {
+		if !a.at.Equal(w.arrived[0].at) {
+			break
+		}
+		if a.rank() < w.arrived[first].rank() {
+			first = i
+		}
+	}
+	a := w.arrived[first]
+	w.arrived = slices.Delete(w.arrived, first, first+1)
+	return a.packet, a.err
+}
+
+// rank orders what arrives at one instant: CONNACK, other answers, messages, the end.
+func (a arrival) rank() int {
+	const connack, publish = 2, 3 // MQTT 3.1.1 §2.2.1
+	switch {
+	case a.err != nil:
+		return 3
+	case a.packet[0]>>4 == publish:
+		return 2
+	case a.packet[0]>>4 == connack:
+		return 0
+	}
+	return 1
 }
 
 func (w *wire) Close() error {
@@ -194,7 +269,7 @@ func (w *wire) Read(p []byte) (int, error) {
 			w.Close()
 			return 0, errReset
 		}
-		packet, err := readPacket(w.r)
+		packet, err := w.next()
 		// A line takes its time. It also puts an order to what would else happen at one instant, where which of two
 		// goroutines comes first decides.
 		time.Sleep(3*time.Millisecond + time.Duration(w.board)*37*time.Microsecond)
