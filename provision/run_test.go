@@ -120,8 +120,8 @@ func do(t *testing.T, r *provision.Run, ids ...string) (string, error) {
 	return strings.Join(states, " "), err
 }
 
-// checkBoard holds the files of a device against the token that the server takes.
-func checkBoard(t *testing.T, r *provision.Run, f *fleet, id string) {
+// loginOf is the storage image of a device, and how it logs in by that.
+func loginOf(t *testing.T, r *provision.Run, id string) ([]byte, protocol.MQTTConfig) {
 	t.Helper()
 	storage, err := os.ReadFile(filepath.Join(r.Folder(id), provision.StorageFile))
 	if err != nil {
@@ -135,8 +135,19 @@ func checkBoard(t *testing.T, r *provision.Run, f *fleet, id string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := protocol.ParseMQTTConfig(raw); err != nil || c.Password != f.tokens[id] || c.Username != id {
-		t.Errorf("%s has %q, %q, %v, the server takes %q", id, c.Username, c.Password, err, f.tokens[id])
+	c, err := protocol.ParseMQTTConfig(raw)
+	if err != nil {
+		t.Fatalf("%s: %v", id, err)
+	}
+	return storage, c
+}
+
+// checkBoard holds the files of a device against the token that the server takes.
+func checkBoard(t *testing.T, r *provision.Run, f *fleet, id string) {
+	t.Helper()
+	storage, c := loginOf(t, r, id)
+	if c.Password != f.tokens[id] || c.Username != id {
+		t.Errorf("%s has %q, %q, the server takes %q", id, c.Username, c.Password, f.tokens[id])
 	}
 	flash, err := os.ReadFile(filepath.Join(r.Folder(id), provision.FlashFile))
 	if err != nil || !bytes.Contains(flash, storage) {
@@ -158,21 +169,9 @@ func TestACertificateInPlaceOfATokenHasItsOwnKey(t *testing.T) {
 	}
 	keys := make(map[string]bool)
 	for _, id := range []string{"a", strings.Repeat("x", protocol.MaxDeviceID)} {
-		storage, err := os.ReadFile(filepath.Join(r.Folder(id), provision.StorageFile))
-		if err != nil {
-			t.Fatal(err)
-		}
-		fsys, err := spiffs.Read(storage)
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := fsys.ReadFile(protocol.MQTTConfigFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := protocol.ParseMQTTConfig(raw)
-		if err != nil || c.Password != "" || c.ClientCertPEM != "certificate for "+f.tokens[id] || keys[c.ClientKeyPEM] || len(c.ClientKeyPEM) < 200 {
-			t.Errorf("%s: %+v, %v", id, c, err)
+		_, c := loginOf(t, r, id)
+		if c.Password != "" || c.ClientCertPEM != "certificate for "+f.tokens[id] || keys[c.ClientKeyPEM] || len(c.ClientKeyPEM) < 200 {
+			t.Errorf("%s: %+v", id, c)
 		}
 		keys[c.ClientKeyPEM] = true
 	}

@@ -49,16 +49,10 @@ func carrying(t testing.TB, v string, sequence uint32, threshold int, keys ...*e
 // signedBy is a request to publish b, signed by keys.
 func signedBy(t testing.TB, b []byte, minVersion string, keys ...*ecdsa.PrivateKey) fleet.PublishRequest {
 	t.Helper()
-	img, err := appimage.Parse(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := manifest.New(b, img, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := manifestOf(t, b)
 	m.MinVersion = minVersion
 	var signers []crypto.Signer
+	var err error
 	req := fleet.PublishRequest{SHA256: digest(b)}
 	for _, key := range keys {
 		signers = append(signers, key)

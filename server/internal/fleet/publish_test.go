@@ -68,8 +68,8 @@ func publicPEM(t testing.TB, key *ecdsa.PrivateKey) string {
 	return string(text)
 }
 
-// signed is a request to publish b as its manifest, changed by change, says.
-func (s *shop) signed(t testing.TB, b []byte, change ...func(*manifest.Manifest)) fleet.PublishRequest {
+// manifestOf is what a manifest says of b.
+func manifestOf(t testing.TB, b []byte) manifest.Manifest {
 	t.Helper()
 	img, err := appimage.Parse(b)
 	if err != nil {
@@ -79,6 +79,13 @@ func (s *shop) signed(t testing.TB, b []byte, change ...func(*manifest.Manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// signed is a request to publish b as its manifest, changed by change, says.
+func (s *shop) signed(t testing.TB, b []byte, change ...func(*manifest.Manifest)) fleet.PublishRequest {
+	t.Helper()
+	m := manifestOf(t, b)
 	for _, c := range change {
 		c(&m)
 	}

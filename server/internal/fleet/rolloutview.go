@@ -63,17 +63,23 @@ func (f *Fleet) OpenRolloutsByWave(ctx context.Context) ([]RolloutView, error) {
 }
 
 func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool, view func(Tx, Rollout, time.Time) (RolloutView, error)) ([]RolloutView, error) {
+	return f.rolloutViews(ctx, func(all []Rollout) ([]Rollout, error) {
+		return slices.DeleteFunc(all, func(r Rollout) bool { return !want(r) }), nil
+	}, view)
+}
+
+// rolloutViews are the rollouts that choose leaves of all of them, newest first, each as view shows it.
+func (f *Fleet) rolloutViews(ctx context.Context, choose func([]Rollout) ([]Rollout, error), view func(Tx, Rollout, time.Time) (RolloutView, error)) ([]RolloutView, error) {
 	var list []RolloutView
 	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
 		all, err := tx.Rollouts()
+		if err == nil {
+			all, err = choose(all)
+		}
 		if err != nil {
 			return err
 		}
 		for _, r := range all {
-			if !want(r) {
-				continue
-			}
 			v, err := view(tx, r, f.cfg.Now())
 			if err != nil {
 				return err
@@ -88,30 +94,16 @@ func (f *Fleet) rolloutsWhere(ctx context.Context, want func(Rollout) bool, view
 // RolloutPage are at most limit rollouts, newest first: those behind the one named, or from the newest where none is.
 // Errors: ErrInvalid (there is no such rollout), ErrStorage.
 func (f *Fleet) RolloutPage(ctx context.Context, after string, limit int) ([]RolloutView, error) {
-	var list []RolloutView
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
-		all, err := tx.Rollouts()
-		if err != nil {
-			return err
-		}
+	return f.rolloutViews(ctx, func(all []Rollout) ([]Rollout, error) {
 		if after != "" {
 			at := slices.IndexFunc(all, func(r Rollout) bool { return r.ID == after })
 			if at < 0 {
-				return invalid("after: there is no rollout %.64q", after)
+				return nil, invalid("after: there is no rollout %.64q", after)
 			}
 			all = all[at+1:]
 		}
-		for _, r := range all[:min(len(all), limit)] {
-			v, err := f.glance(tx, r, f.cfg.Now())
-			if err != nil {
-				return err
-			}
-			list = append(list, v)
-		}
-		return nil
-	})
-	return list, err
+		return all[:min(len(all), limit)], nil
+	}, f.glance)
 }
 
 // Rollout is one rollout.

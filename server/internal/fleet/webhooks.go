@@ -137,23 +137,29 @@ func (f *Fleet) Webhooks(ctx context.Context, by Identity) ([]WebhookView, error
 		return nil, err
 	}
 	var list []WebhookView
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
+	err := f.eachWebhook(ctx, func(tx Tx, h Webhook) error {
+		waiting, err := tx.CountDeliveries(h.ID)
+		h.Secret = ""
+		list = append(list, WebhookView{h, waiting})
+		return err
+	})
+	return list, err
+}
+
+// eachWebhook looks at every webhook, by id, on one state of the store.
+func (f *Fleet) eachWebhook(ctx context.Context, look func(Tx, Webhook) error) error {
+	return f.cfg.Store.View(ctx, func(tx Tx) error {
 		all, err := tx.Webhooks()
 		if err != nil {
 			return err
 		}
 		for _, h := range all {
-			waiting, err := tx.CountDeliveries(h.ID)
-			if err != nil {
+			if err := look(tx, h); err != nil {
 				return err
 			}
-			h.Secret = ""
-			list = append(list, WebhookView{h, waiting})
 		}
 		return nil
 	})
-	return list, err
 }
 
 // Outbox is how deliveries to the webhooks go, of all of them together.
@@ -165,23 +171,13 @@ type Outbox struct {
 // Outbox sums up the webhooks, for whoever watches the server.
 func (f *Fleet) Outbox(ctx context.Context) (Outbox, error) {
 	var out Outbox
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		out = Outbox{}
-		all, err := tx.Webhooks()
-		if err != nil {
-			return err
+	err := f.eachWebhook(ctx, func(tx Tx, h Webhook) error {
+		waiting, err := tx.CountDeliveries(h.ID)
+		out.Waiting += waiting
+		if h.Failures > 0 {
+			out.Failing++
 		}
-		for _, h := range all {
-			waiting, err := tx.CountDeliveries(h.ID)
-			if err != nil {
-				return err
-			}
-			out.Waiting += waiting
-			if h.Failures > 0 {
-				out.Failing++
-			}
-		}
-		return nil
+		return err
 	})
 	return out, err
 }
@@ -231,22 +227,12 @@ type Due struct {
 // one is delivered or given up.
 func (f *Fleet) Deliverable(ctx context.Context) ([]Due, error) {
 	var list []Due
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		list = nil
-		hooks, err := tx.Webhooks()
-		if err != nil {
-			return err
+	err := f.eachWebhook(ctx, func(tx Tx, h Webhook) error {
+		oldest, err := tx.Deliveries(h.ID, "", 1)
+		for _, d := range oldest {
+			list = append(list, Due{h, d})
 		}
-		for _, h := range hooks {
-			oldest, err := tx.Deliveries(h.ID, "", 1)
-			if err != nil {
-				return err
-			}
-			if len(oldest) == 1 {
-				list = append(list, Due{h, oldest[0]})
-			}
-		}
-		return nil
+		return err
 	})
 	return list, err
 }

@@ -304,14 +304,7 @@ func (h *handler) listDevices(w http.ResponseWriter, r *http.Request, _ fleet.Id
 	if err != nil {
 		return nil, err
 	}
-	if len(devices) == limit {
-		nextPage(w, limit, devices[limit-1].ID)
-	}
-	out := make([]api.Device, 0, len(devices))
-	for _, d := range devices {
-		out = append(out, deviceOf(d))
-	}
-	return out, nil
+	return shown(w, devices, limit, func(v fleet.Device) string { return v.ID }, deviceOf), nil
 }
 
 func (h *handler) showDevice(_ http.ResponseWriter, r *http.Request, _ fleet.Identity) (any, error) {
@@ -342,14 +335,7 @@ func (h *handler) listAttempts(w http.ResponseWriter, r *http.Request, _ fleet.I
 	if err != nil {
 		return nil, err
 	}
-	if len(attempts) == limit {
-		nextPage(w, limit, attempts[limit-1].ID)
-	}
-	out := make([]api.Attempt, 0, len(attempts))
-	for _, a := range attempts {
-		out = append(out, attemptOf(a))
-	}
-	return out, nil
+	return shown(w, attempts, limit, func(v fleet.Attempt) string { return v.ID }, attemptOf), nil
 }
 
 func (h *handler) enroll(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.EnrollRequest) (any, error) {

@@ -38,6 +38,18 @@ func nextPage(w http.ResponseWriter, limit int, last string) {
 	w.Header().Set("Link", "<?"+q.Encode()+`>; rel="next"`)
 }
 
+// shown is a page that the fleet has cut, as the API shows it: limit rows, or fewer when they are the last. id names a row.
+func shown[T, Row any](w http.ResponseWriter, rows []T, limit int, id func(T) string, show func(T) Row) []Row {
+	if len(rows) == limit {
+		nextPage(w, limit, id(rows[limit-1]))
+	}
+	out := make([]Row, 0, len(rows))
+	for _, row := range rows {
+		out = append(out, show(row))
+	}
+	return out
+}
+
 // cut is the page of rows that is asked for; key names a row. The rows never go away, so the one that a page ended with
 // is there when the next is asked for.
 func cut[T any](w http.ResponseWriter, r *http.Request, rows []T, key func(T) string) ([]T, error) {

@@ -85,14 +85,7 @@ func (h *handler) listRollouts(w http.ResponseWriter, r *http.Request, _ fleet.I
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == limit {
-		nextPage(w, limit, list[limit-1].ID)
-	}
-	out := make([]api.Rollout, 0, len(list))
-	for _, v := range list {
-		out = append(out, rolloutOf(v))
-	}
-	return out, nil
+	return shown(w, list, limit, func(v fleet.RolloutView) string { return v.ID }, rolloutOf), nil
 }
 
 func (h *handler) createRollout(_ http.ResponseWriter, r *http.Request, by fleet.Identity, in api.RolloutRequest) (any, error) {
