@@ -28,6 +28,7 @@ type Options struct {
 	Rounds   int           // of each figure; each is one turn of ours and one of the peer
 	Duration time.Duration // of one turn
 	Clients  int           // at once, where a figure has clients
+	Only     string        // figures whose name has this in it; empty = all
 	Count    int           // of connections, sessions or boards, where a figure holds many at once; 0 = as the figure is meant
 	Say      func(format string, args ...any)
 }
@@ -137,6 +138,9 @@ func Run(ctx context.Context, o Options, names ...string) (_ Report, err error) 
 			return Report{}, fmt.Errorf("nothing to measure is called %q: one of %s", name, strings.Join(Names(), ", "))
 		}
 	}
+	if o.Binary, err = filepath.Abs(o.Binary); err != nil {
+		return Report{}, err
+	}
 	dir, err := os.MkdirTemp("", "bmsota-bench-")
 	if err != nil {
 		return Report{}, err
@@ -169,6 +173,9 @@ type Turn func(ctx context.Context) (float64, error)
 // Beside measures ours and theirs in rounds that alternate, and adds the figure f with what came out. theirs is nil where
 // the peer is not there, or where there is none. One turn of each goes before the rounds and is not counted: caches fill.
 func (b *Bench) Beside(ctx context.Context, f Figure, ours, theirs Turn) error {
+	if !b.wants(f.Name) {
+		return nil
+	}
 	var mine, other, ratios []float64
 	for round := range b.Rounds + 1 {
 		b.Say("%s: %s, round %d of %d", b.suite, f.Name, round, b.Rounds)
@@ -236,6 +243,9 @@ func (b *Bench) named(p Peer) {
 		b.report.Peers = append(b.report.Peers, p)
 	}
 }
+
+// wants says whether a figure was asked for.
+func (b *Bench) wants(name string) bool { return strings.Contains(name, b.Only) }
 
 // count is what a figure is meant for, or what was asked for.
 func (b *Bench) count(meant int) int { return cmp.Or(b.Count, meant) }

@@ -83,6 +83,7 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 	f.DurationVar(&o.Duration, "duration", 3*time.Second, "how long one turn of a round lasts")
 	f.IntVar(&o.Clients, "clients", 50, "clients at once")
 	f.IntVar(&o.Count, "count", 0, "connections, sessions or boards, where a figure holds many (default as many as it is meant for)")
+	f.StringVar(&o.Only, "only", "", "of the figures, those whose name has this in it")
 	f.StringVar(&o.Binary, "binary", "", "the bmsota whose server is measured (default this one)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
