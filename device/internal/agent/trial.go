@@ -131,7 +131,7 @@ func (a *agent) reachServer(ctx context.Context) {
 	}
 	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
-		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL("version"), nil)
+		resp, f := a.web.get(ctx, http.MethodGet, a.ask(a.cfg.ota.ServerURL, "version").at, nil)
 		answered := f == nil && resp.StatusCode < 500
 		if f == nil {
 			resp.stop()
