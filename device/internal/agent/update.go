@@ -60,7 +60,7 @@ func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 			return false, fl
 		}
 		if o.stale != nil {
-			a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, fmt.Sprintf("%s from the mirror, where there may be something newer: %v", o.Version, o.stale))
+			a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, o.Version+" from the mirror, where there may be something newer")
 		}
 		if w.cmd.Action == protocol.ActionCheck && !o.force {
 			a.rep.phase(protocol.PhaseIdle, protocol.ReasonUpdateExists, "")
