@@ -215,6 +215,7 @@ type ServerInfo struct {
 	Addresses          []string  `json:"addresses"`            // it listens on, host:port
 	CAPEM              string    `json:"ca_pem"`               // what devices need to trust it; empty = public authorities
 	MirrorURL          string    `json:"mirror_url,omitempty"` // where devices that hold a key find a copy of the releases
+	OfferKeyPEM        string    `json:"offer_key_pem"`        // public key of the signatures under its answers to devices
 	MQTT               MQTT      `json:"mqtt"`                 // as devices should reach it
 	CertificateExpires time.Time `json:"certificate_expires,omitzero"`
 	StorageFreeBytes   int64     `json:"storage_free_bytes"` // -1 = unknown on this system

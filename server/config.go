@@ -187,6 +187,11 @@ type Fleet struct {
 	// for a project that has had a signed release: its devices would refuse them.
 	RequireSigned bool `json:"require_signed"`
 
+	// OfferKeyFile is the private key (ECDSA P-256, PEM) that signs the answers to devices, so that an old one cannot pass for
+	// a new one. Servers that answer for each other share it. Public keys behind it in the file are given to devices too,
+	// as those that will follow. Default: <data_dir>/tls/offer.key, made on first start.
+	OfferKeyFile string `json:"offer_key_file"`
+
 	// DefaultProject is offered to whoever names no project, where several exist.
 	DefaultProject string `json:"default_project"`
 

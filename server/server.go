@@ -16,6 +16,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -67,6 +68,7 @@ type Server struct {
 	closeErr  error
 
 	certs   *certificates
+	offers  *offerKey
 	devices *deviceCertificates // nil where devices have none
 	store   *store.DB
 	fleet   *fleet.Fleet
@@ -116,6 +118,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 	}
 	names := machineNames(append([]string{cfg.Host, hostOfURL(cfg.PublicURL), boundHost(s.https), boundHost(s.mqttTLS)}, cfg.TLS.Names...)...)
 	if s.certs, err = openCertificates(cfg.TLS, filepath.Join(cfg.DataDir, tlsName), names, time.Now, log); err != nil {
+		return nil, err
+	}
+	if s.offers, err = openOfferKey(cfg.Fleet.OfferKeyFile, filepath.Join(cfg.DataDir, tlsName), rand.Reader, log); err != nil {
 		return nil, err
 	}
 	if cfg.certifiesDevices() {
@@ -197,7 +202,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
-		Observer: s.metrics, Issue: issue,
+		Observer: s.metrics, Issue: issue, OfferKey: s.offers.key,
 	})
 	return err
 }
@@ -384,7 +389,8 @@ func (s *Server) probe(ctx context.Context) error {
 func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	info := api.ServerInfo{
 		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM), MirrorURL: s.cfg.MirrorURL,
-		MQTT: s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
+		OfferKeyPEM: s.offers.public,
+		MQTT:        s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
 	}
 	for _, l := range []net.Listener{s.https, s.plain, s.mqttTLS, s.mqttPlain} {
 		if l != nil {

@@ -40,7 +40,7 @@ With --folder the release goes into a folder that any web server can serve, inst
 				return err
 			}
 			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
-				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
+				ForceUpdate: force, SignedAt: time.Now(), BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
 			if r.Keys, err = readSigners(cmd, keys, signer); err != nil {
 				return err
 			}

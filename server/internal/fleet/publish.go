@@ -137,7 +137,26 @@ func putRelease(tx Tx, r Release) (Release, error) {
 			return r, err
 		}
 	}
+	if err := checkSequence(tx, r); err != nil {
+		return r, err
+	}
 	return r, tx.PutRelease(r)
+}
+
+// checkSequence refuses a manifest that was signed before one that is here already: whoever kept an old one back, and may
+// publish, must not bring it in as if it were new.
+func checkSequence(tx Tx, r Release) error {
+	all, err := tx.Releases()
+	if err != nil {
+		return err
+	}
+	own := sequenceOf(r)
+	for _, old := range all {
+		if old.Project == r.Project && old.Chip == r.Chip && old.Manifest != "" && sequenceOf(old) >= max(own, 1) {
+			return fmt.Errorf("%w: the manifest of %s was signed before that of %s: sign it anew, on a machine whose clock is right", ErrRefused, r.Version, old.Version)
+		}
+	}
+	return nil
 }
 
 // spellings of one version: with and without the leading v that is tolerated.

@@ -177,7 +177,7 @@ func matches(m manifest.Manifest, req PublishRequest, img image) error {
 		return fmt.Errorf("%w: the block digests of the manifest are not those of the image", ErrRefused)
 	}
 	// What the bytes cannot say is the signer's alone.
-	want.MinVersion, want.BuildDate, want.ForceUpdate = m.MinVersion, m.BuildDate, m.ForceUpdate
+	want.MinVersion, want.BuildDate, want.ForceUpdate, want.Sequence = m.MinVersion, m.BuildDate, m.ForceUpdate, m.Sequence
 	if m != want {
 		return fmt.Errorf("%w: the manifest is not the one that these bytes give", ErrRefused)
 	}
