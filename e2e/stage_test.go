@@ -103,8 +103,8 @@ func healthy(ts *testscript.TestScript, p *process) error {
 // boardOptions are those of boardfiles and board.
 type boardOptions struct {
 	id, token, url, ca, key, broker, version, username, image, mirror, serverKey string
-	skip, noRollback                                                  bool
-	deadline, frames, timeout                                         int
+	skip, noRollback                                                             bool
+	deadline, frames, timeout                                                    int
 }
 
 func (o *boardOptions) flags(name string) *flag.FlagSet {
