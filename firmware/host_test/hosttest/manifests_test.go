@@ -79,6 +79,9 @@ func manifestQuestions(r *rand.Rand) []question {
 	verify(good, pemOf(one)+"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
 	verify(good, strings.Repeat(pemOf(one), 9))
 	verify(sign(two, goodHeader, payload), pemOf(one)+pemOf(two))
+	for _, n := range sequences {
+		verify(sign(one, goodHeader, strings.TrimSuffix(payload, "}")+`,"sequence":`+n+"}"), pemOf(one))
+	}
 	for _, header := range []string{`{"alg":"none"}`, `{"alg":"HS256"}`, `{"alg":"ES384"}`, `{"alg":"es256"}`, `{"alg":"ES256","kid":"1"}`, `{"alg":"ES256","typ":"JWT"}`,
 		`{"alg":"ES256","crit":["b64"],"b64":true}`, `{"alg":"ES256","jwk":{"kty":"EC","crv":"P-256"}}`, `{"alg":"ES256"} `, `{ "alg":"ES256"}`, `{"ALG":"ES256"}`, `{}`, ``, `{"alg":"ES256","alg":"none"}`} {
 		verify(sign(one, header, payload), pemOf(one))
