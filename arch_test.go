@@ -58,6 +58,8 @@ var rules = []rule{
 		Why: "figures are told what happened; they look at nothing themselves"},
 	{From: "server/internal/notify", Allow: []string{"server/internal/fleet"},
 		Why: "it carries what fleet has decided to tell, and looks at nothing itself"},
+	{From: "server/internal/sso", Allow: nil,
+		Why: "it says who somebody is, and knows nothing of what that may do"},
 	{From: "server", Allow: []string{"server/...", "protocol", "manifest", "api", "esp/...", "durable"},
 		Why: "the two halves share protocol, manifest and esp, nothing else"},
 	{From: "demo", Allow: []string{"server", "device", "deploy", "api", "protocol", "manifest", "esp/appimage"},
@@ -72,6 +74,7 @@ var rules = []rule{
 
 // onlyIn names libraries that one package alone may import, so that it can be replaced there.
 var onlyIn = []struct{ Library, Package, Why string }{
+	{"github.com/coreos/go-oidc/v3", "server/internal/sso", "what a stranger's token says is read in one place"},
 	{"github.com/mochi-mqtt/server/v2", "server/internal/broker", "quiet since 2025-03: must be replaceable in one place"},
 	{"modernc.org/sqlite", "server/internal/store", "two minutes to build from cold: out of everything that can do without"},
 	{"github.com/pressly/goose/v3", "server/internal/store", "migrations belong to the store"},

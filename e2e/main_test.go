@@ -127,6 +127,7 @@ func runStories(t *testing.T, kind deviceKind) {
 			"sshd":          cmdSSHD,
 			"interrupt":     cmdInterrupt,
 			"interrupts":    cmdInterrupts,
+			"tool":          cmdTool,
 		},
 	})
 }

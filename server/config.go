@@ -50,6 +50,9 @@ type Config struct {
 	// MQTT is the broker: the embedded one, or a connection to yours.
 	MQTT MQTT `json:"mqtt"`
 
+	// OIDC lets people sign in by a provider of theirs.
+	OIDC OIDC `json:"oidc"`
+
 	// Fleet holds the rules for releases and devices.
 	Fleet Fleet `json:"fleet"`
 
@@ -84,6 +87,10 @@ type HTTPS struct {
 	// it in the clear. Default: closed.
 	PlainListen string `json:"plain_listen"`
 
+	// TrustedProxies are the addresses, or networks like 10.0.0.0/8, of reverse proxies in front of this server. From them
+	// alone X-Forwarded-For is believed: login waits, refusals and the audit log are about the client it names. Default: none.
+	TrustedProxies []string `json:"trusted_proxies"`
+
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
 
@@ -96,6 +103,25 @@ type HTTPS struct {
 	// MaxConnections is how many connections may be open at once. A further one takes the place of one that serves no
 	// request, or waits. Every one is an open file of the process, as is every MQTT session. Default 1500.
 	MaxConnections int64 `json:"max_connections"`
+}
+
+// proxies are the trusted ones. A network so wide that it holds strangers would let anybody be anybody.
+func (h HTTPS) proxies() ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range h.TrustedProxies {
+		p, err := netip.ParsePrefix(text)
+		if a, err2 := netip.ParseAddr(text); err2 == nil {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil || p.Addr().Zone() != "" {
+			return nil, fmt.Errorf("https.trusted_proxies: %q is not an address or a network like 10.0.0.0/8", text)
+		}
+		if p.Bits() < 8 {
+			return nil, fmt.Errorf("https.trusted_proxies: %q holds everybody: name the proxies", text)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
 }
 
 // TLS is the section "tls".
@@ -295,6 +321,14 @@ func (c Config) withDefaults() Config {
 		set(&c.TLS.ACME.CacheDir, filepath.Join(c.DataDir, "tls", "acme"))
 	}
 	c.PublicURL = strings.TrimRight(c.PublicURL, "/")
+	if u, err := url.Parse(c.OIDC.Issuer); err == nil && c.OIDC.Issuer != "" {
+		set(&c.OIDC.Name, u.Hostname())
+		set(&c.OIDC.Claim, "email")
+		set(&c.OIDC.GroupsClaim, "groups")
+		if c.OIDC.Scopes == nil {
+			c.OIDC.Scopes = []string{"email"}
+		}
+	}
 	return c
 }
 
@@ -320,6 +354,12 @@ func (c Config) Check() error {
 	}
 	if c.HTTPS.ClientCertificates && (c.HTTPS.Listen == off || !c.certifiesDevices()) {
 		return errors.New("https.client_certificates needs https.listen and the embedded broker with mqtt.tls_listen: only there have devices certificates")
+	}
+	if err := c.OIDC.check(); err != nil {
+		return err
+	}
+	if _, err := c.HTTPS.proxies(); err != nil {
+		return err
 	}
 	if c.Host != "" && !isHost(c.Host) {
 		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)

@@ -69,6 +69,7 @@ type Server struct {
 
 	certs   *certificates
 	offers  *offerKey
+	signOn  *signOn             // nil: nobody signs in by a provider
 	devices *deviceCertificates // nil where devices have none
 	store   *store.DB
 	fleet   *fleet.Fleet
@@ -133,6 +134,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 		return nil, err
 	}
 	if err := s.openBroker(); err != nil {
+		return nil, err
+	}
+	if s.signOn, err = s.openSignOn(); err != nil {
 		return nil, err
 	}
 	s.scrapes = s.metricsHandler()
@@ -302,10 +306,20 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) runWeb(ctx context.Context) error {
-	handler := web.New(web.Config{
+	config := web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
 		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
-	})
+	}
+	proxies, err := s.cfg.HTTPS.proxies()
+	if err != nil {
+		return err
+	}
+	config.TrustedProxies = proxies
+	if s.signOn != nil {
+		defer s.signOn.Close()
+		config.SSO = s.signOn
+	}
+	handler := web.New(config)
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener) {
