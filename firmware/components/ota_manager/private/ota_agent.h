@@ -219,7 +219,7 @@ typedef struct {
     bool chunked;
     char etag[130], content_range[64], retry_after[12];
     int64_t stall_ms, began_ms, last_ms;       // the longest silence; when the request began; when the last byte came
-    int64_t window_ms, window_bytes;           // for the minimum rate
+    int64_t window_ms, window_bytes, left_ms;  // for the minimum rate; when ota_web_read came back
     bool slow;
     esp_err_t tls_err;
     int tls_code, tls_flags;
