@@ -115,7 +115,7 @@ func (t *sqlTx) PutRollout(r fleet.Rollout) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.write(qPutRollout, r.ID, r.Revision, string(r.State), int64(r.Policy.Priority), millis(r.CreatedAt), r.Key, string(body))
+	n, err := t.write(qPutRollout, r.ID, r.Revision, string(r.State), int64(r.Policy.Priority), millis(r.CreatedAt), r.Key, string(body), r.Revision)
 	if err == nil && n == 0 {
 		t.failed = fmt.Errorf("%w: rollout %q was changed by another", fleet.ErrConflict, r.ID)
 		return t.failed
