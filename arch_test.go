@@ -74,6 +74,7 @@ var rules = []rule{
 var onlyIn = []struct{ Library, Package, Why string }{
 	{"github.com/mochi-mqtt/server/v2", "server/internal/broker", "quiet since 2025-03: must be replaceable in one place"},
 	{"modernc.org/sqlite", "server/internal/store", "two minutes to build from cold: out of everything that can do without"},
+	{"github.com/jackc/pgx/v5", "server/internal/store", "SQL, and the errors of a database, are the store's business"},
 	{"github.com/pressly/goose/v3", "server/internal/store", "migrations belong to the store"},
 	{"github.com/prometheus/client_golang", "server/internal/metrics", "one package decides what is counted, and with which labels"},
 	{"golang.org/x/crypto/argon2", "server/internal/fleet", "one place decides what a password costs"},

@@ -182,15 +182,21 @@ func (s *Server) New(template string) (string, error) {
 
 // SQL runs statements as an operator with psql would.
 func (s *Server) SQL(database string, statements ...string) error {
-	args := []string{"-q", "-v", "ON_ERROR_STOP=1", "-h", s.Dir, "-U", Superuser, "-d", database}
+	_, err := s.Ask(database, statements...)
+	return err
+}
+
+// Ask is SQL that gives what psql printed.
+func (s *Server) Ask(database string, statements ...string) (string, error) {
+	args := []string{"-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", s.Dir, "-U", Superuser, "-d", database}
 	for _, text := range statements {
 		args = append(args, "-c", text)
 	}
-	out, err := exec.Command("psql", args...).CombinedOutput()
+	out, err := exec.Command(filepath.Join(s.bin, "psql"), args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("psql: %w\n%s", err, out)
+		return "", fmt.Errorf("psql: %w\n%s", err, out)
 	}
-	return nil
+	return string(out), nil
 }
 
 // Missing says what to do about an error of Start in a test: where CI runs, or where PostgreSQL is there and does not start,

@@ -135,3 +135,18 @@ func (db *DB) Tamper(text string, args ...any) error {
 	_, err := db.write.Exec(text, args...)
 	return err
 }
+
+// Forgetful has the store take a COMMIT without an answer for one that did not happen.
+func (db *Postgres) Forgetful() { db.forgetful = true }
+
+// Tamper runs a statement as another program on the same database would.
+func (db *Postgres) Tamper(text string, args ...any) error {
+	_, err := db.read.Exec(text, args...)
+	return err
+}
+
+// SomebodyWaits says whether a session of the server waits for a lock.
+func (db *Postgres) SomebodyWaits() (waits bool, err error) {
+	err = db.read.QueryRow("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)").Scan(&waits)
+	return waits, err
+}

@@ -110,7 +110,7 @@ func selecting(q fleet.DeviceQuery) *where {
 	}
 	switch q.State {
 	case fleet.StateSuspect:
-		w.and("suspect = 1 AND revoked = 0") // as the partial index has it
+		w.and("suspect = 1 AND +revoked = 0") // from the partial index
 		return w
 	case fleet.StateUpdating, fleet.StateWaiting, fleet.StateStuck, fleet.StateFailed:
 		// In words that no index is chosen by: these are found by their phase.

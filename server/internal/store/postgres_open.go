@@ -154,7 +154,7 @@ func (db *Postgres) check(ctx context.Context) error {
 	case err != nil:
 		return openFault(ctx, err)
 	}
-	return refuse("role %s may not read and change table %s: let the role that made the tables be the server's", role, table)
+	return refuse("role %s may not read and change table %s: let the server be the role that made the tables", role, table)
 }
 
 // version is of which version the tables are; 0 in an empty schema. It makes nothing.
@@ -228,6 +228,8 @@ func openFault(ctx context.Context, err error) error {
 		switch e.Code {
 		case "28P01", "28000":
 			why += ": look at password_file, and at pg_hba.conf of the server"
+		case "42501":
+			why += ": let the server be the role that made the tables"
 		case "3D000":
 			why += ": make it (CREATE DATABASE … OWNER …)"
 		}
