@@ -60,6 +60,8 @@ var rules = []rule{
 		Why: "it carries what fleet has decided to tell, and looks at nothing itself"},
 	{From: "server", Allow: []string{"server/...", "protocol", "manifest", "api", "esp/...", "durable"},
 		Why: "the two halves share protocol, manifest and esp, nothing else"},
+	{From: "server/pgtest", Allow: nil, Std: true,
+		Why: "tests of the store and stories start it; it knows neither"},
 	{From: "demo", Allow: []string{"server", "device", "deploy", "api", "protocol", "manifest", "esp/appimage"},
 		Why: "the tour uses the doors that everybody else uses"},
 	{From: "deploy", Allow: []string{"api", "protocol", "manifest", "esp/...", "durable"},

@@ -24,6 +24,9 @@ import (
 // Superuser is the role that may do everything; the tests connect as it unless they say otherwise.
 const Superuser = "bmsota"
 
+// Checked is the one role that is asked for its password, once a test has made it.
+const Checked = "ota"
+
 // Server is a PostgreSQL that runs.
 type Server struct {
 	Dir string // of its socket, as a DSN wants it
@@ -70,6 +73,10 @@ func Start() (_ *Server, err error) {
 	}
 	_, err = f.WriteString(conf)
 	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	rules := "local all " + Checked + " scram-sha-256\nlocal all all trust\n"
+	if err := os.WriteFile(filepath.Join(s.data(), "pg_hba.conf"), []byte(rules), 0); err != nil { // it is there, as initdb has made it
 		return nil, err
 	}
 	return s, s.Up()
