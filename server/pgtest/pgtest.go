@@ -176,6 +176,9 @@ func (s *Server) Stop() error {
 	return errors.Join(s.run("pg_ctl", "-D", s.data(), "-m", "immediate", "-w", "stop"), os.RemoveAll(s.Dir))
 }
 
+// Log is what the server has written since it was made.
+func (s *Server) Log() ([]byte, error) { return os.ReadFile(filepath.Join(s.Dir, "log")) }
+
 // URL is the address of a database, as a role.
 func (s *Server) URL(database, role string) string {
 	return fmt.Sprintf("postgres://%s@/%s?host=%s&sslmode=disable", role, database, s.Dir)

@@ -93,7 +93,7 @@ func (db *DB) PretendVersion(v int) error {
 
 // Plan is how SQLite finds the ids of a page.
 func (db *DB) Plan(q fleet.DeviceQuery) (string, error) {
-	text, args := pageQuery(q)
+	text, args := pageQuery(q, true)
 	rows, err := db.read.Query("EXPLAIN QUERY PLAN "+text, args...)
 	if err != nil {
 		return "", err

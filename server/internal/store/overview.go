@@ -144,11 +144,12 @@ func selecting(q fleet.DeviceQuery) *where {
 	return w
 }
 
-// pageQuery finds the ids of a page, from an index that holds everything a query asks for.
-func pageQuery(q fleet.DeviceQuery) (text string, args []any) {
+// pageQuery finds the ids of a page, from an index that holds everything a query asks for. PostgreSQL knows what there is how
+// much of, and chooses; it is not advised.
+func pageQuery(q fleet.DeviceQuery, advised bool) (text string, args []any) {
 	w := selecting(q)
 	id := "id"
-	if !q.Plain() {
+	if advised && !q.Plain() {
 		// No column, so that the ids are not walked in order with a look at every row: the index with the facts is read
 		// instead, and the best of it kept.
 		id = "id || ''"
@@ -183,7 +184,7 @@ func pageQuery(q fleet.DeviceQuery) (text string, args []any) {
 
 // DevicePage reads only the rows of the page.
 func (t *sqlTx) DevicePage(q fleet.DeviceQuery) ([]fleet.Device, error) {
-	text, args := pageQuery(q)
+	text, args := pageQuery(q, t.advised)
 	ids, err := manyOf(t, func(s scanner) (id string, err error) { return id, s.Scan(&id) }, text, args...)
 	if err != nil {
 		return nil, err

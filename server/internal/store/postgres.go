@@ -115,6 +115,12 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 	if !t.wrote {
 		return false, ctx.Err()
 	}
+	if t.members {
+		if _, err := tx.ExecContext(own, "SELECT sum_members()"); err != nil {
+			err = fault(err)
+			return passing != nil, err
+		}
+	}
 	db.number++
 	if _, err := tx.ExecContext(own, putOperation, db.writer, db.number); err != nil {
 		err = fault(err)

@@ -184,7 +184,10 @@ func (t *sqlTx) CountDark(rollout string, before time.Time) (int, error) {
 	return one(t, scanCount, qCountDark, rollout, millis(before))
 }
 
-func (t *sqlTx) PutMember(m fleet.Member) error { return t.put(qPutMember, memberArgs(m)...) }
+func (t *sqlTx) PutMember(m fleet.Member) error {
+	t.members = true
+	return t.put(qPutMember, memberArgs(m)...)
+}
 
 func (t *sqlTx) CountAttempts(rollout string, since time.Time) (int, error) {
 	return one(t, scanCount, qCountAttempts, rollout, millis(since))

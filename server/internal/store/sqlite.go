@@ -130,7 +130,7 @@ func (db *DB) Update(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback() // no effect after Commit
-	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, fault: fault}
+	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, fault: fault, advised: true}
 	if err := fn(t); err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback()
-	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, readOnly: true})
+	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, advised: true, readOnly: true})
 }
 
 // Probe says whether the database can be written and synced now: it writes what stands there already. An Update that

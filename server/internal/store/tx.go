@@ -16,8 +16,10 @@ type sqlTx struct {
 	prepared *[queryCount]*sql.Stmt // nil where the driver keeps them
 	fault    func(error) error      // names the sentinel of a driver's error
 	bind     func([]any) []any      // values as the columns want them; nil for as they are
+	advised  bool                   // the database chooses indexes by the words of a query
 	readOnly bool
 	wrote    bool
+	members  bool  // of rollouts were written
 	failed   error // of the first Put that failed: the transaction is void after it
 }
 

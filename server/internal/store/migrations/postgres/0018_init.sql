@@ -180,23 +180,39 @@ CREATE INDEX members_open ON rollout_members (rollout_id) WHERE state = 'open';
 CREATE INDEX members_of_device ON rollout_members (device_id);
 CREATE INDEX members_tried ON rollout_members (rollout_id, rank) WHERE state = 'pending' AND tries > 0;
 
--- How many members of a rollout stand in each state, kept by the rows themselves.
-CREATE TABLE rollout_counts (
+-- How many members of a rollout stand in each state, kept by the rows themselves. A row that is counted up at every member of
+-- a large rollout would leave a version of itself each time, and each would be walked over by the next until the commit. So
+-- what changes is noted first, and summed up once before the commit (sum_members); the view counts both.
+CREATE TABLE rollout_sums (
   rollout_id TEXT COLLATE "C" NOT NULL REFERENCES rollouts (id),
   state      TEXT COLLATE "C" NOT NULL,
   members    BIGINT NOT NULL,
   PRIMARY KEY (rollout_id, state)
 );
+CREATE TABLE rollout_changes (
+  rollout_id TEXT COLLATE "C" NOT NULL,
+  state      TEXT COLLATE "C" NOT NULL,
+  members    BIGINT NOT NULL
+);
+CREATE VIEW rollout_counts AS SELECT rollout_id, state, CAST(SUM(members) AS BIGINT) AS members
+FROM (SELECT rollout_id, state, members FROM rollout_sums UNION ALL SELECT rollout_id, state, members FROM rollout_changes) AS parts
+GROUP BY rollout_id, state;
 -- +goose StatementBegin
 CREATE FUNCTION members_count() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF TG_OP = 'UPDATE' THEN
-    UPDATE rollout_counts SET members = members - 1 WHERE rollout_id = OLD.rollout_id AND state = OLD.state;
+    INSERT INTO rollout_changes VALUES (OLD.rollout_id, OLD.state, -1);
   END IF;
-  INSERT INTO rollout_counts (rollout_id, state, members) VALUES (NEW.rollout_id, NEW.state, 1)
-  ON CONFLICT (rollout_id, state) DO UPDATE SET members = rollout_counts.members + 1;
+  INSERT INTO rollout_changes VALUES (NEW.rollout_id, NEW.state, 1);
   RETURN NULL;
 END $$;
+-- +goose StatementEnd
+-- +goose StatementBegin
+CREATE FUNCTION sum_members() RETURNS void LANGUAGE sql AS $$
+  WITH changes AS (DELETE FROM rollout_changes RETURNING rollout_id, state, members)
+  INSERT INTO rollout_sums SELECT rollout_id, state, SUM(members) FROM changes GROUP BY rollout_id, state
+  ON CONFLICT (rollout_id, state) DO UPDATE SET members = rollout_sums.members + excluded.members;
+$$;
 -- +goose StatementEnd
 CREATE TRIGGER members_count_new AFTER INSERT ON rollout_members FOR EACH ROW EXECUTE FUNCTION members_count();
 CREATE TRIGGER members_count_moved AFTER UPDATE OF state ON rollout_members FOR EACH ROW
