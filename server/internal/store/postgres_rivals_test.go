@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"bmsota/audit"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
 	"bmsota/server/pgtest"
@@ -271,4 +272,25 @@ func schema(s *pgtest.Server, databases ...string) (string, error) {
 		fmt.Fprintln(&b, database, out)
 	}
 	return b.String(), nil
+}
+
+// TestTextsThatPostgresCannotHold: a zero byte, and bytes that are no UTF-8, void no transaction, and the audit log stays whole.
+func TestTextsThatPostgresCannotHold(t *testing.T) {
+	s, database := newPostgres(t)
+	db := openPostgres(t, s.URL(database, pgtest.Superuser))
+	text := "a\x00b\xff"
+	update(t, db, func(tx fleet.Tx) error {
+		a := attempt("a1", "d", 1, fleet.AttemptOpen)
+		a.Message = text
+		row := audit.Entry{What: audit.CommandSend, Who: text, About: text, Details: audit.Of("to", text)}.Seal(audit.Genesis)
+		return all(tx.PutDevice(fleet.Device{ID: "d", Version: text}), tx.PutAttempt(a), tx.AppendAudit([]audit.Entry{row}))
+	})
+	view(t, db, func(tx fleet.Tx) error {
+		same(t, fleet.Device{ID: "d", Version: "a\uFFFDb\uFFFD"})(tx.Device("d"))
+		list, err := tx.AuditPage(fleet.AuditQuery{Limit: 2})
+		if err == nil && (len(list) != 1 || list[0].Hash != list[0].Sum()) {
+			t.Errorf("the row has another hash than its text: %+v", list)
+		}
+		return err
+	})
 }
