@@ -70,7 +70,7 @@ powercut: ## the long power-cut sweeps: every operation, several tears, all pair
 
 .PHONY: crash
 crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run
-	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill' -v ./server/internal/store
+	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill|ConnectionCut' -v ./server/internal/store
 
 .PHONY: rollout-sim
 rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server
