@@ -47,6 +47,14 @@ e2e: ## the stories over the real binary; NAME=rollback runs those that match
 	@test -n "$$IDF_PATH" || echo "e2e: IDF_PATH is not set: idf_ext.py is held against a loader of our own, not against the real idf.py"
 	go test -count=1 -timeout 30m ./e2e/... $(if $(NAME),-run '//$(NAME)')
 
+.PHONY: e2e-postgres
+e2e-postgres: ## every story with a server in it, with its rows in PostgreSQL; NAME as above
+	BMSOTA_E2E_DATABASE=postgres go test -count=1 -timeout 60m ./e2e/... -run 'TestScripts/postgres/$(NAME)'
+
+.PHONY: explain-postgres
+explain-postgres: ## fills a PostgreSQL with a million devices and holds what is asked often to its indexes; N for another number
+	BMSOTA_EXPLAIN=$(or $(N),1000000) go test -count=1 -timeout 60m -run AreAnsweredFromIndexesOfPostgres -v ./server/internal/store
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for T (default 30s) in turn
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
@@ -62,7 +70,7 @@ powercut: ## the long power-cut sweeps: every operation, several tears, all pair
 
 .PHONY: crash
 crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run
-	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill' -v ./server/internal/store
+	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill|ConnectionCut' -v ./server/internal/store
 
 .PHONY: rollout-sim
 rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server

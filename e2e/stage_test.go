@@ -80,8 +80,12 @@ func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("BMSOTA_DATA", data)
 	ts.Setenv("CA", filepath.Join(data, "tls", "ca.pem"))
 	ts.Setenv("URL", "https://127.0.0.1:"+ts.Getenv("HTTPS"))
-	ts.Check(begin(ts, args[0], append([]string{"bmsota", "serve", "--data", data, "--host", "127.0.0.1",
-		"--https", "127.0.0.1:" + ts.Getenv("HTTPS"), "--mqtts", "off", "--mqtt", "127.0.0.1:" + ts.Getenv("MQTT")}, args[1:]...)...))
+	flags := []string{"bmsota", "serve", "--data", data, "--host", "127.0.0.1",
+		"--https", "127.0.0.1:" + ts.Getenv("HTTPS"), "--mqtts", "off", "--mqtt", "127.0.0.1:" + ts.Getenv("MQTT")}
+	if url := ts.Getenv("DATABASE"); url != "" {
+		flags = append(flags, "--database", url)
+	}
+	ts.Check(begin(ts, args[0], append(flags, args[1:]...)...))
 	ts.Check(healthy(ts, running(ts, args[0])))
 }
 

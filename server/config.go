@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bmsota/protocol"
+	"bmsota/server/internal/store"
 )
 
 // Config is everything that can be set, and these comments are the manual. In the JSON file a key that is left out, an
@@ -61,6 +62,24 @@ type Config struct {
 
 	// Webhooks is where webhooks may go.
 	Webhooks Webhooks `json:"webhooks"`
+
+	// Database is where the rows are kept: in a file of the data folder, or in PostgreSQL.
+	Database Database `json:"database"`
+}
+
+// Database is the section "database".
+type Database struct {
+	// URL is a PostgreSQL database for what else stands in bmsota.db of the data folder, as
+	// postgres://user@host/database?sslmode=verify-full. It takes the parameters of libpq, and those of the server such as
+	// statement_timeout. It holds no password. Default: none, SQLite.
+	URL string `json:"url"`
+
+	// PasswordFile is a file with the password of the database's user, in its first line. Default: PGPASSWORD, or what the file
+	// that PGPASSFILE names says.
+	PasswordFile string `json:"password_file"`
+
+	// MaxConnections is how many connections are open to it at most, one of them for changes. Default 9.
+	MaxConnections int64 `json:"max_connections"`
 }
 
 // Webhooks is the section "webhooks".
@@ -317,6 +336,9 @@ func (c Config) withDefaults() Config {
 	if c.HTTPS.MaxConnections == 0 {
 		c.HTTPS.MaxConnections = 1500
 	}
+	if c.Database.URL != "" && c.Database.MaxConnections == 0 {
+		c.Database.MaxConnections = 9
+	}
 	if len(c.TLS.ACME.Hosts) > 0 {
 		set(&c.TLS.ACME.CacheDir, filepath.Join(c.DataDir, "tls", "acme"))
 	}
@@ -380,7 +402,26 @@ func (c Config) Check() error {
 	if !onLoopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)
 	}
+	if err := c.Database.check(); err != nil {
+		return err
+	}
 	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
+}
+
+func (d Database) check() error {
+	if d.URL == "" {
+		if d != (Database{}) {
+			return errors.New("database.url is empty, but other keys of database are set")
+		}
+		return nil
+	}
+	if err := store.CheckPostgresURL(d.URL); err != nil {
+		return fmt.Errorf("database.url: %w", err)
+	}
+	if d.MaxConnections < 2 || d.MaxConnections > 1000 {
+		return fmt.Errorf("database.max_connections of %d is not within 2 to 1000", d.MaxConnections)
+	}
+	return nil
 }
 
 // certifiesDevices says whether devices may have certificates: where there is a broker of ours that asks for them.

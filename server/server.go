@@ -71,7 +71,7 @@ type Server struct {
 	offers  *offerKey
 	signOn  *signOn             // nil: nobody signs in by a provider
 	devices *deviceCertificates // nil where devices have none
-	store   *store.DB
+	store   database
 	fleet   *fleet.Fleet
 	broker  messageBroker
 	up      func() bool // whether the broker can carry commands
@@ -186,7 +186,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 }
 
 func (s *Server) openFleet(ctx context.Context) error {
-	db, err := store.OpenSQLite(ctx, filepath.Join(s.cfg.DataDir, databaseName))
+	db, err := openDatabase(ctx, s.cfg, s.log)
 	if err != nil {
 		return err
 	}

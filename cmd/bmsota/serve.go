@@ -12,8 +12,8 @@ import (
 
 func newServeCmd() *cobra.Command {
 	var (
-		config, data, host, https, mqtts, mqtt string
-		logJSON, verbose                       bool
+		config, data, database, host, https, mqtts, mqtt string
+		logJSON, verbose                                 bool
 	)
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -43,6 +43,7 @@ docs/configuration.md.`,
 				cfg.DataDir = data
 			}
 			cfg.Version = readBuildInfo().Version
+			set(&cfg.Database.URL, "database", database)
 			set(&cfg.Host, "host", host)
 			set(&cfg.HTTPS.Listen, "https", https)
 			set(&cfg.MQTT.TLSListen, "mqtts", mqtts)
@@ -63,6 +64,7 @@ docs/configuration.md.`,
 	f := cmd.Flags()
 	f.StringVar(&config, "config", "", "configuration file, JSON")
 	f.StringVar(&data, "data", defaultData(), "folder for everything the server keeps")
+	f.StringVar(&database, "database", "", "PostgreSQL database for the rows, postgres://user@host/name (default a file in the data folder)")
 	f.StringVar(&host, "host", "", "name or address by which devices reach this machine")
 	f.StringVar(&https, "https", "", `address for HTTPS (default ":8443")`)
 	f.StringVar(&mqtts, "mqtts", "", `address for MQTT over TLS, or off (default ":8883")`)

@@ -88,6 +88,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	r.PublishedAt, r.PublishedBy = f.cfg.Now(), by.Name
 
 	// The bytes have been durable since Upload. Only now may a row, and with it every device, speak of them.
+	var kept Release
 	err = f.update(ctx, by, func(tx Tx) error {
 		keys, err := tx.Keys(r.Project)
 		if err != nil {
@@ -99,7 +100,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 		if err := f.settleKeys(tx, by, keys, r, signers, carried); err != nil {
 			return err
 		}
-		if r, err = putRelease(tx, r); err != nil {
+		if kept, err = putRelease(tx, r); err != nil {
 			return err
 		}
 		return putChannel(tx, Channel{Project: r.Project, Chip: r.Chip, Name: req.Channel, SHA256: r.SHA256,
@@ -108,6 +109,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	if err != nil {
 		return Release{}, nil, err
 	}
+	r = kept
 	f.catalog.forget()
 	return r, warnings, nil
 }
