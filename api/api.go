@@ -222,6 +222,8 @@ type ServerInfo struct {
 	NotReady           string    `json:"not_ready,omitempty"` // why not
 	// BrokerDoubts are sentences about an external broker that does not keep devices apart.
 	BrokerDoubts []string `json:"broker_doubts,omitempty"`
+	// FirmwareDoubts are sentences about firmware that is damaged or missing in its bucket.
+	FirmwareDoubts []string `json:"firmware_doubts,omitempty"`
 }
 
 // Problem is an error document of RFC 9457 with a code for programs.

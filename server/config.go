@@ -40,6 +40,9 @@ type Config struct {
 	// certificate is not trusted any more. Plain http will do; empty = none.
 	MirrorURL string `json:"mirror_url"`
 
+	// Firmware is where the bytes of releases are kept.
+	Firmware Firmware `json:"firmware"`
+
 	// HTTPS is the web side: firmware for devices, the API for operators.
 	HTTPS HTTPS `json:"https"`
 
@@ -277,6 +280,7 @@ func (c Config) withDefaults() Config {
 	set(&c.HTTPS.Listen, ":8443")
 	set(&c.HTTPS.PlainListen, off)
 	set(&c.Metrics.Listen, off)
+	c.Firmware.Bucket.fillIn(set)
 	set(&c.MQTT.TLSListen, ":8883")
 	set(&c.MQTT.Listen, "127.0.0.1:1883")
 	set(&c.MQTT.Prefix, protocol.DefaultPrefix)
@@ -331,6 +335,9 @@ func (c Config) Check() error {
 	}
 	if err := c.TLS.check(); err != nil {
 		return err
+	}
+	if err := c.Firmware.Bucket.check(); err != nil {
+		return fmt.Errorf("firmware.bucket.%w", err)
 	}
 	if !onLoopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)

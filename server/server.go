@@ -67,6 +67,7 @@ type Server struct {
 	closeErr  error
 
 	certs   *certificates
+	bucket  *bucket             // nil where firmware is in a folder
 	devices *deviceCertificates // nil where devices have none
 	store   *store.DB
 	fleet   *fleet.Fleet
@@ -111,6 +112,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 		return nil, err
 	}
 	s.keep(lock)
+	// Then what may be refused from outside, while nothing else is written.
+	if err := s.openBucket(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.listenAll(ctx); err != nil {
 		return nil, err
 	}
@@ -183,11 +188,10 @@ func (s *Server) openFleet(ctx context.Context) error {
 	}
 	s.keep(db)
 	s.store = db
-	blobs, err := store.OpenFolder(filepath.Join(s.cfg.DataDir, firmwareName))
+	blobs, err := s.openBlobs(ctx)
 	if err != nil {
 		return err
 	}
-	s.keep(blobs)
 	var issue fleet.Issuer
 	if s.devices != nil {
 		issue = s.devices.issue
@@ -287,6 +291,7 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 func (s *Server) Run(ctx context.Context) error {
 	err := runStages(ctx, shutdown, []stage{
 		{"certificates", s.certs.watch},
+		{"bucket", s.watchBucket},
 		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
 		{"webhooks", notify.New(notify.Config{Queue: s.fleet, Log: s.log, Version: s.cfg.Version, AllowLoopback: s.cfg.Webhooks.AllowLoopback}).Run},
 		{"broker", s.broker.Run},
@@ -300,6 +305,7 @@ func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
 		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
+		ImageURL: s.imageURL(),
 	})
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -375,6 +381,9 @@ func (s *Server) probe(ctx context.Context) error {
 		s.log.Error("database cannot be written", "err", err)
 		return errors.New("database cannot be written")
 	}
+	if err := s.bucket.reached(); err != nil {
+		return err
+	}
 	if !s.up() {
 		return errors.New("mqtt broker is not connected")
 	}
@@ -393,6 +402,9 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	}
 	if tested, ok := s.broker.(interface{ Doubts() []string }); ok {
 		info.BrokerDoubts = tested.Doubts()
+	}
+	if s.bucket != nil {
+		info.FirmwareDoubts = s.bucket.Doubts()
 	}
 	if err := s.checkReady(ctx); err != nil {
 		info.Ready, info.NotReady = false, err.Error()

@@ -52,7 +52,7 @@ docs/configuration.md.`,
 			}
 			srv, err := server.Open(cmd.Context(), cfg, newLog(cmd, logJSON, verbose))
 			if err != nil {
-				return err
+				return openFault(err)
 			}
 			if err := printf(cmd, "%s", srv.Banner()); err != nil {
 				return err
@@ -70,6 +70,17 @@ docs/configuration.md.`,
 	f.BoolVar(&logJSON, "log-json", false, "write the log as JSON")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what goes right as well")
 	return cmd
+}
+
+// openFault tells a bucket that does not let this server in (3) from one that is away (5).
+func openFault(err error) error {
+	switch {
+	case errors.Is(err, server.ErrBucketRefused):
+		return refused(err, "firmware.bucket is described in docs/deploying.md")
+	case errors.Is(err, server.ErrBucketAway):
+		return &fault{code: exitUnreachable, err: err}
+	}
+	return err
 }
 
 // configFault tells a file that cannot be read (exit code 1) from one that says something wrong (2).

@@ -39,7 +39,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	endSharedS3()
+	os.Exit(code)
 }
 
 var root = fleet.Identity{Name: "anna", Role: fleet.RoleOperator}

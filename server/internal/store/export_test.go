@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"bmsota/durable"
 	"bmsota/server/internal/fleet"
@@ -139,4 +140,11 @@ func MakeVersion1(ctx context.Context, path string, statements ...string) error 
 func (db *DB) Tamper(text string, args ...any) error {
 	_, err := db.write.Exec(text, args...)
 	return err
+}
+
+// SignedUntil is until when the address that is given out is good.
+func (b *Bucket) SignedUntil(digest string) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.signed[digest].until
 }
