@@ -171,6 +171,9 @@ func (s *Server) openBucket(ctx context.Context) error {
 	_, notAddress := netip.ParseAddr(u.Hostname())
 	b := store.BucketConfig{Endpoint: cfg.Endpoint, Bucket: cfg.Bucket, Prefix: cfg.Prefix, Region: cfg.Region, AccessKey: cfg.AccessKey,
 		PathStyle: cfg.PathStyle || notAddress == nil || u.Hostname() == "localhost", Near: filepath.Join(s.cfg.DataDir, nearName), NearBytes: cfg.CacheBytes}
+	if cfg.Download == downloadPresigned {
+		b.SignedFor, b.SignedMax = time.Duration(cfg.PresignTTL), protocol.MaxURL
+	}
 	if cfg.SecretKeyFile != "" {
 		secret, err := os.ReadFile(cfg.SecretKeyFile)
 		if err != nil {
@@ -196,9 +199,6 @@ func (s *Server) openBucket(ctx context.Context) error {
 	opened, err := store.OpenBucket(ctx, b)
 	if err == nil {
 		s.keep(opened)
-		err = checkSigned(ctx, cfg, opened)
-	}
-	if err == nil {
 		s.bucket = &bucket{Bucket: opened}
 		return nil
 	}
@@ -209,19 +209,6 @@ func (s *Server) openBucket(ctx context.Context) error {
 		return errors.Join(err, writeBucketNote(path, note))
 	}
 	return errors.Join(err, os.Remove(path))
-}
-
-// checkSigned refuses addresses that devices would: credentials that are lent for a time make them three times as long.
-func checkSigned(ctx context.Context, cfg BucketConfig, b *store.Bucket) error {
-	if cfg.Download != downloadPresigned {
-		return nil
-	}
-	example, err := b.Signed(ctx, strings.Repeat("0", 64), time.Now(), time.Duration(cfg.PresignTTL))
-	if err == nil && len(example) > protocol.MaxURL {
-		return fmt.Errorf("%w: a signed address has %d bytes here, and devices take %d: use firmware.bucket.download proxy or public_url, or an access_key of its own in place of the machine's role",
-			ErrBucketRefused, len(example), protocol.MaxURL)
-	}
-	return err
 }
 
 func newOwner() string {
@@ -294,7 +281,7 @@ func (s *Server) openBlobs(ctx context.Context) (fleet.Blobs, error) {
 }
 
 // watchEvery is how often the bucket is asked whether it is there.
-const watchEvery = 10 * time.Second
+const watchEvery = 5 * time.Second
 
 // watchBucket keeps up with whether the bucket is reached, until ctx ends.
 func (s *Server) watchBucket(ctx context.Context) error {
@@ -343,7 +330,7 @@ func (s *Server) imageURL() func(ctx context.Context, digest string) (string, er
 		return func(_ context.Context, digest string) (string, error) { return cfg.public(digest), nil }
 	case s.bucket != nil && cfg.Download == downloadPresigned:
 		return func(ctx context.Context, digest string) (string, error) {
-			return s.bucket.Signed(ctx, digest, time.Now(), time.Duration(cfg.PresignTTL))
+			return s.bucket.Signed(ctx, digest, time.Now())
 		}
 	}
 	return nil

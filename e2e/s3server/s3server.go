@@ -75,18 +75,23 @@ func (s *Server) URL() string {
 	return "http://" + s.Addr
 }
 
-// Start starts the server and waits until it answers.
-func (s *Server) Start() error {
+// Args is the command line of the server.
+func (s *Server) Args() ([]string, error) {
 	program, err := Program()
-	if err != nil {
-		return err
-	}
-	args := []string{"--port", s.Addr, "--quiet", "--region", Region, "--iam-dir", s.accounts()}
+	args := []string{program, "--access", RootKey, "--secret", RootSecret, "--port", s.Addr, "--quiet", "--region", Region, "--iam-dir", s.accounts()}
 	if s.cert != "" {
 		args = append(args, "--cert", s.cert, "--key", s.key)
 	}
-	s.cmd = exec.Command(program, append(args, "posix", "--sidecar", s.meta(), s.Objects())...)
-	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+RootKey, "ROOT_SECRET_KEY="+RootSecret)
+	return append(args, "posix", "--sidecar", s.meta(), s.Objects()), err
+}
+
+// Start starts the server and waits until it answers.
+func (s *Server) Start() error {
+	args, err := s.Args()
+	if err != nil {
+		return err
+	}
+	s.cmd = exec.Command(args[0], args[1:]...)
 	var said bytes.Buffer
 	s.cmd.Stdout, s.cmd.Stderr = &said, &said
 	if err := s.cmd.Start(); err != nil {

@@ -27,16 +27,18 @@ import (
 
 // BucketConfig says where a bucket of an S3-compatible store is, who asks, and what of it is kept near.
 type BucketConfig struct {
-	Endpoint             string // https://host[:port]; http for a store on this machine
-	Bucket, Prefix       string // objects are called Prefix + <sha256>.bin
-	Region               string // empty: asked of the store
-	AccessKey, SecretKey string // empty: of the environment, else of the machine's role
-	PathStyle            bool   // host/bucket/key in place of bucket.host/key
-	CAPEM                []byte // to trust for Endpoint; empty: the system's authorities
-	Owner                string // of the objects below Prefix: an id of this server's data folder
-	Near                 string // folder for what was read lately
-	NearBytes            int64  // bound of that folder, one object always fits
-	Tries                int    // of one request, while the store cannot; 0 means 3
+	Endpoint             string        // https://host[:port]; http for a store on this machine
+	Bucket, Prefix       string        // objects are called Prefix + <sha256>.bin
+	Region               string        // empty: asked of the store
+	AccessKey, SecretKey string        // empty: of the environment, else of the machine's role
+	PathStyle            bool          // host/bucket/key in place of bucket.host/key
+	CAPEM                []byte        // to trust for Endpoint; empty: the system's authorities
+	Owner                string        // of the objects below Prefix: an id of this server's data folder
+	Near                 string        // folder for what was read lately
+	NearBytes            int64         // bound of that folder, one object always fits
+	SignedFor            time.Duration // for how long Signed signs; 0 where nobody asks it to
+	SignedMax            int           // bytes that such an address may have
+	Tries                int           // of one request, while the store cannot; 0 means 3
 }
 
 // Times of one operation on the bucket. What is larger than an image takes is a store that hangs.
@@ -75,6 +77,9 @@ func OpenBucket(ctx context.Context, cfg BucketConfig) (*Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.checkSigned(ctx); err != nil {
+		return nil, err
+	}
 	if err := b.claim(ctx); err != nil {
 		return nil, err
 	}
@@ -111,6 +116,7 @@ func newBucket(cfg BucketConfig) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBucketRefused, err)
 	}
+	b.api.SetS3EnableDualstack(false) // Amazon's name for it is ten bytes longer, which signed addresses do not have
 	return b, nil
 }
 

@@ -613,6 +613,7 @@ func TestBucketSettles(t *testing.T) {
 func TestBucketSignedAddress(t *testing.T) {
 	s := s3(t)
 	cfg := bucketOf(t, s)
+	cfg.SignedFor, cfg.SignedMax = time.Hour, 400
 	b := openBucket(t, cfg)
 	if err := b.Put(t.Context(), digest([]byte("firmware")), 8, strings.NewReader("firmware")); err != nil {
 		t.Fatal(err)
@@ -632,7 +633,7 @@ func TestBucketSignedAddress(t *testing.T) {
 		return resp.StatusCode, string(body)
 	}
 	now := time.Now()
-	first, err := b.Signed(t.Context(), digest([]byte("firmware")), now, time.Hour)
+	first, err := b.Signed(t.Context(), digest([]byte("firmware")), now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -642,14 +643,36 @@ func TestBucketSignedAddress(t *testing.T) {
 	if status, _ := get(strings.Replace(first, ".bin", ".bim", 1)); status != http.StatusForbidden {
 		t.Errorf("another object with the same signature: %d", status)
 	}
-	if again, err := b.Signed(t.Context(), digest([]byte("firmware")), now.Add(29*time.Minute), time.Hour); err != nil || again != first {
+	if again, err := b.Signed(t.Context(), digest([]byte("firmware")), now.Add(29*time.Minute)); err != nil || again != first {
 		t.Errorf("within half its time: %q, %v", again, err)
 	}
 	time2 := now.Add(31 * time.Minute)
-	if _, err := b.Signed(t.Context(), digest([]byte("firmware")), time2, time.Hour); err != nil {
+	if _, err := b.Signed(t.Context(), digest([]byte("firmware")), time2); err != nil {
 		t.Error(err)
 	}
 	if n := b.SignedUntil(digest([]byte("firmware"))); !n.Equal(time2.Add(time.Hour)) {
 		t.Errorf("after half its time it is good until %v", n)
+	}
+}
+
+// TestBucketSignedAddressFitsDevices: with a key of Amazon's and names of usual length it has less than the 400 bytes that
+// devices take, and where it has more the server does not start.
+func TestBucketSignedAddressFitsDevices(t *testing.T) {
+	cfg := store.BucketConfig{Endpoint: "https://s3.eu-central-1.amazonaws.com", Bucket: "my-firmware", Prefix: "fleet/", Region: "eu-central-1",
+		AccessKey: "AKIAIOSFODNN7EXAMPLE", SecretKey: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", SignedFor: 24 * time.Hour, SignedMax: 400}
+	b, err := store.NewBucket(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err := b.Signed(t.Context(), digest(nil), time.Now()); err != nil || len(u) > 400 {
+		t.Errorf("%d bytes, %v: %s", len(u), err, u)
+	}
+	here := bucketOf(t, s3(t))
+	here.SignedFor, here.SignedMax, here.Prefix = time.Hour, 400, strings.Repeat("x", 60)+"/"+strings.Repeat("y", 60)+"/"
+	if _, err := store.OpenBucket(t.Context(), here); !errors.Is(err, store.ErrBucketRefused) || !strings.Contains(err.Error(), "and devices take 400") {
+		t.Errorf("a long address: %v", err)
+	}
+	if got := files(t, filepath.Join(s3(t).Objects(), here.Bucket)); len(got) != 0 {
+		t.Errorf("the bucket holds %v", got)
 	}
 }

@@ -113,9 +113,26 @@ type signed struct {
 	until time.Time
 }
 
-// Signed is such an address, good for at least half of ttl from now. It is the same one for the other half, so that what is
-// said about a release does not change with each question.
-func (b *Bucket) Signed(ctx context.Context, digest string, now time.Time, ttl time.Duration) (string, error) {
+// checkSigned refuses addresses that devices would: a long prefix makes them, or credentials that are lent for a time.
+func (b *Bucket) checkSigned(ctx context.Context) error {
+	if b.cfg.SignedFor == 0 {
+		return nil
+	}
+	example, err := b.Signed(ctx, strings.Repeat("0", 64), time.Now())
+	if err != nil {
+		return b.atStart("sign for", err)
+	}
+	if len(example) > b.cfg.SignedMax {
+		return fmt.Errorf("%w: a signed address has %d bytes here, and devices take %d: shorten firmware.bucket.prefix, use an access_key in place of the machine's role, or set download to proxy or a public_url",
+			ErrBucketRefused, len(example), b.cfg.SignedMax)
+	}
+	return nil
+}
+
+// Signed is such an address, good for at least half of SignedFor from now. It is the same one for the other half, so that what
+// is said about a release does not change with each question.
+func (b *Bucket) Signed(ctx context.Context, digest string, now time.Time) (string, error) {
+	ttl := b.cfg.SignedFor
 	name, err := objectName(digest)
 	if err != nil {
 		return "", err

@@ -1,7 +1,8 @@
-// Package store remembers what package fleet decides: rows in SQLite or in memory, firmware bytes in a folder.
+// Package store remembers what package fleet decides: rows in SQLite or in memory, firmware bytes in a folder
+// or a bucket.
 //
 // What Update or Put acknowledge survives the loss of power: SQLite runs with synchronous=FULL, a firmware file is
-// synced before it is renamed into place and its folder after. What they do not acknowledge is absent or whole,
+// synced before it is renamed into place and its folder after, an object is read back. What they do not acknowledge is absent or whole,
 // never half.
 //
 // Rules of the tables hold in every store alike: a channel points at a release that exists, an attempt belongs to a

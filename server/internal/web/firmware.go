@@ -126,11 +126,14 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		h.fail(w, r, err)
 		return
 	}
-	if offer.File.URL == "" {
-		if offer.File.URL, err = h.imageURL(r, offer.Release.SHA256); err != nil {
+	switch {
+	case h.cfg.ImageURL != nil: // devices follow no redirects, so this is where they are sent elsewhere
+		if offer.File.URL, err = h.cfg.ImageURL(r.Context(), offer.Release.SHA256); err != nil {
 			h.fail(w, r, err)
 			return
 		}
+	case offer.File.URL == "":
+		offer.File.URL = offer.Release.SHA256 + ".bin"
 	}
 	v, err := h.versions.body(offer.File)
 	if err != nil {
@@ -143,15 +146,6 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 	header.Set("ETag", v.etag)
 	oneRange(r, int64(len(v.body)))
 	http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(v.body))
-}
-
-// imageURL is what version.json says of where the bytes are. Devices follow no redirects, so this is where they are sent
-// elsewhere.
-func (h *handler) imageURL(r *http.Request, digest string) (string, error) {
-	if h.cfg.ImageURL == nil {
-		return digest + ".bin", nil
-	}
-	return h.cfg.ImageURL(r.Context(), digest)
 }
 
 // offeredImage asks for the offer once and then serves its bytes by digest: a channel that is switched during the
