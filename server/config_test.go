@@ -84,6 +84,10 @@ func TestConfigFileSaysWhatIsWrong(t *testing.T) {
 		{"public and signed", `{"firmware":{"bucket":{"bucket":"firmware","endpoint":"https://s3.example","download":"presigned","public_url":"https://cdn.example"}}}`, `exclude each other`},
 		{"public address too long", `{"firmware":{"bucket":{"bucket":"firmware","endpoint":"https://s3.example","public_url":"https://cdn.example/` + strings.Repeat("x", 320) + `"}}}`, `longer than the 400 bytes`},
 		{"negative bucket cache", `{"firmware":{"bucket":{"bucket":"firmware","endpoint":"https://s3.example","cache_bytes":-1}}}`, `firmware.bucket.cache_bytes is negative`},
+		{"profiles for all", `{"debug":{"listen":":6060"}}`, `debug.listen: ":6060" would show the memory of the server to the network`},
+		{"profiles on an address", `{"debug":{"listen":"192.0.2.1:6060"}}`, `use a loopback address`},
+		{"log in another format", `{"log":{"format":"xml"}}`, `log.format: "xml" is neither text nor json`},
+		{"log of another level", `{"log":{"level":"trace"}}`, `log.level: "trace" is none of`},
 		{"negative cache", `{"https":{"cache_bytes":-1}}`, `https.cache_bytes is negative`},
 	} {
 		_, err := load(t, c.text)

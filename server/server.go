@@ -80,6 +80,7 @@ type Server struct {
 	https, plain       net.Listener // web side; nil = off
 	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
 	metricsPlain       net.Listener // figures without a login; nil = off
+	debug              net.Listener // profiles; nil = off
 
 	metrics *metrics.Metrics
 	scrapes http.Handler
@@ -165,6 +166,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 		{&s.mqttTLS, "mqtt.tls_listen", s.cfg.MQTT.TLSListen},
 		{&s.mqttPlain, "mqtt.listen", s.cfg.MQTT.Listen},
 		{&s.metricsPlain, "metrics.listen", s.cfg.Metrics.Listen},
+		{&s.debug, "debug.listen", s.cfg.Debug.Listen},
 	} {
 		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
 			continue
@@ -297,9 +299,15 @@ func (s *Server) Run(ctx context.Context) error {
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
 		{"metrics", s.runMetrics},
+		{"debug", s.runDebug},
+		{"supervisor", s.runSupervised}, // last: what it says is up is up
 	})
 	return errors.Join(err, s.Close())
 }
+
+// Reload looks at the certificate's files now, and not at the next of the looks that are taken anyway. One that cannot serve
+// is logged, and the old one stays.
+func (s *Server) Reload() { s.certs.look() }
 
 func (s *Server) runWeb(ctx context.Context) error {
 	handler := web.New(web.Config{
