@@ -254,6 +254,7 @@ const (
 	CodeMediaType        Code = "unsupported_media_type" // the body does not say that it is JSON
 	CodeTooLarge         Code = "too_large"              // body above the limit
 	CodeStorage          Code = "storage_fault"          // storage failed; nothing was acknowledged
+	CodeDamaged          Code = "damaged"                // stored firmware no longer has its digest
 	CodeStorageFull      Code = "storage_full"           // no space left; nothing was acknowledged
 	CodeTooManyTries     Code = "too_many_tries"         // wait as long as Retry-After says
 	CodeUnavailable      Code = "unavailable"            // shutting down, or too slow to answer

@@ -169,3 +169,31 @@ func TestReadersSeeWholeBlobsOnly(t *testing.T) {
 		}
 	})
 }
+
+// BenchmarkBlobs opens and reads an image of 1 MiB: from the folder, from a bucket with the image near, and with nothing near.
+func BenchmarkBlobs(b *testing.B) {
+	image := bytes.Repeat([]byte("firmware"), 128<<10)
+	read := func(b *testing.B, from fleet.Blobs, open func(ctx context.Context, sha string) (fleet.Blob, error)) {
+		if err := from.Put(b.Context(), digest(image), int64(len(image)), bytes.NewReader(image)); err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(int64(len(image)))
+		for b.Loop() {
+			blob, err := open(b.Context(), digest(image))
+			if err != nil {
+				b.Fatal(err)
+			}
+			if n, err := io.Copy(io.Discard, blob); err != nil || n != int64(len(image)) {
+				b.Fatal(n, err)
+			}
+			if err := blob.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	folder := openFolder(b, b.TempDir())
+	b.Run("folder", func(b *testing.B) { read(b, folder, folder.Open) })
+	bucket := openBucket(b, bucketOf(b, s3(b)))
+	b.Run("bucket/near", func(b *testing.B) { read(b, bucket, bucket.Open) })
+	b.Run("bucket/fetched", func(b *testing.B) { read(b, bucket, bucket.Reread) })
+}

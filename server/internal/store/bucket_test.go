@@ -56,7 +56,7 @@ func endSharedS3() {
 	_ = os.RemoveAll(s3Folder)
 }
 
-func s3(t *testing.T) *s3server.Server {
+func s3(t testing.TB) *s3server.Server {
 	t.Helper()
 	s, err := sharedS3()
 	if err != nil {
@@ -66,7 +66,7 @@ func s3(t *testing.T) *s3server.Server {
 }
 
 // client speaks to the server beside the code under test.
-func client(t *testing.T, s *s3server.Server) *minio.Client {
+func client(t testing.TB, s *s3server.Server) *minio.Client {
 	t.Helper()
 	c, err := minio.New(s.Addr, &minio.Options{Creds: credentials.NewStaticV4(s3server.RootKey, s3server.RootSecret, ""), Region: s3server.Region,
 		BucketLookup: minio.BucketLookupPath})
@@ -77,7 +77,7 @@ func client(t *testing.T, s *s3server.Server) *minio.Client {
 }
 
 // bucketOf is a configuration for a new bucket on the server.
-func bucketOf(t *testing.T, s *s3server.Server) store.BucketConfig {
+func bucketOf(t testing.TB, s *s3server.Server) store.BucketConfig {
 	t.Helper()
 	name := "firmware-" + strconv.FormatInt(bucketNames.Add(1), 10)
 	if err := client(t, s).MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
@@ -87,7 +87,7 @@ func bucketOf(t *testing.T, s *s3server.Server) store.BucketConfig {
 		SecretKey: s3server.RootSecret, PathStyle: true, Owner: "server-1", Near: t.TempDir(), NearBytes: 64 << 20}
 }
 
-func openBucket(t *testing.T, cfg store.BucketConfig) *store.Bucket {
+func openBucket(t testing.TB, cfg store.BucketConfig) *store.Bucket {
 	t.Helper()
 	b, err := store.OpenBucket(t.Context(), cfg)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"bmsota/server/internal/store"
 )
 
-func openFolder(t *testing.T, dir string) *store.Folder {
+func openFolder(t testing.TB, dir string) *store.Folder {
 	t.Helper()
 	f, err := store.OpenFolder(dir)
 	if err != nil {
