@@ -676,3 +676,35 @@ func TestBucketSignedAddressFitsDevices(t *testing.T) {
 		t.Errorf("the bucket holds %v", got)
 	}
 }
+
+// forgetful loses an object in the bucket right after it was acknowledged, while it is still near.
+type forgetful struct {
+	*store.Bucket
+	file func(sha string) string
+}
+
+func (f forgetful) Put(ctx context.Context, sha string, size int64, r io.Reader) error {
+	return errors.Join(f.Bucket.Put(ctx, sha, size, r), os.Remove(f.file(sha)))
+}
+
+// TestNoReleaseWithoutItsBytesInTheBucket: what is near is not what a row may speak of.
+func TestNoReleaseWithoutItsBytesInTheBucket(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	b := openBucket(t, cfg)
+	rows := store.NewMemory()
+	lost := forgetful{b, func(sha string) string { return filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, sha+".bin") }}
+	if err := publish(t.Context(), newDir(t), rows, lost, "1.0.0"); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("published without its bytes: %v", err)
+	}
+	var releases []fleet.Release
+	if err := rows.View(t.Context(), func(tx fleet.Tx) (err error) {
+		releases, err = tx.Releases()
+		return err
+	}); err != nil || len(releases) != 0 {
+		t.Errorf("releases %v, %v", releases, err)
+	}
+	if err := publish(t.Context(), newDir(t), rows, b, "1.0.0"); err != nil {
+		t.Error(err)
+	}
+}

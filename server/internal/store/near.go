@@ -83,9 +83,10 @@ func (n *near) trim(keep string) error {
 			}
 		}
 		k := all[oldest]
-		if err = n.folder.remove(k.path); err == nil {
+		all = append(all[:oldest], all[oldest+1:]...)
+		if n.folder.remove(k.path) == nil { // some systems keep what somebody reads: it goes another time
 			delete(n.used, k.digest)
-			sum, all = sum-k.size, append(all[:oldest], all[oldest+1:]...)
+			sum -= k.size
 		}
 	}
 	if err != nil {
