@@ -15,6 +15,16 @@ demo: ## server and three boards on this machine: a good update, a bad one that 
 build: ## the binary, ./bmsota
 	CGO_ENABLED=0 go build -trimpath -o bmsota ./cmd/bmsota
 
+SYSTEMS := linux/amd64 linux/arm64 linux/arm darwin/amd64 darwin/arm64 windows/amd64
+DIST := dist
+
+.PHONY: dist
+dist: ## the binary for every system, and SHA256SUMS, in dist/
+	@mkdir -p $(DIST) && rm -f $(DIST)/bmsota-* $(DIST)/SHA256SUMS
+	@for s in $(SYSTEMS); do os=$${s%/*} arch=$${s#*/}; out=$(DIST)/bmsota-$$os-$$arch; [ $$os != windows ] || out=$$out.exe; \
+		echo $$out; CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch GOARM=7 go build -trimpath -o $$out ./cmd/bmsota || exit 1; done
+	@cd $(DIST) && sha256sum bmsota-* > SHA256SUMS
+
 .PHONY: sbom
 sbom: build ## the binary's bill of materials (CycloneDX), bmsota.cdx.json
 	./bmsota version --sbom > bmsota.cdx.json

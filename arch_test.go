@@ -82,6 +82,7 @@ var onlyIn = []struct{ Library, Package, Why string }{
 	{"github.com/jackc/pgx/v5", "server/internal/store", "SQL, and the errors of a database, are the store's business"},
 	{"github.com/pressly/goose/v3", "server/internal/store", "migrations belong to the store"},
 	{"github.com/prometheus/client_golang", "server/internal/metrics", "one package decides what is counted, and with which labels"},
+	{"github.com/minio/minio-go/v7", "server/internal/store", "how bytes get into a bucket and back is the store's business"},
 	{"golang.org/x/crypto/argon2", "server/internal/fleet", "one place decides what a password costs"},
 	{"github.com/spf13/cobra", "cmd/bmsota", "flags are read in one place"},
 	{"github.com/pkg/sftp", "deploy", "how a machine is reached, and proves itself, is one package's business"},

@@ -135,6 +135,7 @@ func runStories(t *testing.T, kind deviceKind) {
 			"board":         cmdBoard,
 			"boardfiles":    cmdBoardFiles,
 			"testca":        cmdTestCA,
+			"s3":            cmdS3,
 			"hostile":       cmdHostile,
 			"served":        cmdServed,
 			"killrounds":    cmdKillRounds,

@@ -103,7 +103,7 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	if err != nil {
 		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", err)
 	}
-	r.Text("server_url", 400, &c.ServerURL)
+	r.Text("server_url", MaxURL, &c.ServerURL)
 	r.Text("cert_pem", MaxConfig, &c.CertPEM)
 	r.Take("skip_cert_verification", &c.SkipCertVerification)
 	r.Take("timeout_ms", &c.TimeoutMS)
@@ -113,7 +113,7 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	r.Text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
 	r.Take("trusted_threshold", &c.TrustedThreshold)
 	r.Text("server_key_pem", MaxConfig, &c.ServerKeyPEM)
-	r.Text("mirror_url", 400, &c.MirrorURL)
+	r.Text("mirror_url", MaxURL, &c.MirrorURL)
 	r.Text("topic_prefix", 128, &c.TopicPrefix)
 	r.Take("own_topic_only", &c.OwnTopicOnly)
 	r.Sub("health", func(sub *strictjson.Object) {

@@ -57,7 +57,7 @@ func ParseVersionFile(b []byte) (VersionFile, error) {
 	r.Text("chip", 32, &f.Chip)
 	r.Take("size", &f.Size)
 	r.Text("sha256", 64, &f.SHA256)
-	r.Text("url", 400, &f.URL)
+	r.Text("url", MaxURL, &f.URL)
 	r.Take("secure_version", &f.SecureVersion)
 	r.Text("manifest", MaxVersionFile, &f.Manifest)
 	r.Text("cosignatures", maxCosignatures, &f.Cosignatures)

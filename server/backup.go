@@ -99,7 +99,7 @@ func Backup(ctx context.Context, dataDir string, now time.Time, w io.Writer) err
 // of the moment.
 func passing(name string) bool {
 	base := path.Base(name)
-	return name == lockName || strings.HasPrefix(name, databaseName) || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "upload-")
+	return name == lockName || strings.HasPrefix(name, nearName+"/") || strings.HasPrefix(name, databaseName) || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "upload-")
 }
 
 type backup struct {
@@ -292,8 +292,15 @@ func revive(ctx context.Context, dir string, taken, now time.Time) (done fleet.R
 	}); err != nil {
 		return done, err
 	}
+	inBucket := false
+	if _, err := os.Stat(filepath.Join(dir, bucketName)); err == nil {
+		inBucket = true // where the next start holds it against the releases
+	}
 	for _, r := range releases {
-		if err := bytesOf(filepath.Join(dir, firmwareName), r.SHA256); err != nil {
+		if inBucket {
+			break
+		}
+		if err := bytesOf(ctx, filepath.Join(dir, firmwareName), r.SHA256); err != nil {
 			return done, fmt.Errorf("%w: firmware of version %s: %w", ErrNotBackup, r.Version, err)
 		}
 	}
@@ -308,13 +315,13 @@ func newLife() string {
 }
 
 // bytesOf says whether the firmware file of a digest is whole.
-func bytesOf(folder, digest string) (err error) {
+func bytesOf(ctx context.Context, folder, digest string) (err error) {
 	blobs, err := store.OpenFolder(folder)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, blobs.Close()) }()
-	blob, err := blobs.Open(digest)
+	blob, err := blobs.Open(ctx, digest)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -41,6 +43,9 @@ type Config struct {
 	// certificate is not trusted any more. Plain http will do; empty = none.
 	MirrorURL string `json:"mirror_url"`
 
+	// Firmware is where the bytes of releases are kept.
+	Firmware Firmware `json:"firmware"`
+
 	// HTTPS is the web side: firmware for devices, the API for operators.
 	HTTPS HTTPS `json:"https"`
 
@@ -59,6 +64,12 @@ type Config struct {
 
 	// Metrics is where Prometheus finds the figures.
 	Metrics Metrics `json:"metrics"`
+
+	// Log says how the log is written, which goes to the standard error.
+	Log Log `json:"log"`
+
+	// Debug is where profiles of the running server are had.
+	Debug Debug `json:"debug"`
 
 	// Webhooks is where webhooks may go.
 	Webhooks Webhooks `json:"webhooks"`
@@ -93,6 +104,37 @@ type Webhooks struct {
 type Metrics struct {
 	// Listen is a loopback address on which /metrics is served over plain HTTP and without a login, "off" to close it.
 	// From another machine the figures are had with a viewer's token, from /metrics of the web side. Default "off".
+	Listen string `json:"listen"`
+}
+
+// Log is the section "log".
+type Log struct {
+	// Format is "text" or "json", one line for each event in either. Default "text".
+	Format string `json:"format"`
+
+	// Level is the least that is written: "debug", "info", "warn" or "error". Default "info".
+	Level string `json:"level"`
+}
+
+// formatJSON is the log.format for programs.
+const formatJSON = "json"
+
+// logLevels are the values of log.level.
+var logLevels = map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+
+// Handler writes to w as the section says.
+func (l Log) Handler(w io.Writer) slog.Handler {
+	opt := &slog.HandlerOptions{Level: logLevels[l.Level]} // info where it is empty, as slog's own zero is
+	if l.Format == formatJSON {
+		return slog.NewJSONHandler(w, opt)
+	}
+	return slog.NewTextHandler(w, opt)
+}
+
+// Debug is the section "debug".
+type Debug struct {
+	// Listen is a loopback address on which /debug/pprof/ is served over plain HTTP and without a login, "off" to close it. A
+	// profile shows what is in memory. Default "off".
 	Listen string `json:"listen"`
 }
 
@@ -327,6 +369,10 @@ func (c Config) withDefaults() Config {
 	set(&c.HTTPS.Listen, ":8443")
 	set(&c.HTTPS.PlainListen, off)
 	set(&c.Metrics.Listen, off)
+	set(&c.Debug.Listen, off)
+	set(&c.Log.Format, "text")
+	set(&c.Log.Level, "info")
+	c.Firmware.Bucket.fillIn(set)
 	set(&c.MQTT.TLSListen, ":8883")
 	set(&c.MQTT.Listen, "127.0.0.1:1883")
 	set(&c.MQTT.Prefix, protocol.DefaultPrefix)
@@ -359,7 +405,7 @@ func (c Config) Check() error {
 	c = c.withDefaults()
 	for _, l := range []struct{ key, addr string }{
 		{"https.listen", c.HTTPS.Listen}, {"https.plain_listen", c.HTTPS.PlainListen},
-		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen}, {"metrics.listen", c.Metrics.Listen},
+		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen}, {"metrics.listen", c.Metrics.Listen}, {"debug.listen", c.Debug.Listen},
 	} {
 		if err := checkListen(l.addr); err != nil {
 			return fmt.Errorf("%s: %w", l.key, err)
@@ -399,11 +445,23 @@ func (c Config) Check() error {
 	if err := c.TLS.check(); err != nil {
 		return err
 	}
+	if err := c.Firmware.Bucket.check(); err != nil {
+		return fmt.Errorf("firmware.bucket.%w", err)
+	}
 	if !onLoopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)
 	}
 	if err := c.Database.check(); err != nil {
 		return err
+	}
+	if !onLoopback(c.Debug.Listen) {
+		return fmt.Errorf("debug.listen: %q would show the memory of the server to the network: use a loopback address such as 127.0.0.1:6060, and a tunnel", c.Debug.Listen)
+	}
+	if c.Log.Format != "text" && c.Log.Format != formatJSON {
+		return fmt.Errorf("log.format: %q is neither text nor json", c.Log.Format)
+	}
+	if _, ok := logLevels[c.Log.Level]; !ok {
+		return fmt.Errorf("log.level: %q is none of debug, info, warn and error", c.Log.Level)
 	}
 	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
 }

@@ -41,7 +41,6 @@ import (
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/metrics"
 	"bmsota/server/internal/notify"
-	"bmsota/server/internal/store"
 	"bmsota/server/internal/web"
 )
 
@@ -70,6 +69,7 @@ type Server struct {
 	certs   *certificates
 	offers  *offerKey
 	signOn  *signOn             // nil: nobody signs in by a provider
+	bucket  *bucket             // nil where firmware is in a folder
 	devices *deviceCertificates // nil where devices have none
 	store   database
 	fleet   *fleet.Fleet
@@ -82,6 +82,7 @@ type Server struct {
 	https, plain       net.Listener // web side; nil = off
 	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
 	metricsPlain       net.Listener // figures without a login; nil = off
+	debug              net.Listener // profiles; nil = off
 
 	metrics *metrics.Metrics
 	scrapes http.Handler
@@ -114,6 +115,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 		return nil, err
 	}
 	s.keep(lock)
+	// Then what may be refused from outside, while nothing else is written.
+	if err := s.openBucket(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.listenAll(ctx); err != nil {
 		return nil, err
 	}
@@ -169,6 +174,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 		{&s.mqttTLS, "mqtt.tls_listen", s.cfg.MQTT.TLSListen},
 		{&s.mqttPlain, "mqtt.listen", s.cfg.MQTT.Listen},
 		{&s.metricsPlain, "metrics.listen", s.cfg.Metrics.Listen},
+		{&s.debug, "debug.listen", s.cfg.Debug.Listen},
 	} {
 		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
 			continue
@@ -192,11 +198,10 @@ func (s *Server) openFleet(ctx context.Context) error {
 	}
 	s.keep(db)
 	s.store = db
-	blobs, err := store.OpenFolder(filepath.Join(s.cfg.DataDir, firmwareName))
+	blobs, err := s.openBlobs(ctx)
 	if err != nil {
 		return err
 	}
-	s.keep(blobs)
 	var issue fleet.Issuer
 	if s.devices != nil {
 		issue = s.devices.issue
@@ -296,19 +301,27 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 func (s *Server) Run(ctx context.Context) error {
 	err := runStages(ctx, shutdown, []stage{
 		{"certificates", s.certs.watch},
+		{"bucket", s.watchBucket},
 		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
 		{"webhooks", notify.New(notify.Config{Queue: s.fleet, Log: s.log, Version: s.cfg.Version, AllowLoopback: s.cfg.Webhooks.AllowLoopback}).Run},
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
 		{"metrics", s.runMetrics},
+		{"debug", s.runDebug},
+		{"supervisor", s.runSupervised}, // last: what it says is up is up
 	})
 	return errors.Join(err, s.Close())
 }
+
+// Reload looks at the certificate's files now, and not at the next of the looks that are taken anyway. One that cannot serve
+// is logged, and the old one stays.
+func (s *Server) Reload() { s.certs.look() }
 
 func (s *Server) runWeb(ctx context.Context) error {
 	config := web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
 		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
+		ImageURL: s.imageURL(),
 	}
 	proxies, err := s.cfg.HTTPS.proxies()
 	if err != nil {
@@ -394,6 +407,9 @@ func (s *Server) probe(ctx context.Context) error {
 		s.log.Error("database cannot be written", "err", err)
 		return errors.New("database cannot be written")
 	}
+	if err := s.bucket.reached(); err != nil {
+		return err
+	}
 	if !s.up() {
 		return errors.New("mqtt broker is not connected")
 	}
@@ -413,6 +429,9 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	}
 	if tested, ok := s.broker.(interface{ Doubts() []string }); ok {
 		info.BrokerDoubts = tested.Doubts()
+	}
+	if s.bucket != nil {
+		info.FirmwareDoubts = s.bucket.Doubts()
 	}
 	if err := s.checkReady(ctx); err != nil {
 		info.Ready, info.NotReady = false, err.Error()

@@ -37,6 +37,7 @@ type certificates struct {
 	log   *slog.Logger
 	now   func() time.Time
 
+	asked   chan struct{} // to look now; room for one
 	current atomic.Pointer[tls.Certificate]
 	stamp   string            // of the files current was read from; owned by watch after open
 	acme    *autocert.Manager // nil when off
@@ -49,7 +50,7 @@ type certificates struct {
 }
 
 func openCertificates(cfg TLS, dir string, names []string, now func() time.Time, log *slog.Logger) (*certificates, error) {
-	c := &certificates{cfg: cfg, dir: dir, names: names, log: log, now: now}
+	c := &certificates{cfg: cfg, dir: dir, names: names, log: log, now: now, asked: make(chan struct{}, 1)}
 	if cfg.CertFile != "" {
 		if err := c.readFiles(); err != nil {
 			return nil, err
@@ -161,6 +162,8 @@ func (c *certificates) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-c.asked:
+			said = "" // who asks is answered each time
 		}
 		err := renew()
 		switch {
@@ -170,6 +173,14 @@ func (c *certificates) watch(ctx context.Context) error {
 			c.log.Error("certificate is not renewed", "err", err)
 			said = err.Error()
 		}
+	}
+}
+
+// look has watch look now.
+func (c *certificates) look() {
+	select {
+	case c.asked <- struct{}{}:
+	default: // it is about to
 	}
 }
 

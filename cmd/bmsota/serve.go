@@ -4,6 +4,9 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"bmsota/server"
 
@@ -51,13 +54,20 @@ docs/configuration.md.`,
 			if err := cfg.Check(); err != nil {
 				return usagef("%w", err)
 			}
-			srv, err := server.Open(cmd.Context(), cfg, newLog(cmd, logJSON, verbose))
+			if logJSON {
+				cfg.Log.Format = "json"
+			}
+			if verbose {
+				cfg.Log.Level = "debug"
+			}
+			srv, err := server.Open(cmd.Context(), cfg, slog.New(cfg.Log.Handler(cmd.ErrOrStderr())))
 			if err != nil {
-				return err
+				return openFault(err)
 			}
 			if err := printf(cmd, "%s", srv.Banner()); err != nil {
 				return err
 			}
+			defer reloadOnHangup(srv)()
 			return srv.Run(cmd.Context())
 		},
 	}
@@ -74,6 +84,32 @@ docs/configuration.md.`,
 	return cmd
 }
 
+// reloadOnHangup has the server look at its certificate for every SIGHUP, until stop.
+func reloadOnHangup(srv *server.Server) (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // which no program of Windows gets
+	go func() {
+		for range hangup {
+			srv.Reload()
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(hangup)
+	}
+}
+
+// openFault tells a bucket that does not let this server in (3) from one that is away (5).
+func openFault(err error) error {
+	switch {
+	case errors.Is(err, server.ErrBucketRefused):
+		return refused(err, "firmware.bucket is described in docs/deploying.md")
+	case errors.Is(err, server.ErrBucketAway):
+		return &fault{code: exitUnreachable, err: err}
+	}
+	return err
+}
+
 // configFault tells a file that cannot be read (exit code 1) from one that says something wrong (2).
 func configFault(path string, err error, hint string) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
@@ -83,13 +119,10 @@ func configFault(path string, err error, hint string) error {
 }
 
 // newLog writes to stderr, so that stdout stays for what was asked.
-func newLog(cmd *cobra.Command, asJSON, verbose bool) *slog.Logger {
+func newLog(cmd *cobra.Command, verbose bool) *slog.Logger {
 	opt := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if verbose {
 		opt.Level = slog.LevelDebug
-	}
-	if asJSON {
-		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), opt))
 	}
 	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), opt))
 }

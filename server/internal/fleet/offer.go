@@ -361,7 +361,7 @@ func (f *Fleet) Firmware(ctx context.Context, sha256 string) (Blob, error) {
 	if cat.bySHA[sha256] == nil {
 		return nil, fmt.Errorf("firmware %.64q: %w", sha256, ErrNotFound)
 	}
-	return f.cfg.Blobs.Open(sha256)
+	return f.cfg.Blobs.Open(ctx, sha256)
 }
 
 // Releases are all releases, newest first.

@@ -12,8 +12,8 @@ import (
 	"bmsota/protocol"
 )
 
-// maxUpload is the largest firmware file in bytes: the largest image and the padding and sector of its signature.
-const maxUpload = manifest.MaxSize + 64<<10
+// MaxUpload is the largest firmware file in bytes: the largest image and the padding and sector of its signature.
+const MaxUpload = manifest.MaxSize + 64<<10
 
 // PublishRequest describes an uploaded image that shall become a release. Where there is a manifest, Version,
 // MinVersion, ForceUpdate and BuildDate are the manifest's, and a request that says otherwise is refused.
@@ -40,8 +40,8 @@ func (f *Fleet) Upload(ctx context.Context, by Identity, sha256 string, size int
 	if !isDigest(sha256) {
 		return fmt.Errorf("%w: the digest is not 64 lower-case hex digits", ErrInvalid)
 	}
-	if size <= 0 || size > maxUpload {
-		return fmt.Errorf("%w: %d bytes are not within 1 to %d", ErrInvalid, size, maxUpload)
+	if size <= 0 || size > MaxUpload {
+		return fmt.Errorf("%w: %d bytes are not within 1 to %d", ErrInvalid, size, MaxUpload)
 	}
 	return f.cfg.Blobs.Put(ctx, sha256, size, r)
 }
@@ -69,7 +69,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	f.publishing.Lock() // an image is held in memory whole: one at a time
 	defer f.publishing.Unlock()
 
-	img, err := f.readImage(req.SHA256)
+	img, err := f.readImage(ctx, req.SHA256)
 	if err != nil {
 		return Release{}, nil, err
 	}

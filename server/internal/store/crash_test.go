@@ -46,6 +46,7 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
+	endSharedS3()
 	os.Exit(code)
 }
 

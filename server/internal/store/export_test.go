@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"bmsota/durable"
 	"bmsota/server/internal/fleet"
@@ -149,4 +150,14 @@ func (db *Postgres) Tamper(text string, args ...any) error {
 func (db *Postgres) SomebodyWaits() (waits bool, err error) {
 	err = db.read.QueryRow("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)").Scan(&waits)
 	return waits, err
+}
+
+// NewBucket is a bucket that nobody was asked about.
+var NewBucket = newBucket
+
+// SignedUntil is until when the address that is given out is good.
+func (b *Bucket) SignedUntil(digest string) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.signed[digest].until
 }

@@ -132,3 +132,16 @@ func TestShortFileIsAFault(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// What goes out with an offer is the version file that goes out without, and the offer.
+func TestAnOfferIsOneMoreFieldOfTheFile(t *testing.T) {
+	f := protocol.VersionFile{Version: "1.1.0", Description: "}\n\"offer\"", SHA256: strings.Repeat("a", 64)}
+	body, err := f.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := protocol.ParseVersionFile(withOffer(body, "a.b.c"))
+	if f.Offer = "a.b.c"; err != nil || got != f {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

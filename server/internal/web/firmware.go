@@ -127,7 +127,13 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		h.fail(w, r, err)
 		return
 	}
-	if offer.File.URL == "" {
+	switch {
+	case h.cfg.ImageURL != nil: // devices follow no redirects, so this is where they are sent elsewhere
+		if offer.File.URL, err = h.cfg.ImageURL(r.Context(), offer.Release.SHA256); err != nil {
+			h.fail(w, r, err)
+			return
+		}
+	case offer.File.URL == "":
 		offer.File.URL = offer.Release.SHA256 + ".bin"
 	}
 	v, err := h.versions.body(offer.File)
@@ -139,7 +145,9 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 	header.Set("Content-Type", "application/json")
 	if offer.Signed != "" {
 		header.Set("Cache-Control", "no-store") // the answer to this question, and to no other
-		http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(withOffer(v.body, offer.Signed)))
+		body := withOffer(v.body, offer.Signed)
+		oneRange(r, int64(len(body)))
+		http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(body))
 		return
 	}
 	header.Set("Cache-Control", "no-cache")

@@ -94,6 +94,8 @@ type Config struct {
 	// HTTPSOnly has browsers come by HTTPS alone (HSTS). It is for a host name that is this server's own: what a browser
 	// remembers holds for every port of the name.
 	HTTPSOnly bool
+	// ImageURL is where devices get the bytes of an image, in place of here; nil = here.
+	ImageURL func(ctx context.Context, sha256 string) (string, error)
 	// Closing, when it is closed, ends what would last for ever: streams of events.
 	Closing <-chan struct{}
 	// CacheBytes bounds the memory for images that were served lately; 0 means 64 MiB, below 0 none.
