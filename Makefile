@@ -50,7 +50,7 @@ check: ## format, vet, staticcheck, tidy, unit and architecture tests
 
 .PHONY: race
 race: ## the packages with goroutines under the race detector (the sweeps have none, and run in check)
-	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey|EveryPacket|EveryTLSRecord' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
+	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey|EveryPacket|EveryTLSRecord|ComponentCutEvery' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
@@ -76,7 +76,7 @@ variations: ## N variations (default a million) of what the C component reads, a
 
 .PHONY: powercut
 powercut: ## the long power-cut sweeps: every operation, several tears, all pairs, a full slot
-	BMSOTA_POWERCUT=long go test -count=1 -timeout 180m -run 'PowerCut|NoFlip' -v ./device/...
+	BMSOTA_POWERCUT=long go test -count=1 -timeout 180m -run 'PowerCut|NoFlip|CutEvery' -v ./device/...
 
 .PHONY: crash
 crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run
