@@ -29,7 +29,7 @@ func knowing(t testing.TB, online *ecdsa.PrivateKey) string {
 func said(t testing.TB, f protocol.VersionFile, online *ecdsa.PrivateKey, asked url.Values, change ...func(*manifest.Offer)) []byte {
 	t.Helper()
 	if asked.Get("nonce") != "" {
-		o := manifest.NewOffer(asked.Get("device"), asked.Get("nonce"), f.SHA256, f.Version, 0, 600)
+		o := manifest.NewOffer(asked.Get("device"), asked.Get("nonce"), asked.Get("path"), f.SHA256, f.Version, 0, 600)
 		if m, err := manifest.Unverified(f.Manifest); err == nil {
 			o.Sequence = m.Sequence
 		}
@@ -54,7 +54,9 @@ func answers(t testing.TB, f protocol.VersionFile, online *ecdsa.PrivateKey, cha
 		if !strings.Contains(r.URL.Path, "version") {
 			return nil
 		}
-		return plain(r, http.StatusOK, said(t, f, online, r.URL.Query(), change...))
+		asked := r.URL.Query()
+		asked.Set("path", r.URL.EscapedPath())
+		return plain(r, http.StatusOK, said(t, f, online, asked, change...))
 	}
 }
 
@@ -106,6 +108,7 @@ func TestAnAnswerIsTheServersToThisQuestionOrStale(t *testing.T) {
 		}, "refused:stale_offer"},
 		{"to another question", recorded(answers(t, f, online), asked("bms-abcdef")), "refused:stale_offer"},
 		{"to another device", with(func(o *manifest.Offer) { o.Device = "bms-another" }), "refused:stale_offer"},
+		{"of another channel", with(func(o *manifest.Offer) { o.Path = "/firmware/monitor/old/version" }), "refused:stale_offer"},
 		{"of another image", with(func(o *manifest.Offer) { o.SHA256 = sha(other) }), "refused:stale_offer"},
 		{"of another version", with(func(o *manifest.Offer) { o.Version = "1.2.0" }), "refused:stale_offer"},
 		{"of another manifest over the same image", func(r *http.Request) *http.Response {

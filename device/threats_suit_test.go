@@ -271,7 +271,7 @@ func TestThreatSUITMfstTOCTOU(t *testing.T) {
 // A board was away while 1.1.0, which has a fault, was followed by 1.2.0. The attacker recorded the answer of the time between, and
 // has the broker order by force.
 func TestThreatSUITImgExpiredOffline(t *testing.T) {
-	threat{mutant: agent.MutantAnyNonce, want: "refused:stale_offer", bites: "runs 1.1.0",
+	threat{mutant: agent.MutantAnyAge, want: "refused:stale_offer", bites: "runs 1.1.0",
 		attack: func(t *testing.T) attack {
 			key, online, faulty := newKey(t), newKey(t), image(t, "1.1.0")
 			f := release(t, faulty, key)

@@ -186,14 +186,14 @@ func TestThreatUptaneArbitrarySoftware(t *testing.T) {
 		}}.test(t)
 }
 
-// The attacker asks the server in the name of another board, which is to stay where it is, and gives this one the answer.
+// The attacker has the server's answers signed to this board and this question, but asks about a channel that nobody moves.
 func TestThreatUptaneFreeze(t *testing.T) {
-	threat{mutant: agent.MutantAnyAge, want: "refused:stale_offer", bites: "idle:up_to_date",
+	threat{mutant: agent.MutantAnyPath, want: "refused:stale_offer", bites: "idle:up_to_date",
 		attack: func(t *testing.T) attack {
 			key, online, now := newKey(t), newKey(t), image(t, "1.0.0")
 			f := release(t, now, key)
 			s := serve(t, f, now)
-			s.answer = answers(t, f, online, func(o *manifest.Offer) { o.Device = "bms-another" })
+			s.answer = answers(t, f, online, func(o *manifest.Offer) { o.Path = "/firmware/monitor/old/version" })
 			return attack{key: key, online: online, server: s}
 		}}.test(t)
 }

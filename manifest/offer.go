@@ -12,13 +12,14 @@ import (
 )
 
 // MaxOffer is the longest compact JWS of an offer in bytes.
-const MaxOffer = 1024
+const MaxOffer = 1536
 
 const (
 	offerType = "offer"
 	// minNonce keeps a device from asking with something that an attacker can have prepared an answer for.
 	minNonce, maxNonce = 16, 64
 	maxValid           = 86400
+	maxPath            = 512
 )
 
 // Offer is what a server says to one question of one device: this release is what you are offered now. It is a compact
@@ -31,6 +32,7 @@ type Offer struct {
 	Type     string `json:"type"`               // "offer"
 	Device   string `json:"device"`             // who asked
 	Nonce    string `json:"nonce"`              // what it asked with; 16 to 64 of the base64url alphabet
+	Path     string `json:"path"`               // what it asked for, as it stands in the address: project and channel are in it
 	SHA256   string `json:"sha256"`             // of the image that is offered, lower-case hex
 	Version  string `json:"version"`            // as version.json has it
 	Sequence int64  `json:"sequence,omitempty"` // of the manifest; 0 = it has none, or there is no manifest
@@ -38,8 +40,8 @@ type Offer struct {
 }
 
 // NewOffer fills in the type.
-func NewOffer(device, nonce, sha256, version string, sequence, validS int64) Offer {
-	return Offer{Type: offerType, Device: device, Nonce: nonce, SHA256: sha256, Version: version, Sequence: sequence, ValidS: validS}
+func NewOffer(device, nonce, path, sha256, version string, sequence, validS int64) Offer {
+	return Offer{Type: offerType, Device: device, Nonce: nonce, Path: path, SHA256: sha256, Version: version, Sequence: sequence, ValidS: validS}
 }
 
 // CheckNonce says whether a device may ask with nonce.
@@ -62,6 +64,8 @@ func (o Offer) check() error {
 		return errors.New("offer: of another type")
 	case o.Device == "" || len(o.Device) > 64 || o.Version == "" || len(o.Version) > 64:
 		return errors.New("offer: a text is empty or too long")
+	case o.Path == "" || o.Path[0] != '/' || len(o.Path) > maxPath:
+		return errors.New("offer: no path, or too long")
 	case err != nil || len(sum) != 32 || hex.EncodeToString(sum) != o.SHA256:
 		return errors.New("offer: sha256 is not 64 lower-case hex digits")
 	case o.Sequence < 0 || o.ValidS < 1 || o.ValidS > maxValid:
@@ -113,6 +117,7 @@ func decodeOffer(payload []byte) (Offer, error) {
 	fields.Text("type", 64, &o.Type)
 	fields.Text("device", 64, &o.Device)
 	fields.Text("nonce", maxNonce, &o.Nonce)
+	fields.Text("path", maxPath, &o.Path)
 	fields.Text("sha256", 64, &o.SHA256)
 	fields.Text("version", 64, &o.Version)
 	fields.Take("sequence", &o.Sequence)

@@ -20,7 +20,7 @@ const nonce = "AAECAwQFBgcICQoLDA0ODw"
 func TestAnOfferIsTheServersAndReadsBack(t *testing.T) {
 	_, m := vector(t)
 	key, other := newKey(t), newKey(t)
-	o := manifest.NewOffer("bms-000001", nonce, m.SHA256, m.Version, 7, 600)
+	o := manifest.NewOffer("bms-000001", nonce, "/firmware/version", m.SHA256, m.Version, 7, 600)
 	text, err := manifest.SignOffer(o, key)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestAnOfferIsTheServersAndReadsBack(t *testing.T) {
 			t.Errorf("%s: %v, want ErrSignature", name, err)
 		}
 	}
-	longest := manifest.NewOffer(strings.Repeat("d", 64), strings.Repeat("n", 64), m.SHA256, strings.Repeat("1", 64), 1<<62, 86400)
+	longest := manifest.NewOffer(strings.Repeat("d", 64), strings.Repeat("n", 64), "/"+strings.Repeat("p", 511), m.SHA256, strings.Repeat("1", 64), 1<<62, 86400)
 	if text, err = manifest.SignOffer(longest, key); err != nil || len(text) > manifest.MaxOffer {
 		t.Errorf("the longest offer has %d bytes: %v", len(text), err)
 	}
@@ -46,7 +46,7 @@ func TestAnOfferIsTheServersAndReadsBack(t *testing.T) {
 func TestNeitherAnOfferNorAManifestPassesForTheOther(t *testing.T) {
 	_, m := vector(t)
 	key := newKey(t)
-	offer, err := manifest.SignOffer(manifest.NewOffer("bms-000001", nonce, m.SHA256, m.Version, 0, 600), key)
+	offer, err := manifest.SignOffer(manifest.NewOffer("bms-000001", nonce, "/firmware/version", m.SHA256, m.Version, 0, 600), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,13 +65,15 @@ func TestNeitherAnOfferNorAManifestPassesForTheOther(t *testing.T) {
 func TestOffersOutOfRangeAreNotSignedAndNotRead(t *testing.T) {
 	_, m := vector(t)
 	key := newKey(t)
-	good := manifest.NewOffer("bms-000001", nonce, m.SHA256, m.Version, 0, 600)
+	good := manifest.NewOffer("bms-000001", nonce, "/firmware/version", m.SHA256, m.Version, 0, 600)
 	for name, change := range map[string]func(*manifest.Offer){
 		"another type": func(o *manifest.Offer) { o.Type = "manifest" }, "no device": func(o *manifest.Offer) { o.Device = "" },
 		"a long device": func(o *manifest.Offer) { o.Device = strings.Repeat("d", 65) }, "no nonce": func(o *manifest.Offer) { o.Nonce = "" },
 		"a short nonce": func(o *manifest.Offer) { o.Nonce = nonce[:15] }, "a long nonce": func(o *manifest.Offer) { o.Nonce = strings.Repeat("n", 65) },
 		"a nonce of other digits": func(o *manifest.Offer) { o.Nonce = nonce + "+" }, "no digest": func(o *manifest.Offer) { o.SHA256 = "" },
 		"an upper-case digest": func(o *manifest.Offer) { o.SHA256 = strings.ToUpper(o.SHA256) }, "no version": func(o *manifest.Offer) { o.Version = "" },
+		"no path": func(o *manifest.Offer) { o.Path = "" }, "a path that is none": func(o *manifest.Offer) { o.Path = "firmware" },
+		"a long path":         func(o *manifest.Offer) { o.Path = "/" + strings.Repeat("p", 512) },
 		"a negative sequence": func(o *manifest.Offer) { o.Sequence = -1 }, "no time": func(o *manifest.Offer) { o.ValidS = 0 }, "too much time": func(o *manifest.Offer) { o.ValidS = 86401 },
 	} {
 		o := good
@@ -108,7 +110,7 @@ func TestTheOfferOfTheDocumentIsRead(t *testing.T) {
 func FuzzVerifyOffer(f *testing.F) {
 	key := newKey(f)
 	_, m := vector(f)
-	good, err := manifest.SignOffer(manifest.NewOffer("bms-000001", nonce, m.SHA256, m.Version, 1, 600), key)
+	good, err := manifest.SignOffer(manifest.NewOffer("bms-000001", nonce, "/firmware/version", m.SHA256, m.Version, 1, 600), key)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -16,7 +16,7 @@ const MaxVersionFile = 24 << 10
 const maxCosignatures = 3*87 - 1
 
 // maxOffer is manifest.MaxOffer, which this package does not import.
-const maxOffer = 1024
+const maxOffer = 1536
 
 // VersionFile is version.json: a channel's release as a device or the original tool reads it. Only the first five
 // fields are the original's. A device that holds a key believes Manifest and nothing beside it.

@@ -261,6 +261,7 @@ static void ask_offer(const arg_t *a)
     say(" sequence=%" PRId64 " valid=%" PRId64, said.sequence, said.valid_s);
     say_text("device", said.device);
     say_text("nonce", said.nonce);
+    say_text("path", said.path);
     say_text("sha256", said.sha256);
     say_text("version", said.version);
 }

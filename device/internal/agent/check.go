@@ -40,6 +40,7 @@ func folder(image string) *url.URL {
 // question is one question for a version file, and what makes its answer one to no other.
 type question struct {
 	at    string    // the address asked
+	path  string    // of it
 	nonce string    // that an answer must repeat; empty where nobody has to prove anything
 	asked time.Time // by the board's own count, which no network can turn
 }
@@ -56,7 +57,7 @@ func (a *agent) ask(image, name string) question {
 		v.Set("nonce", q.nonce)
 	}
 	u.RawQuery = v.Encode()
-	q.at = u.String()
+	q.at, q.path = u.String(), u.EscapedPath()
 	return q
 }
 
@@ -151,6 +152,8 @@ func (a *agent) stale(text string, o offer, q question) error {
 		return err
 	case said.Device != a.self.id:
 		return errors.New("the offer is to another device")
+	case said.Path != q.path && !a.without(MutantAnyPath):
+		return errors.New("the offer is of another place on the server")
 	case said.Nonce != q.nonce && !a.without(MutantAnyNonce):
 		return errors.New("the offer answers another question")
 	case said.SHA256 != o.SHA256 || said.Version != o.Version || said.Sequence != sequence:

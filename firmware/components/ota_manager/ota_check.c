@@ -172,6 +172,15 @@ static bool ask_mirror(ota_agent_t *a, char *out, size_t size, question_t *q)
     return ota_url_beside(image, "version.json", out, size);
 }
 
+// Whether path is that of url.
+static bool same_path(const char *url, const char *path)
+{
+    const char *at = strstr(url, "://");
+    at = at != NULL ? strchr(at + 3, '/') : NULL;
+    size_t n = at != NULL ? strcspn(at, "?#") : 0;
+    return n > 0 && strlen(path) == n && memcmp(at, path, n) == 0;
+}
+
 // Whether text is not the server's answer to q that offers r; why says what is wrong with it. Never on a board that holds no key
 // of the server. Age is counted from the question on by the board itself: a clock that is wrong changes nothing.
 static bool is_stale(ota_agent_t *a, const question_t *q, const char *text, const ota_release_t *r, int64_t sequence, char *why, size_t size)
@@ -187,6 +196,8 @@ static bool is_stale(ota_agent_t *a, const question_t *q, const char *text, cons
         return true;   // with its sentence
     } else if (strcmp(said.device, a->id) != 0) {
         snprintf(why, size, "the offer is to another device");
+    } else if (!same_path(q->at, said.path)) {
+        snprintf(why, size, "the offer is of another place on the server");
     } else if (strcmp(said.nonce, q->nonce) != 0) {
         snprintf(why, size, "the offer answers another question");
     } else if (strcmp(said.sha256, r->sha256) != 0 || strcmp(said.version, r->version) != 0 || said.sequence != sequence) {

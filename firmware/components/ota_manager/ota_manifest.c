@@ -340,6 +340,8 @@ ota_manifest_result_t ota_offer_read(char *jws, size_t len, const ota_trust_t *s
     copy_text(&o, "type", type, sizeof type);
     bool device = copy_text(&o, "device", out->device, sizeof out->device);
     copy_text(&o, "nonce", out->nonce, sizeof out->nonce);
+    out->path = "";
+    ota_object_text(&o, "path", 512, &out->path);
     copy_text(&o, "sha256", out->sha256, sizeof out->sha256);
     bool version = copy_text(&o, "version", out->version, sizeof out->version);
     ota_object_int(&o, "sequence", &out->sequence);
@@ -347,7 +349,7 @@ ota_manifest_result_t ota_offer_read(char *jws, size_t len, const ota_trust_t *s
     if (o.bad) {
         return OTA_MANIFEST_BAD;
     }
-    if (strcmp(type, "offer") != 0 || !device || !version || !nonce_ok(out->nonce) || !ota_digest_ok(out->sha256) ||
+    if (strcmp(type, "offer") != 0 || !device || !version || !nonce_ok(out->nonce) || out->path[0] != '/' || !ota_digest_ok(out->sha256) ||
         out->sequence < 0 || out->valid_s < 1 || out->valid_s > 86400) {
         return say(why, why_size, OTA_MANIFEST_BAD, "it is no offer, or a field is out of range");
     }

@@ -262,7 +262,7 @@ func answerOffer(_ testing.TB, a []string) string {
 	case err != nil:
 		return "bad"
 	}
-	return fmt.Sprintf("ok sequence=%d valid=%d", o.Sequence, o.ValidS) + text("device", o.Device) + text("nonce", o.Nonce) +
+	return fmt.Sprintf("ok sequence=%d valid=%d", o.Sequence, o.ValidS) + text("device", o.Device) + text("nonce", o.Nonce) + text("path", o.Path) +
 		text("sha256", o.SHA256) + text("version", o.Version)
 }
 

@@ -51,7 +51,7 @@ var (
 			{"url", textsOf("a.bin", "https://h/x", "a b", `a\tb`, strings.Repeat("u", 400), strings.Repeat("u", 401))},
 			{"secure_version", counts}, {"manifest", textsOf("a.b.c", "")},
 			{"cosignatures", textsOf("", "a.b", strings.Repeat("c", 260), strings.Repeat("c", 261))},
-			{"offer", textsOf("", "a.b.c", strings.Repeat("o", 1024), strings.Repeat("o", 1025))},
+			{"offer", textsOf("", "a.b.c", strings.Repeat("o", 1536), strings.Repeat("o", 1537))},
 		},
 	}
 	otaDocument = document{
@@ -106,6 +106,7 @@ var (
 			{"nonce", textsOf(strings.Repeat("n", 22), "abcdefghijklm-_9", strings.Repeat("A", 64), strings.Repeat("n", 22), strings.Repeat("0", 15), strings.Repeat("A", 65), "abcdefghijklm.+9", "abcdefghijklmn=9")},
 			{"sha256", textsOf(strings.Repeat("0a", 32), strings.Repeat("0a", 32), strings.Repeat("0a", 32), strings.Repeat("0A", 32))},
 			{"version", textsOf("1.0.0", "1.0.0", "2.0.0-rc.1", "1.0.0", strings.Repeat("1", 64), strings.Repeat("1", 65), "")},
+			{"path", textsOf("/firmware/version", "/firmware/p/c/version.json", "/firmware/version", "/", "/"+strings.Repeat("p", 511), "/firmware/version", "/"+strings.Repeat("p", 512), "", "firmware")},
 			{"valid_s", []string{"600", "600", "600", "1", "86400", "86401", "0", "-1", `"600"`}},
 		},
 		other: []field{{"sequence", sequences}, {"format", []string{"1"}}},

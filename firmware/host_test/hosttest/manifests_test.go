@@ -119,7 +119,7 @@ func manifestQuestions(r *rand.Rand) []question {
 
 func offerQuestions(r *rand.Rand) []question {
 	one, two := fixedKey(1), fixedKey(2)
-	payload := fmt.Sprintf(`{"type":"offer","device":"bms-000001","nonce":"AAECAwQFBgcICQoLDA0ODw","sha256":"%x","version":"1.1.0","sequence":1795000000000,"valid_s":600}`, sha256.Sum256(nil))
+	payload := fmt.Sprintf(`{"type":"offer","device":"bms-000001","nonce":"AAECAwQFBgcICQoLDA0ODw","path":"/firmware/version","sha256":"%x","version":"1.1.0","sequence":1795000000000,"valid_s":600}`, sha256.Sum256(nil))
 	good := sign(one, goodHeader, payload)
 	var out []question
 	ask := func(text, keys string) { out = append(out, question{"offer", []string{text, keys}}) }
@@ -130,7 +130,7 @@ func offerQuestions(r *rand.Rand) []question {
 	ask(sign(one, `{"alg":"none"}`, payload), pemOf(one))
 	ask("", pemOf(one))
 	ask(good+strings.Repeat("A", manifest.MaxOffer), pemOf(one))
-	ask(sign(one, goodHeader, payload[:len(payload)-1]+`,"x":"`+strings.Repeat("x", 500)+`"}`), pemOf(one))
+	ask(sign(one, goodHeader, payload[:len(payload)-1]+`,"x":"`+strings.Repeat("x", 900)+`"}`), pemOf(one))
 	// Neither may pass for the other, though one key has signed both.
 	ask(sign(one, goodHeader, goodPayload()), pemOf(one))
 	out = append(out, question{"manifest", []string{good, pemOf(one), "verify"}})

@@ -47,12 +47,12 @@ func TestAnswersAreSignedToTheNonceOfTheQuestion(t *testing.T) {
 	s := newShop(t, fleet.Config{OfferKey: key})
 	r := s.publish(t, build(t), sequence(7))
 	const nonce = "AAECAwQFBgcICQoLDA0ODw"
-	o, err := s.Offer(t.Context(), fleet.Query{Device: "bms-1", Nonce: nonce})
+	o, err := s.Offer(t.Context(), fleet.Query{Device: "bms-1", Nonce: nonce, Path: "/firmware/version"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := manifest.VerifyOffer(o.Signed, &key.PublicKey)
-	want := manifest.NewOffer("bms-1", nonce, r.SHA256, r.Version, 7, got.ValidS)
+	want := manifest.NewOffer("bms-1", nonce, "/firmware/version", r.SHA256, r.Version, 7, got.ValidS)
 	if err != nil || got != want || got.ValidS < 60 {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}

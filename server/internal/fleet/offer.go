@@ -18,6 +18,7 @@ import (
 type Query struct {
 	Device, Project, Chip, Channel string
 	Nonce                          string // what the device asks with, where it wants a signed answer
+	Path                           string // what it asks for then: it says which project and channel, and is signed with the rest
 }
 
 // Offer is a release and the version.json that announces it. File.URL is relative: the digest and ".bin".
@@ -232,7 +233,7 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 		return o, err
 	}
 	// Whether it is newer than what the device runs or not: that there is nothing new is what a device must be able to believe.
-	o.Signed, err = manifest.SignOffer(manifest.NewOffer(q.Device, q.Nonce, o.Release.SHA256, o.Release.Version, o.Sequence, offerValid), f.cfg.OfferKey)
+	o.Signed, err = manifest.SignOffer(manifest.NewOffer(q.Device, q.Nonce, q.Path, o.Release.SHA256, o.Release.Version, o.Sequence, offerValid), f.cfg.OfferKey)
 	return o, err
 }
 

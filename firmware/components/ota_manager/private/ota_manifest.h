@@ -39,10 +39,11 @@ ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *cosig
 
 // What a server says to one question of one device: an offer (Go: manifest.Offer), a compact JWS of the same form by the
 // server's own key. An offer has a type and no format, a manifest a format and no type.
-#define OTA_MAX_OFFER 1024u
+#define OTA_MAX_OFFER 1536u
 #define OTA_MAX_NONCE 64
 typedef struct {
     char device[OTA_MAX_DEVICE_ID + 1], nonce[OTA_MAX_NONCE + 1], sha256[OTA_DIGEST_TEXT + 1], version[OTA_MAX_TEXT + 1];
+    const char *path;        // points into the text that was verified
     int64_t sequence, valid_s;
 } ota_fresh_t;
 // As ota_manifest_read. Whose offer it is and for which question is the caller's to ask.
