@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"bmsota/api"
 	"bmsota/deploy"
@@ -192,7 +193,7 @@ func (d *deployment) prepare(cmd *cobra.Command) (*deploy.Project, *deploy.Prepa
 	if err != nil {
 		return nil, nil, projectFault(err)
 	}
-	r := deploy.Release{Image: project.Image, Version: version, BuildDate: buildDate(project.Image)}
+	r := deploy.Release{Image: project.Image, Version: version, SignedAt: time.Now(), BuildDate: buildDate(project.Image)}
 	if r.Keys, err = readSigners(cmd, d.config.Signing.Keys()); err != nil {
 		return nil, nil, err
 	}

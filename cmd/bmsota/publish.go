@@ -40,7 +40,7 @@ With --folder the release goes into a folder that any web server can serve, inst
 				return err
 			}
 			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
-				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
+				ForceUpdate: force, SignedAt: time.Now(), BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
 			signing, err := signingKeys(cmd, keys, signer)
 			if err != nil {
 				return err

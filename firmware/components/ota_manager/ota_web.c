@@ -254,7 +254,7 @@ static bool request(ota_response_t *r, const char *url, int64_t range_from, cons
         }
     }
     r->status = esp_http_client_get_status_code(r->client);
-    r->last_ms = r->window_ms = ota_now_ms();
+    r->last_ms = r->window_ms = r->left_ms = ota_now_ms();
     r->window_bytes = 0;
     if (r->chunked) {
         r->length = -1;   // RFC 9112 section 6.3: the coding has the word
@@ -277,7 +277,7 @@ bool ota_web_get(const ota_run_t *run, ota_response_t *r, const char *url, int64
     return false;
 }
 
-bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
+static bool read_answer(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
 {
     *got = 0;
     *ended = false;
@@ -296,6 +296,17 @@ bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *
         }
     }
     return true;
+}
+
+bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
+{
+    // Only the time counts in which the board waits for the server: while it erases and writes, that has no say in how long it takes.
+    int64_t away = ota_now_ms() - r->left_ms;
+    r->last_ms += away;
+    r->window_ms += away;
+    bool ok = read_answer(r, buf, size, got, ended, why);
+    r->left_ms = ota_now_ms();
+    return ok;
 }
 
 void ota_web_close(ota_response_t *r)

@@ -147,6 +147,7 @@ type audited struct {
 	book *book
 	by   Identity
 	from string // address of who acts, where it is known
+	via  string // the way in, for a login; empty = ViaWeb
 }
 
 // as is tx with another one acting: in a group of statuses it is each device for itself.
