@@ -203,7 +203,7 @@ func TestRules(t *testing.T) {
 		{"a key file in the index", map[string]string{".git/index": indexed("certs/device-0001.key"), "certs/device-0001.key": "# A\n-----BEGIN EC PRIVATE KEY-----\n"}, "danger secrets-in-git certs/device-0001.key:2"},
 		{"a key file that git has not", map[string]string{"certs/device-0001.key": "# A\n-----BEGIN EC PRIVATE KEY-----\n"}, ""},
 		{"a key under a passphrase in the index", map[string]string{".git/index": indexed("certs/device-0001.pem"), "certs/device-0001.pem": "# A\n-----BEGIN ENCRYPTED PRIVATE KEY-----\n"}, ""},
-		{"a key in a source in the index", map[string]string{".git/index": indexed("main/identity_keys.c"), "main/identity_keys.c": "\nconst char *k = \"-----BEGIN RSA PRIVATE KEY-----\";\n"}, "danger secrets-in-git main/identity_keys.c:2"},
+		{"a key in a source in the index", map[string]string{".git/index": indexed("main/device_identity.c"), "main/device_identity.c": "\nconst char *k = \"-----BEGIN RSA PRIVATE KEY-----\";\n"}, "danger secrets-in-git main/device_identity.c:2"},
 		{"no signing key", map[string]string{"ota_deploy_config.json": "{\"signing\": {}}"}, "warning no-signing-key ota_deploy_config.json:1"},
 		{"no settings here", map[string]string{"ota_deploy_config.json": "", ".gitignore": ""}, ""},
 
