@@ -15,6 +15,7 @@
 #include "mbedtls/version.h"
 #include "mbedtls/x509_crt.h"
 #include "ota_agent.h"
+#include "ota_crypto.h"
 #include "sdkconfig.h"
 
 static const char *TAG = "ota_web";
@@ -338,7 +339,7 @@ bool ota_web_certs_ok(const char *pem)
     mbedtls_x509_crt chain;
     mbedtls_x509_crt_init(&chain);
     // Of several certificates one that can be read will do: the result counts those that cannot.
-    int err = mbedtls_x509_crt_parse(&chain, (const unsigned char *)pem, strlen(pem) + 1);
+    int err = ota_crypto_start() ? mbedtls_x509_crt_parse(&chain, (const unsigned char *)pem, strlen(pem) + 1) : -1;
     mbedtls_x509_crt_free(&chain);
     return err >= 0;
 }
@@ -361,7 +362,7 @@ bool ota_web_identity_ok(const char *cert_pem, const char *key_pem)
     mbedtls_pk_context key;
     mbedtls_x509_crt_init(&chain);
     mbedtls_pk_init(&key);
-    bool ok = mbedtls_x509_crt_parse(&chain, (const unsigned char *)cert_pem, strlen(cert_pem) + 1) == 0 &&
+    bool ok = ota_crypto_start() && mbedtls_x509_crt_parse(&chain, (const unsigned char *)cert_pem, strlen(cert_pem) + 1) == 0 &&
               mbedtls_pk_parse_key(&key, (const unsigned char *)key_pem, strlen(key_pem) + 1, NULL, 0 WITH_RANDOM) == 0 &&
               mbedtls_pk_check_pair(&chain.pk, &key WITH_RANDOM) == 0;
     mbedtls_pk_free(&key);

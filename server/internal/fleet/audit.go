@@ -119,6 +119,7 @@ type book struct {
 	entries  []audit.Entry
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
+	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
 // write appends the rows. All of them are hashed here, behind the head as this transaction sees it.
@@ -323,7 +324,7 @@ func (t *audited) PutDevice(d Device) error {
 	if now.revoked && !old.revoked {
 		tell(audit.DeviceRevoke, nil)
 	}
-	if now.channel != old.channel {
+	if channelName(now.channel) != channelName(old.channel) {
 		tell(audit.DeviceChannel, audit.Of("channel", channelName(now.channel), "was", channelName(old.channel)))
 	}
 	if details := relabelled(old.labels, now.labels); details != nil {
