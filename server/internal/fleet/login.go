@@ -53,6 +53,15 @@ func (f *Fleet) LoginVouched(ctx context.Context, name, address string) (cookie 
 	return f.openSession(ctx, by, address, ViaSSO)
 }
 
+// MayTry says whether somebody at address may try to sign in by a provider now; *TooSoon asks to wait, as after wrong passwords.
+func (f *Fleet) MayTry(address string) error { return f.guard.waitFor(f.cfg.Now(), "a "+address) }
+
+// Refused is TurnedAway for somebody whom a provider did not vouch for. It counts as a failed login of the address.
+func (f *Fleet) Refused(k Knock) {
+	f.guard.failedAt(k.Address, f.cfg.Now())
+	f.TurnedAway(k)
+}
+
 func (f *Fleet) openSession(ctx context.Context, by Identity, address, via string) (cookie string, _ Identity, err error) {
 	cookie, digest := newToken()
 	now := f.cfg.Now()
@@ -242,10 +251,14 @@ func newGuard() *guard {
 
 // wait says how long name and address have to wait; nil for not at all.
 func (g *guard) wait(name, address string, now time.Time) error {
+	return g.waitFor(now, "n "+name, "a "+address)
+}
+
+func (g *guard) waitFor(now time.Time, keys ...string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var longest time.Duration
-	for _, key := range []string{"n " + name, "a " + address} {
+	for _, key := range keys {
 		longest = max(longest, g.tries[key].until.Sub(now))
 	}
 	if longest > 0 {
@@ -264,6 +277,12 @@ func (g *guard) failed(name, address string, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.note("n "+name, now, freeTries, maxWaitName)
+	g.note("a "+address, now, freeTriesAddress, maxWaitAddress)
+}
+
+func (g *guard) failedAt(address string, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.note("a "+address, now, freeTriesAddress, maxWaitAddress)
 }
 

@@ -28,6 +28,7 @@ import (
 
 const (
 	timeout   = 10 * time.Second // of one request to the provider
+	retry     = 5 * time.Second  // between two tries to reach it
 	maxAnswer = 1 << 20          // bytes of its answer
 	maxWho    = 256              // bytes of a name
 	maxGroups = 1000
@@ -66,6 +67,8 @@ type Provider struct {
 
 	mu    sync.Mutex
 	known *oidc.Provider // nil until it was asked; guarded by mu
+	away  error          // of the last try; guarded by mu
+	again time.Time      // when to try next; guarded by mu
 }
 
 // New asks nobody yet.
@@ -100,10 +103,14 @@ func (p *Provider) discover() (*oidc.Provider, error) {
 	if p.known != nil {
 		return p.known, nil
 	}
+	if time.Now().Before(p.again) {
+		return nil, p.away // everybody who asks meanwhile would wait for it in turn
+	}
 	// Not the request's context: the keys are fetched under this one later.
 	known, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), p.cfg.Issuer)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %.300v", ErrProvider, err)
+		p.away, p.again = fmt.Errorf("%w: %.300v", ErrProvider, err), time.Now().Add(retry)
+		return nil, p.away
 	}
 	if e := known.Endpoint(); !strings.HasPrefix(e.AuthURL, "https://") || !strings.HasPrefix(e.TokenURL, "https://") {
 		return nil, fmt.Errorf("%w: it names addresses that are not https", ErrProvider)

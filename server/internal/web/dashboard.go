@@ -33,6 +33,8 @@ const maxForm = 16 << 10
 type Dashboard interface {
 	Login(ctx context.Context, name, secret, address string) (cookie string, by fleet.Identity, err error)
 	LoginVouched(ctx context.Context, name, address string) (cookie string, by fleet.Identity, err error)
+	MayTry(address string) error
+	Refused(k fleet.Knock)
 	BySession(ctx context.Context, cookie string, use bool) (fleet.Identity, error)
 	Logout(ctx context.Context, cookie string) error
 	ChangePassword(ctx context.Context, by fleet.Identity, address, old, password string) error

@@ -72,7 +72,10 @@ func (h *handler) firmwareQuery(r *http.Request) (fleet.Query, error) {
 	if err != nil {
 		return fleet.Query{}, fmt.Errorf("%w: query cannot be read", fleet.ErrInvalid)
 	}
-	q := fleet.Query{Device: values.Get("device"), Chip: values.Get("chip"), Project: values.Get("project"), Nonce: values.Get("nonce"), Path: r.URL.EscapedPath()}
+	q := fleet.Query{Device: values.Get("device"), Chip: values.Get("chip"), Project: values.Get("project"), Nonce: values.Get("nonce")}
+	if q.Nonce != "" {
+		q.Path = r.URL.EscapedPath()
+	}
 	if user, _, ok := r.BasicAuth(); ok && q.Device == "" {
 		q.Device = user
 	}

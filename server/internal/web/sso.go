@@ -43,7 +43,11 @@ func (u *ui) setSSOCookie(w http.ResponseWriter, value string, age int) {
 func (u *ui) ssoBegin(w http.ResponseWriter, r *http.Request) {
 	u.headers(w)
 	next := local(r.URL.Query().Get("next"))
-	to, keep, err := u.h.cfg.SSO.Begin()
+	err := u.h.cfg.Fleet.MayTry(addressOf(r))
+	var to, keep string
+	if err == nil {
+		to, keep, err = u.h.cfg.SSO.Begin()
+	}
 	if err != nil {
 		u.ssoFault(w, r, next, err)
 		return
@@ -65,10 +69,14 @@ func (u *ui) ssoCallback(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	q := r.URL.Query()
-	account, err := u.h.cfg.SSO.Finish(r.Context(), keep, SSOAnswer{State: q.Get("state"), Code: q.Get("code"), Issuer: q.Get("iss"), Error: q.Get("error")})
+	err := u.h.cfg.Fleet.MayTry(addressOf(r))
+	var account string
+	if err == nil {
+		account, err = u.h.cfg.SSO.Finish(r.Context(), keep, SSOAnswer{State: q.Get("state"), Code: q.Get("code"), Issuer: q.Get("iss"), Error: q.Get("error")})
+	}
 	if err != nil {
 		if errors.Is(err, fleet.ErrDenied) {
-			u.h.cfg.Fleet.TurnedAway(fleet.Knock{What: audit.LoginFailed, Via: fleet.ViaSSO, Address: addressOf(r), About: sentence(err)})
+			u.h.cfg.Fleet.Refused(fleet.Knock{What: audit.LoginFailed, Via: fleet.ViaSSO, Address: addressOf(r), About: sentence(err)})
 		}
 		u.ssoFault(w, r, next, err)
 		return
@@ -86,7 +94,11 @@ func (u *ui) ssoCallback(w http.ResponseWriter, r *http.Request) {
 // ssoFault shows the login again: a password works while the provider does not.
 func (u *ui) ssoFault(w http.ResponseWriter, r *http.Request, next string, err error) {
 	status, said := http.StatusUnauthorized, sentence(err)
-	if !errors.Is(err, fleet.ErrDenied) {
+	switch {
+	case tooSoon(err):
+		_ = busy(w, err)
+		status = http.StatusTooManyRequests
+	case !errors.Is(err, fleet.ErrDenied):
 		status, said = http.StatusBadGateway, fmt.Sprintf("%s does not answer: try again later, or sign in with a password", u.h.cfg.SSO.Name())
 	}
 	u.h.cfg.Log.Warn("sign-in refused", "via", fleet.ViaSSO, "address", addressOf(r), "err", err)

@@ -133,6 +133,22 @@ func TestWhoMayNotComeInByAProviderIsTold(t *testing.T) {
 	}
 }
 
+// Who tries again and again waits, as with passwords, and the provider is not asked for him.
+func TestGuessingAtTheProvidersDoorIsSlowedDown(t *testing.T) {
+	id := &fakeSSO{account: "anna"}
+	s := newSite(t, func(c *Config) { c.SSO = id })
+	for range 20 {
+		if r := s.get(comesBack, ""); r.StatusCode != http.StatusUnauthorized {
+			t.Fatalf("refused with %d", r.StatusCode)
+		}
+	}
+	for _, path := range []string{comesBack, "/login/sso"} {
+		if r := s.get(path, ""); r.StatusCode != http.StatusTooManyRequests || r.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d", path, r.StatusCode)
+		}
+	}
+}
+
 func TestWithoutAProviderThereIsNoSuchPath(t *testing.T) {
 	s := newSite(t)
 	for _, path := range []string{"/login/sso", comesBack} {
