@@ -15,6 +15,16 @@ demo: ## server and three boards on this machine: a good update, a bad one that 
 build: ## the binary, ./bmsota
 	CGO_ENABLED=0 go build -trimpath -o bmsota ./cmd/bmsota
 
+SYSTEMS := linux/amd64 linux/arm64 linux/arm darwin/amd64 darwin/arm64 windows/amd64
+DIST := dist
+
+.PHONY: dist
+dist: ## the binary for every system, and SHA256SUMS, in dist/
+	@mkdir -p $(DIST) && rm -f $(DIST)/bmsota-* $(DIST)/SHA256SUMS
+	@for s in $(SYSTEMS); do os=$${s%/*} arch=$${s#*/}; out=$(DIST)/bmsota-$$os-$$arch; [ $$os != windows ] || out=$$out.exe; \
+		echo $$out; CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch GOARM=7 go build -trimpath -o $$out ./cmd/bmsota || exit 1; done
+	@cd $(DIST) && sha256sum bmsota-* > SHA256SUMS
+
 .PHONY: sbom
 sbom: build ## the binary's bill of materials (CycloneDX), bmsota.cdx.json
 	./bmsota version --sbom > bmsota.cdx.json
@@ -47,6 +57,14 @@ e2e: ## the stories over the real binary; NAME=rollback runs those that match
 	@test -n "$$IDF_PATH" || echo "e2e: IDF_PATH is not set: idf_ext.py is held against a loader of our own, not against the real idf.py"
 	go test -count=1 -timeout 30m ./e2e/... $(if $(NAME),-run '//$(NAME)')
 
+.PHONY: e2e-postgres
+e2e-postgres: ## every story with a server in it, with its rows in PostgreSQL; NAME as above
+	BMSOTA_E2E_DATABASE=postgres go test -count=1 -timeout 60m ./e2e/... -run 'TestScripts/postgres/$(NAME)'
+
+.PHONY: explain-postgres
+explain-postgres: ## fills a PostgreSQL with a million devices and holds what is asked often to its indexes; N for another number
+	BMSOTA_EXPLAIN=$(or $(N),1000000) go test -count=1 -timeout 60m -run AreAnsweredFromIndexesOfPostgres -v ./server/internal/store
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for T (default 30s) in turn
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
@@ -58,11 +76,11 @@ variations: ## N variations (default a million) of what the C component reads, a
 
 .PHONY: powercut
 powercut: ## the long power-cut sweeps: every operation, several tears, all pairs, a full slot
-	BMSOTA_POWERCUT=long go test -count=1 -timeout 180m -run 'PowerCut|NoFlip' -v ./device/...
+	BMSOTA_POWERCUT=long go test -count=1 -timeout 180m -run 'PowerCut|NoFlip|CutEvery' -v ./device/...
 
 .PHONY: crash
 crash: ## the server's storage: the power goes after every operation, 200 kills; SEED repeats a run
-	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill' -v ./server/internal/store
+	BMSOTA_CRASH=long BMSOTA_CRASH_SEED=$(SEED) go test -count=1 -timeout 60m -run 'PowerLoss|Guard|Kill|ConnectionCut' -v ./server/internal/store
 
 .PHONY: rollout-sim
 rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 200 kills of the server

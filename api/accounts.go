@@ -20,7 +20,9 @@ type Account struct {
 type AddAccountRequest struct {
 	Name     string `json:"name"`
 	Role     string `json:"role"`
-	Password string `json:"password"`
+	Password string `json:"password,omitempty"`
+	// NoPassword makes an account that no password opens, for somebody who signs in by a provider.
+	NoPassword bool `json:"no_password,omitempty"`
 }
 
 // SetPasswordRequest gives an account a new password and ends its sessions.

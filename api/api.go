@@ -215,6 +215,7 @@ type ServerInfo struct {
 	Addresses          []string  `json:"addresses"`            // it listens on, host:port
 	CAPEM              string    `json:"ca_pem"`               // what devices need to trust it; empty = public authorities
 	MirrorURL          string    `json:"mirror_url,omitempty"` // where devices that hold a key find a copy of the releases
+	OfferKeyPEM        string    `json:"offer_key_pem"`        // public key of the signatures under its answers to devices
 	MQTT               MQTT      `json:"mqtt"`                 // as devices should reach it
 	CertificateExpires time.Time `json:"certificate_expires,omitzero"`
 	StorageFreeBytes   int64     `json:"storage_free_bytes"` // -1 = unknown on this system
@@ -222,6 +223,8 @@ type ServerInfo struct {
 	NotReady           string    `json:"not_ready,omitempty"` // why not
 	// BrokerDoubts are sentences about an external broker that does not keep devices apart.
 	BrokerDoubts []string `json:"broker_doubts,omitempty"`
+	// FirmwareDoubts are sentences about firmware that is damaged or missing in its bucket.
+	FirmwareDoubts []string `json:"firmware_doubts,omitempty"`
 }
 
 // Problem is an error document of RFC 9457 with a code for programs.
@@ -252,6 +255,7 @@ const (
 	CodeMediaType        Code = "unsupported_media_type" // the body does not say that it is JSON
 	CodeTooLarge         Code = "too_large"              // body above the limit
 	CodeStorage          Code = "storage_fault"          // storage failed; nothing was acknowledged
+	CodeDamaged          Code = "damaged"                // stored firmware no longer has its digest
 	CodeStorageFull      Code = "storage_full"           // no space left; nothing was acknowledged
 	CodeTooManyTries     Code = "too_many_tries"         // wait as long as Retry-After says
 	CodeUnavailable      Code = "unavailable"            // shutting down, or too slow to answer

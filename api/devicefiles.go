@@ -21,6 +21,7 @@ func (i ServerInfo) DeviceFiles(device string, login Login, trustedKeyPEM string
 	}
 	if trustedKeyPEM != "" {
 		ota.MirrorURL = i.MirrorURL // without a key it would be anybody's word
+		ota.ServerKeyPEM = i.OfferKeyPEM
 	}
 	if i.MQTT.Prefix != protocol.DefaultPrefix {
 		ota.TopicPrefix = i.MQTT.Prefix

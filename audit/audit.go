@@ -133,7 +133,7 @@ func (e Entry) Seal(head Head) Entry {
 	return e
 }
 
-// clip cuts a text to n bytes between two characters, and makes it one.
+// clip cuts a text to n bytes between two characters, and makes it one that every database holds as it is.
 func clip(s string, n int) string {
 	if len(s) > n {
 		for n > 0 && !utf8.RuneStart(s[n]) {
@@ -141,7 +141,7 @@ func clip(s string, n int) string {
 		}
 		s = s[:n]
 	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\uFFFD"), "\uFFFD")
 }
 
 // Sum is the hash that the row should have.

@@ -11,9 +11,11 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
+	"bmsota/manifest"
 	"bmsota/protocol"
 )
 
@@ -79,9 +81,40 @@ type BuildConfig struct {
 	FirmwarePath string `json:"firmware_path"`
 }
 
-// SigningConfig says who signs it.
+// SigningConfig says who signs it: one key, and those that sign beside it.
 type SigningConfig struct {
+	SigningKey
+	Cosigners []SigningKey `json:"cosigners,omitempty"`
+}
+
+// SigningKey is a release key: a file with its private half, or one with its public half and a command that signs.
+type SigningKey struct {
 	KeyFile string `json:"key_file,omitempty"`
+	Signer  string `json:"signer,omitempty"` // run by the shell: docs/keys.md
+}
+
+// Keys are the keys that sign, the first one first; none means an unsigned release.
+func (s SigningConfig) Keys() []SigningKey {
+	if s.SigningKey == (SigningKey{}) {
+		return slices.Clone(s.Cosigners)
+	}
+	return append([]SigningKey{s.SigningKey}, s.Cosigners...)
+}
+
+// check wants a file for each key, and no more of them than a manifest can carry.
+func (s SigningConfig) check() error {
+	if n, most := len(s.Keys()), 1+manifest.MaxCosignatures; n > most {
+		return fmt.Errorf("signing names %d keys, the most is %d", n, most)
+	}
+	if s.KeyFile == "" && (s.Signer != "" || len(s.Cosigners) > 0) {
+		return errors.New("signing.key_file is empty beside signing.signer or signing.cosigners: name the first key there")
+	}
+	for i, k := range s.Cosigners {
+		if k.KeyFile == "" {
+			return fmt.Errorf("signing.cosigners[%d].key_file is empty", i)
+		}
+	}
+	return nil
 }
 
 const maxConfig = 1 << 20
@@ -106,7 +139,7 @@ func LoadConfig(path string) (Config, error) {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	dir := filepath.Dir(path)
-	for _, p := range []*string{&c.Server.CAFile, &c.Server.Dir, &c.Server.SFTP.KeyFile, &c.Server.SFTP.KnownHosts, &c.Build.FirmwarePath, &c.Signing.KeyFile} {
+	for _, p := range c.Paths() {
 		if *p == "" {
 			continue
 		}
@@ -121,6 +154,15 @@ func LoadConfig(path string) (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// Paths are the places in c that hold the path of a file or folder.
+func (c *Config) Paths() []*string {
+	paths := []*string{&c.Server.CAFile, &c.Server.Dir, &c.Server.SFTP.KeyFile, &c.Server.SFTP.KnownHosts, &c.Build.FirmwarePath, &c.Signing.KeyFile}
+	for i := range c.Signing.Cosigners {
+		paths = append(paths, &c.Signing.Cosigners[i].KeyFile)
+	}
+	return paths
 }
 
 func parseConfig(b []byte) (Config, error) {
@@ -176,7 +218,7 @@ func (c Config) Check() error {
 			return fmt.Errorf("mqtt.command_topic: %w", err)
 		}
 	}
-	return nil
+	return c.Signing.check()
 }
 
 // Kind is the kind that the file names, or the one it means: files of the original tool name none. They have a user
@@ -255,9 +297,14 @@ func (c Config) remote() (firmware, version, host string, port int, err error) {
 // secret stands where a secret is.
 const secret = "********"
 
-// Masked is c without its secrets.
+// Masked is c without its secrets. A command that signs may have a PIN in it.
 func (c Config) Masked() Config {
-	for _, p := range []*string{&c.Server.Password, &c.MQTT.Password} {
+	secrets := []*string{&c.Server.Password, &c.MQTT.Password, &c.Signing.Signer}
+	c.Signing.Cosigners = slices.Clone(c.Signing.Cosigners)
+	for i := range c.Signing.Cosigners {
+		secrets = append(secrets, &c.Signing.Cosigners[i].Signer)
+	}
+	for _, p := range secrets {
 		if *p != "" {
 			*p = secret
 		}

@@ -35,6 +35,7 @@ type Release struct {
 	Description string          // for people
 	ForceUpdate bool            // a check installs it
 	BuildDate   time.Time       // zero = not said
+	SignedAt    time.Time       // for the manifest's sequence; zero = it has none
 	Keys        []crypto.Signer // sign the manifest, ECDSA P-256, at most four; none = unsigned
 	// AllowAnyVersion takes a version that is no SemVer. Devices treat it as newer than nothing.
 	AllowAnyVersion bool
@@ -77,6 +78,9 @@ func Prepare(r Release) (*Prepared, error) {
 	p.Manifest.ForceUpdate = r.ForceUpdate
 	if !r.BuildDate.IsZero() {
 		p.Manifest.BuildDate = r.BuildDate.UTC().Format(time.RFC3339)
+	}
+	if !r.SignedAt.IsZero() {
+		p.Manifest.Sequence = r.SignedAt.UnixMilli()
 	}
 	if len(r.Keys) == 0 {
 		p.Warnings = append(p.Warnings, "the release is not signed: devices that hold a key refuse it, devices that hold none trust whoever is on the wire")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -184,8 +185,10 @@ func TestAFileWithoutKindMeansWhatItsAuthorMeant(t *testing.T) {
 func TestSettingsAreShownWithoutTheirSecrets(t *testing.T) {
 	var c deploy.Config
 	c.Server.BaseURL, c.Server.Password, c.MQTT.Password = "https://me:geheim1@nas/", "geheim2", "geheim3"
+	c.Signing = deploy.SigningConfig{SigningKey: deploy.SigningKey{KeyFile: "/one", Signer: "sign --pin geheim4"},
+		Cosigners: []deploy.SigningKey{{KeyFile: "/two", Signer: "sign --pin geheim5"}}}
 	text, err := c.Masked().Append(nil)
-	if err != nil || strings.Contains(string(text), "geheim") || strings.Count(string(text), "********") != 2 || c.Server.Password != "geheim2" {
+	if err != nil || strings.Contains(string(text), "geheim") || strings.Count(string(text), "********") != 4 || c.Server.Password != "geheim2" {
 		t.Errorf("%s, %v", text, err)
 	}
 	// What Append writes is what LoadConfig reads.
@@ -196,7 +199,7 @@ func TestSettingsAreShownWithoutTheirSecrets(t *testing.T) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := deploy.LoadConfig(path); err != nil || again != c {
+	if again, err := deploy.LoadConfig(path); err != nil || !reflect.DeepEqual(again, c) {
 		t.Errorf("%+v, %v, want %+v", again, err, c)
 	}
 }
@@ -204,7 +207,7 @@ func TestSettingsAreShownWithoutTheirSecrets(t *testing.T) {
 func TestPathsOfSettingsAreOfTheirFolder(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, deploy.ConfigName)
-	text := `{"server":{"dir":"www","ca_file":"ca.pem","sftp":{"key_file":"~/.ssh/ota","known_hosts":"/etc/known"}},"signing":{"key_file":"../release.pem"}}`
+	text := `{"server":{"dir":"www","ca_file":"ca.pem","sftp":{"key_file":"~/.ssh/ota","known_hosts":"/etc/known"}},"signing":{"key_file":"../release.pem","cosigners":[{"key_file":"two.pem"}]}}`
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -213,8 +216,8 @@ func TestPathsOfSettingsAreOfTheirFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := []string{c.Server.Dir, c.Server.CAFile, c.Server.SFTP.KeyFile, c.Server.SFTP.KnownHosts, c.Signing.KeyFile}
-	want := []string{filepath.Join(dir, "www"), filepath.Join(dir, "ca.pem"), "/home/me/.ssh/ota", "/etc/known", filepath.Join(filepath.Dir(dir), "release.pem")}
+	got := []string{c.Server.Dir, c.Server.CAFile, c.Server.SFTP.KeyFile, c.Server.SFTP.KnownHosts, c.Signing.KeyFile, c.Signing.Cosigners[0].KeyFile}
+	want := []string{filepath.Join(dir, "www"), filepath.Join(dir, "ca.pem"), "/home/me/.ssh/ota", "/etc/known", filepath.Join(filepath.Dir(dir), "release.pem"), filepath.Join(dir, "two.pem")}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

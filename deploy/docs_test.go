@@ -15,6 +15,10 @@ import (
 func keys(t reflect.Type, above string) (all []string) {
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if t.Field(i).Anonymous {
+			all = append(all, keys(t.Field(i).Type, above)...)
+			continue
+		}
 		if f := t.Field(i).Type; f.Kind() == reflect.Struct {
 			all = append(all, keys(f, above+name+".")...)
 			continue

@@ -94,6 +94,25 @@ type Timing struct {
 	Crash    time.Duration // application start to panic of an image that crashes; 2 s
 	Watchdog time.Duration // until it resets an image that hangs; 10 s
 	Frame    time.Duration // between two readings of the battery; 1 s
+	// Erase is how long a sector of 4 KiB takes, Program a page of 256 bytes; none. A data sheet says 45 ms and 0.7 ms, and for
+	// a chip that is worn 400 ms and 5 ms (Winbond W25Q32JV, t_SE and t_PP). The firmware built in waits for them.
+	Erase, Program time.Duration
+}
+
+// slowFlash takes the time that a chip takes.
+type slowFlash struct {
+	otaops.Flash
+	times Timing
+}
+
+func (s slowFlash) Erase(off, length int64) error {
+	time.Sleep(s.times.Erase * time.Duration((length+norflash.SectorSize-1)/norflash.SectorSize))
+	return s.Flash.Erase(off, length)
+}
+
+func (s slowFlash) Program(off int64, p []byte) error {
+	time.Sleep(s.times.Program * time.Duration((len(p)+255)/256))
+	return s.Flash.Program(off, p)
 }
 
 func (t Timing) withDefaults() Timing {
@@ -386,6 +405,9 @@ func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p pa
 		return Panic, err
 	}
 	var flash otaops.Flash = b.flash
+	if b.cfg.Timing.Erase > 0 || b.cfg.Timing.Program > 0 {
+		flash = slowFlash{flash, b.cfg.Timing}
+	}
 	if b.cfg.wrap != nil {
 		flash = b.cfg.wrap(flash)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -74,12 +75,22 @@ func newComponentBench(t *testing.T) *componentBench {
 		w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 		w.WriteHeader(resp.StatusCode)
 		if _, err := io.Copy(w, resp.Body); err != nil {
-			panic(http.ErrAbortHandler)
+			hangUp(w)
 		}
 	}))
 	t.Cleanup(web.Close)
 	b.url = web.URL
 	return b
+}
+
+// hangUp ends a connection in the middle of an answer, and what was sent of it still arrives: a reset would take it back.
+func hangUp(w http.ResponseWriter) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	_ = rw.Flush()
+	_ = conn.Close()
 }
 
 // order puts a retained command where every board hears it.
@@ -108,7 +119,12 @@ type componentCase struct {
 
 func newComponentCase(t *testing.T, behaviour appimage.Behaviour, final func(old, next []byte) []byte) *componentCase {
 	t.Helper()
-	small := func(o *appimage.BuildOptions) { o.Size = 16 << 10 }
+	return newComponentCaseOf(t, 16<<10, behaviour, final)
+}
+
+func newComponentCaseOf(t *testing.T, size int64, behaviour appimage.Behaviour, final func(old, next []byte) []byte) *componentCase {
+	t.Helper()
+	small := func(o *appimage.BuildOptions) { o.Size = size }
 	key, old, next := newKey(t), image(t, "1.0.0", small), image(t, "1.1.0", small, trial(behaviour))
 	b := newComponentBench(t)
 	b.server = serve(t, release(t, next, key), next)
@@ -263,4 +279,41 @@ func TestComponentPowerCutSweep(t *testing.T) {
 			cc.run(t, stride)
 		})
 	}
+}
+
+// The connection dies once in a download of 64 KiB, in the long run after every 256 bytes of it, else after every 4,352nd: the
+// component goes on with the sector that was cut off, and ends with the right image.
+func TestComponentCutEvery256BytesRefetchesLessThanASector(t *testing.T) {
+	const size = 64 << 10
+	step := 17 * 256
+	if long(t) {
+		step = 256
+	}
+	cc := newComponentCaseOf(t, size, appimage.BehaviourOK, toNew)
+	folder := t.TempDir()
+	cuts, again := 0, 0
+	for at := 256; at < size; at += step {
+		cc.bench.server.set(func(s *server) { s.requests, s.cut, s.cuts = nil, int64(at), 1 })
+		if _, problem := cc.rest(folder, PowerCut{}); problem != "" {
+			t.Errorf("cut after %d bytes: %s", at, problem)
+			continue
+		}
+		var from []string
+		cc.bench.server.set(func(s *server) {
+			for _, r := range s.requests {
+				if strings.HasSuffix(r.URL.Path, ".bin") {
+					from = append(from, r.Header.Get("Range"))
+				}
+			}
+		})
+		want := ""
+		if whole := at / flashSector * flashSector; whole > 0 {
+			want = fmt.Sprintf("bytes=%d-", whole)
+		}
+		if len(from) != 2 || from[1] != want {
+			t.Errorf("cut after %d bytes: asked for %q, want the second to be %q", at, from, want)
+		}
+		cuts, again = cuts+1, again+at%flashSector
+	}
+	t.Logf("%d cuts, %d bytes of the image fetched twice in the mean", cuts, again/max(cuts, 1))
 }

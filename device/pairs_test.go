@@ -112,3 +112,37 @@ func TestPowerCutAtRandomAgainAndAgain(t *testing.T) {
 	}
 	t.Logf("power cuts: %s: %d runs, %d cuts", t.Name(), runs, cuts)
 }
+
+// TestPowerCutTriples cuts the power three times in one update, also while the board makes good what the cuts before have left: in
+// everything that touches metadata, and in a sample of the rest; the long run tears in more ways.
+func TestPowerCutTriples(t *testing.T) {
+	sum, names := figures{}, []string{"crash", "fresh board", "rolled back by order"}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			sw := scenarios()[name](t)
+			x := sw.explorer(t, 3)
+			x.ways = func(op norflash.Op, nth int) []norflash.Cut {
+				switch {
+				case sw.metadata(op) && long(t):
+					return []norflash.Cut{norflash.Part(16), norflash.Torn(1), norflash.Bits(2), norflash.After}
+				case sw.metadata(op) && nth < 3:
+					return []norflash.Cut{norflash.Torn(1), norflash.After}
+				case sw.metadata(op):
+					return []norflash.Cut{norflash.Torn(uint64(nth))}
+				case nth == 1 && (long(t) || op.Off/norflash.PieceSize%8 == 5):
+					return []norflash.Cut{norflash.Torn(0)}
+				case nth == 2 && op.Off/norflash.PieceSize%16 == 9:
+					return []norflash.Cut{norflash.Torn(0)}
+				}
+				return nil
+			}
+			f := reportOf(t, x)
+			sum.distinct += f.distinct
+			sum.boots = max(sum.boots, f.boots)
+		})
+	}
+	t.Logf("power cuts: three each in %d scenarios, %d distinct states, %d boots to rest at most", len(names), sum.distinct, sum.boots)
+	if sum.distinct < 1_000 {
+		t.Errorf("%d distinct states", sum.distinct)
+	}
+}

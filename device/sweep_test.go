@@ -71,6 +71,9 @@ func (sw *sweep) end(t *testing.T) *norflash.Flash {
 // explorer cuts the story, in virtual time and on all processors.
 func (sw *sweep) explorer(t *testing.T, cuts int) *explorer {
 	bad := 0
+	if s, ok := sw.server.(*server); ok {
+		s.set(func(s *server) { s.forgets = true })
+	}
 	return &explorer{story: sw.story, cuts: cuts, limit: 2 * time.Hour, workers: runtime.GOMAXPROCS(0),
 		bubble: func(life func()) { synctest.Test(t, func(*testing.T) { life() }) },
 		passes: []func(int, norflash.Op) bool{func(_ int, op norflash.Op) bool { return !sw.metadataOnly || sw.metadata(op) }},

@@ -267,3 +267,16 @@ func TestThreatSUITMfstTOCTOU(t *testing.T) {
 			return attack{key: key, server: s, images: map[string][]byte{"his": his}}
 		}}.test(t)
 }
+
+// A board was away while 1.1.0, which has a fault, was followed by 1.2.0. The attacker recorded the answer of the time between, and
+// has the broker order by force.
+func TestThreatSUITImgExpiredOffline(t *testing.T) {
+	threat{mutant: agent.MutantAnyAge, want: "refused:stale_offer", bites: "runs 1.1.0",
+		attack: func(t *testing.T) attack {
+			key, online, faulty := newKey(t), newKey(t), image(t, "1.1.0")
+			f := release(t, faulty, key)
+			s := serve(t, f, faulty)
+			s.answer = recorded(answers(t, f, online), asked("bms-abcdef"))
+			return attack{key: key, online: online, server: s, order: `{"action":"update","force":true}`, images: map[string][]byte{"1.1.0": faulty}}
+		}}.test(t)
+}

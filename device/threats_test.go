@@ -43,9 +43,6 @@ var threats = []struct {
 
 // undefended are the threats without a test, with the reason. SECURITY.md has each of these lines.
 var undefended = map[string]string{
-	"TUF IndefiniteFreeze":       "not defended: a release has no date on which it ends, and a board cannot know that a newer one exists",
-	"Uptane Freeze":              "not defended: as TUF IndefiniteFreeze",
-	"SUIT ImgExpiredOffline":     "not defended: as TUF IndefiniteFreeze; of two releases newer than its own a board takes the one it is offered",
 	"SUIT ImgDisclosure":         "not defended: images are not encrypted, and whoever reaches the server can fetch them",
 	"SUIT MfstModification":      "not defended: whoever rules the machine that signs decides what is signed",
 	"SUIT MfstExposure":          "does not apply: a manifest says nothing of the image that the image does not say, and images are no secret here",
@@ -112,6 +109,7 @@ func TestEveryThreatHasItsTestOrItsReason(t *testing.T) {
 type attack struct {
 	key      *ecdsa.PrivateKey // signs what comes from the project
 	second   *ecdsa.PrivateKey // signs it as well, where there is one
+	online   *ecdsa.PrivateKey // the server's, where the board knows one
 	running  []byte            // nil: the image 1.0.0
 	settings string            // empty: trusts key
 	server   *server           // the attacker's
@@ -161,6 +159,9 @@ func (at attack) play(t *testing.T, mutant agent.Mutant) (result string) {
 	}
 	if settings == "" {
 		settings = trusting(t, at.key)
+	}
+	if at.online != nil {
+		settings += knowing(t, at.online)
 	}
 	b := newBench(t, layout(running, settings), at.server, func(c *Config) {
 		c.mutant = mutant
@@ -238,6 +239,9 @@ func (at attack) goesOn(b *bench, result string) {
 	b.server.set(func(s *server) {
 		s.version, s.static, s.files = honest.version, nil, honest.files
 		s.respond, s.cut, s.down, s.answer = nil, 0, false, nil
+		if at.online != nil {
+			s.answer = answers(b.t, f, at.online)
+		}
 	})
 	b.hub.order(`{"action":"update","version":"7.0.0","force":true}`)
 	b.settle(10 * time.Minute)

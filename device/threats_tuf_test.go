@@ -148,3 +148,16 @@ func TestThreatTUFWrongSoftware(t *testing.T) {
 				images: map[string][]byte{"the heater's": other}}
 		}}.test(t)
 }
+
+// The attacker recorded what the server answered this very board when 1.0.0 was the newest, and answers so for ever. Who knows the
+// server's key does not believe him that there is nothing newer.
+func TestThreatTUFIndefiniteFreeze(t *testing.T) {
+	threat{mutant: agent.MutantAnyNonce, want: "refused:stale_offer", bites: "idle:up_to_date",
+		attack: func(t *testing.T) attack {
+			key, online, now := newKey(t), newKey(t), image(t, "1.0.0")
+			f := release(t, now, key)
+			s := serve(t, f, now)
+			s.answer = recorded(answers(t, f, online), asked("bms-abcdef"))
+			return attack{key: key, online: online, server: s}
+		}}.test(t)
+}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"bmsota/device/internal/agent"
+	"bmsota/manifest"
 )
 
 // wiretap is what somebody on the path sees of the connections that are dialled through it.
@@ -182,5 +183,17 @@ func TestThreatUptaneArbitrarySoftware(t *testing.T) {
 			his := image(t, "1.1.0")
 			return attack{key: newKey(t), server: serve(t, release(t, his, nil), his), order: fmt.Sprintf(`{"action":"update","force":true,"version":%q}`, "1.1.0"),
 				images: map[string][]byte{"his": his}}
+		}}.test(t)
+}
+
+// The attacker has the server's answers signed to this board and this question, but asks about a channel that nobody moves.
+func TestThreatUptaneFreeze(t *testing.T) {
+	threat{mutant: agent.MutantAnyPath, want: "refused:stale_offer", bites: "idle:up_to_date",
+		attack: func(t *testing.T) attack {
+			key, online, now := newKey(t), newKey(t), image(t, "1.0.0")
+			f := release(t, now, key)
+			s := serve(t, f, now)
+			s.answer = answers(t, f, online, func(o *manifest.Offer) { o.Path = "/firmware/monitor/old/version" })
+			return attack{key: key, online: online, server: s}
 		}}.test(t)
 }

@@ -2,6 +2,7 @@ package device
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -131,4 +132,24 @@ func TestConfirmedIsNotSaidBeforeItIsInFlash(t *testing.T) {
 			b.off()
 		})
 	}
+}
+
+// Both records name the slot that runs, as nothing but a stray bit leaves them. ESP-IDF would mark the image as failed and boot it
+// by the other record, not on trial any more: a board that is not healthy would keep it for good, and say that it had gone back.
+func TestAnImageIsNotGivenUpForItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		running := image(t, "1.0.0", trial(appimage.BehaviourUnhealthy))
+		b := newBench(t, layout(running, ""), serve(t, release(t, running, nil), running))
+		put(t, b.flash(), 0x10000, otadata.Append(nil, [2]otadata.Record{otadata.NewRecord(1, otadata.Valid), otadata.NewRecord(3, otadata.New)}))
+		b.on()
+		b.settle(time.Hour)
+		b.off()
+		if len(b.boots) != 1 {
+			t.Errorf("boots %v: %s", b.boots, b.hub.phases())
+		}
+		last := b.hub.last()
+		if !last.RollbackPending || !slices.ContainsFunc(b.hub.all(), func(s protocol.Status) bool { return strings.Contains(s.Message, "no other image to go back to") }) {
+			t.Errorf("phase %s, on trial %v: %s", last.Phase, last.RollbackPending, b.hub.phases())
+		}
+	})
 }

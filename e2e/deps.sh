@@ -35,6 +35,8 @@ done
 for name in "${!header[@]}"; do
 	echo "#include <$name>" | gcc -E -x c - >/dev/null 2>&1 || missing+=("${header[$name]}")
 done
+# Debian keeps the programs of a PostgreSQL server out of the PATH.
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 # The race detector links C.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 # idf_ext.py is loaded as idf.py does, with click, by the Python that the stories find.

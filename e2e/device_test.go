@@ -6,18 +6,21 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"bmsota/firmware/host_test/hosttest"
+	"bmsota/server/pgtest"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // deviceKind is a firmware that the boards of the stories run.
 type deviceKind struct {
-	name    string
-	program string // of firmware/host_test; empty for the firmware built in
+	name     string
+	program  string         // of firmware/host_test; empty for the firmware built in
+	postgres *pgtest.Server // where the servers of the stories keep their rows; nil for their data folders
 }
 
 // deviceKinds are the firmwares that must tell every story alike.
@@ -40,6 +43,9 @@ func (k deviceKind) stories() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k.postgres != nil {
+		return onPostgres(all)
+	}
 	var files []string
 	for _, file := range all {
 		text, err := os.ReadFile(file)
@@ -50,6 +56,35 @@ func (k deviceKind) stories() ([]string, error) {
 		switch device := bytes.Contains(text, []byte("\ndevice ")) || bytes.Contains(text, []byte("\nkillrounds ")); {
 		case once && alone.kind != k.name:
 		case device || k.program == "":
+			files = append(files, file)
+		}
+	}
+	return files, nil
+}
+
+// On PostgreSQL these stories are told always, and with BMSOTA_E2E_DATABASE=postgres all of those with a server in them but the
+// others, each with its reason.
+var (
+	fewOnPostgres = []string{"good-update", "rollout-halts-crash", "rollout-killed-server", "killed-while-publishing", "audit", "webhooks", "publish-rules"}
+	notOnPostgres = map[string]string{
+		"backup":    "it is told for PostgreSQL in testdata/postgres",
+		"full-disk": "the disk that is full is that of the data folder",
+	}
+)
+
+func onPostgres(all []string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join("testdata", "postgres", "*.txtar"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range all {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
+		long := os.Getenv("BMSOTA_E2E_DATABASE") == "postgres" && notOnPostgres[name] == "" && bytes.Contains(text, []byte("\nserver "))
+		if long || slices.Contains(fewOnPostgres, name) {
 			files = append(files, file)
 		}
 	}

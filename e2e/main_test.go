@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"bmsota/server/pgtest"
+
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -77,6 +79,18 @@ func TestScripts(t *testing.T) {
 	for _, kind := range deviceKinds {
 		t.Run(kind.name, func(t *testing.T) { runStories(t, kind) })
 	}
+	t.Run("postgres", func(t *testing.T) {
+		server, err := pgtest.Start()
+		if err != nil {
+			pgtest.Missing(t, err)
+		}
+		t.Cleanup(func() { // after the stories, which are subtests
+			if err := server.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		runStories(t, deviceKind{name: "postgres", postgres: server})
+	})
 }
 
 func runStories(t *testing.T, kind deviceKind) {
@@ -89,7 +103,17 @@ func runStories(t *testing.T, kind deviceKind) {
 		Files:              files,
 		RequireUniqueNames: true,
 		ContinueOnError:    *goOn,
-		Setup:              func(env *testscript.Env) error { return setup(env, application) },
+		Setup: func(env *testscript.Env) error {
+			if err := setup(env, application); err != nil || kind.postgres == nil {
+				return err
+			}
+			database, err := kind.postgres.New("template0")
+			env.Setenv("DATABASE", kind.postgres.URL(database, pgtest.Superuser))
+			env.Setenv("PGDATABASE", database)
+			env.Setenv("PGHOST", kind.postgres.Dir)
+			env.Setenv("PGUSER", pgtest.Superuser)
+			return err
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"needs":         cmdNeeds,
 			"freeports":     cmdFreePorts,
@@ -111,6 +135,7 @@ func runStories(t *testing.T, kind deviceKind) {
 			"board":         cmdBoard,
 			"boardfiles":    cmdBoardFiles,
 			"testca":        cmdTestCA,
+			"s3":            cmdS3,
 			"hostile":       cmdHostile,
 			"served":        cmdServed,
 			"killrounds":    cmdKillRounds,
@@ -127,6 +152,7 @@ func runStories(t *testing.T, kind deviceKind) {
 			"sshd":          cmdSSHD,
 			"interrupt":     cmdInterrupt,
 			"interrupts":    cmdInterrupts,
+			"tool":          cmdTool,
 		},
 	})
 }

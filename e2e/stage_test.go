@@ -80,8 +80,12 @@ func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("BMSOTA_DATA", data)
 	ts.Setenv("CA", filepath.Join(data, "tls", "ca.pem"))
 	ts.Setenv("URL", "https://127.0.0.1:"+ts.Getenv("HTTPS"))
-	ts.Check(begin(ts, args[0], append([]string{"bmsota", "serve", "--data", data, "--host", "127.0.0.1",
-		"--https", "127.0.0.1:" + ts.Getenv("HTTPS"), "--mqtts", "off", "--mqtt", "127.0.0.1:" + ts.Getenv("MQTT")}, args[1:]...)...))
+	flags := []string{"bmsota", "serve", "--data", data, "--host", "127.0.0.1",
+		"--https", "127.0.0.1:" + ts.Getenv("HTTPS"), "--mqtts", "off", "--mqtt", "127.0.0.1:" + ts.Getenv("MQTT")}
+	if url := ts.Getenv("DATABASE"); url != "" {
+		flags = append(flags, "--database", url)
+	}
+	ts.Check(begin(ts, args[0], append(flags, args[1:]...)...))
 	ts.Check(healthy(ts, running(ts, args[0])))
 }
 
@@ -102,9 +106,9 @@ func healthy(ts *testscript.TestScript, p *process) error {
 
 // boardOptions are those of boardfiles and board.
 type boardOptions struct {
-	id, token, url, ca, key, broker, version, username, image, mirror string
-	skip, noRollback                                                  bool
-	deadline, frames, timeout                                         int
+	id, token, url, ca, key, broker, version, username, image, mirror, serverKey string
+	skip, noRollback                                                             bool
+	deadline, frames, timeout                                                    int
 }
 
 func (o *boardOptions) flags(name string) *flag.FlagSet {
@@ -116,6 +120,7 @@ func (o *boardOptions) flags(name string) *flag.FlagSet {
 	f.StringVar(&o.ca, "ca", "", "file for cert_pem; default: the server's CA; - for none")
 	f.StringVar(&o.key, "key", "", "file for trusted_key_pem")
 	f.StringVar(&o.mirror, "mirror", "", "mirror_url")
+	f.StringVar(&o.serverKey, "server-key", "", "file for server_key_pem")
 	f.StringVar(&o.broker, "broker", "", "port of the broker on loopback; default $MQTT")
 	f.StringVar(&o.version, "current", "", "current_version")
 	f.BoolVar(&o.skip, "skip", false, "skip_cert_verification")
@@ -167,6 +172,9 @@ func (o *boardOptions) write(ts *testscript.TestScript, dir string) error {
 		"health": map[string]any{"deadline_s": o.deadline, "bms_frames": o.frames}}
 	if o.key != "" {
 		ota["trusted_key_pem"] = read(o.key)
+	}
+	if o.serverKey != "" {
+		ota["server_key_pem"] = read(o.serverKey)
 	}
 	if o.mirror != "" {
 		ota["mirror_url"] = o.mirror

@@ -78,7 +78,7 @@ func Check(dir string) ([]Finding, error) {
 	defer p.repo.root.Close()
 	for _, rule := range []func(*project){
 		(*project).checkRollback, (*project).checkSwitches, (*project).checkFirstKey, (*project).checkSignedApps, (*project).checkTable,
-		(*project).checkDeviceFiles, (*project).checkDeployment, (*project).checkIDF, (*project).checkVersion, (*project).checkSources,
+		(*project).checkDeviceFiles, (*project).checkSecrets, (*project).checkDeployment, (*project).checkIDF, (*project).checkVersion, (*project).checkSources,
 	} {
 		rule(p)
 	}

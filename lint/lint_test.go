@@ -134,6 +134,10 @@ func TestRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A name as long as that of the settings, or shorter by as much as padding hides.
+	indexed := func(name string) string {
+		return strings.ReplaceAll(string(index), "ota_deploy_config.json", name+strings.Repeat("\x00", len("ota_deploy_config.json")-len(name)))
+	}
 	fits, tight, large := image(t, 1400<<10), image(t, 1500<<10), image(t, 1537<<10)
 	for _, c := range []struct {
 		name  string
@@ -191,6 +195,15 @@ func TestRules(t *testing.T) {
 		{"ignored by a pattern", map[string]string{".gitignore": "/ota_deploy_*.json\n"}, ""},
 		{"in the index", map[string]string{".git/index": string(index)}, "danger secrets-in-git ota_deploy_config.json:0"},
 		{"not in the index", map[string]string{".git/index": strings.ReplaceAll(string(index), "ota_deploy_config.json", "ota_deploy_example.jsn")}, ""},
+		{"the broker's password in the index", map[string]string{".git/index": indexed("spiffs/mqtt_config.txt")}, "danger secrets-in-git spiffs/mqtt_config.txt:1"},
+		{"a device's file without a secret in the index", map[string]string{".git/index": indexed("spiffs/mqtt_config.txt"), "spiffs/mqtt_config.txt": `{"broker_host": "nas", "tls": true}`}, ""},
+		{"the key of a certificate in the index", map[string]string{".git/index": indexed("spiffs/mqtt_config.txt"),
+			"spiffs/mqtt_config.txt": "{\"tls\": true,\n\"client_key_pem\": \"-----BEGIN PRIVATE KEY-----\\nx\"}"}, "danger secrets-in-git spiffs/mqtt_config.txt:2"},
+		{"a token in the older form in the index", map[string]string{".git/index": indexed("spiffs/mqtt_config.txt"), "spiffs/mqtt_config.txt": "tls=1\ntoken=x\n"}, "danger secrets-in-git spiffs/mqtt_config.txt:2"},
+		{"a key file in the index", map[string]string{".git/index": indexed("certs/device-0001.key"), "certs/device-0001.key": "# A\n-----BEGIN EC PRIVATE KEY-----\n"}, "danger secrets-in-git certs/device-0001.key:2"},
+		{"a key file that git has not", map[string]string{"certs/device-0001.key": "# A\n-----BEGIN EC PRIVATE KEY-----\n"}, ""},
+		{"a key under a passphrase in the index", map[string]string{".git/index": indexed("certs/device-0001.pem"), "certs/device-0001.pem": "# A\n-----BEGIN ENCRYPTED PRIVATE KEY-----\n"}, ""},
+		{"a key in a source in the index", map[string]string{".git/index": indexed("main/device_identity.c"), "main/device_identity.c": "\nconst char *k = \"-----BEGIN RSA PRIVATE KEY-----\";\n"}, "danger secrets-in-git main/device_identity.c:2"},
 		{"no signing key", map[string]string{"ota_deploy_config.json": "{\"signing\": {}}"}, "warning no-signing-key ota_deploy_config.json:1"},
 		{"no settings here", map[string]string{"ota_deploy_config.json": "", ".gitignore": ""}, ""},
 

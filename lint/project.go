@@ -84,7 +84,10 @@ func (p *project) addAt(severity Severity, rule string, f *file, line int, chang
 
 // notRead says that the rules did not see everything.
 func (p *project) notRead(name, why string) {
-	p.add(Finding{"not-read", Note, name, 0, why, "", "What is not read is not checked."})
+	f := Finding{"not-read", Note, name, 0, why, "", "What is not read is not checked."}
+	if !slices.Contains(p.findings, f) { // two rules may stumble over one file
+		p.add(f)
+	}
 }
 
 func read(root *os.Root) (*project, error) {
@@ -175,7 +178,7 @@ func interesting(name string, tests bool) bool {
 	case "ota_config.txt", "mqtt_config.txt", deployConfig, "idf_component.yml":
 		return true
 	}
-	return path.Ext(base) == ".csv" || strings.HasPrefix(name, defaultsFile) || isSource(base) && !tests
+	return slices.Contains([]string{".csv", ".pem", ".key"}, path.Ext(base)) && !(tests && path.Ext(base) != ".csv") || strings.HasPrefix(name, defaultsFile) || isSource(base) && !tests
 }
 
 func isSource(name string) bool {

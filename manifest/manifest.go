@@ -52,6 +52,10 @@ type Manifest struct {
 	Blocks        string `json:"blocks"`               // base64 (raw, URL alphabet) of the SHA-256 of each BlockSize bytes, in order
 	BuildDate     string `json:"build_date,omitempty"` // RFC 3339
 	ForceUpdate   bool   `json:"force_update,omitempty"`
+	// Sequence is when the manifest was signed, in milliseconds since 1970 by the clock of who signs. A server takes no
+	// release whose manifest is older than those it has, and its offer names it, so that of two manifests over the same
+	// bytes only the one that is meant counts. A device does not compare it with any clock. 0 = not said.
+	Sequence int64 `json:"sequence,omitempty"`
 }
 
 // ErrSignature says that no trusted key signed the manifest.
@@ -111,6 +115,8 @@ func (m Manifest) check() error {
 		return errors.New("manifest: blocks do not cover the image")
 	case m.Version == "" || len(m.Version) > 64 || len(m.MinVersion) > 64 || len(m.Project) > 32 || len(m.Chip) > 32 || len(m.BuildDate) > 64:
 		return errors.New("manifest: a text is empty or too long")
+	case m.Sequence < 0:
+		return errors.New("manifest: sequence is negative")
 	}
 	return nil
 }
@@ -128,26 +134,30 @@ func Sign(m Manifest, key crypto.Signer) (string, error) {
 }
 
 func sign(payload []byte, m Manifest, key crypto.Signer) (string, error) {
-	public, ok := key.Public().(*ecdsa.PublicKey)
-	if !ok || public.Curve != elliptic.P256() {
-		return "", errors.New("manifest: the signing key is not ECDSA P-256")
-	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: cryptosigner.Opaque(key)}, nil)
+	text, err := compact(payload, key)
 	if err != nil {
 		return "", fmt.Errorf("manifest: %w", err)
 	}
-	jws, err := signer.Sign(payload)
-	if err != nil {
-		return "", fmt.Errorf("manifest: sign: %w", err)
-	}
-	text, err := jws.CompactSerialize()
-	if err != nil {
-		return "", fmt.Errorf("manifest: sign: %w", err)
-	}
-	if back, err := Verify(text, public); err != nil || back != m {
+	if back, err := Verify(text, key.Public().(*ecdsa.PublicKey)); err != nil || back != m {
 		return "", fmt.Errorf("manifest: what was signed does not read back (%w)", err)
 	}
 	return text, nil
+}
+
+// compact makes the compact JWS of payload. It takes P-256 keys only.
+func compact(payload []byte, key crypto.Signer) (string, error) {
+	if public, ok := key.Public().(*ecdsa.PublicKey); !ok || public.Curve != elliptic.P256() {
+		return "", errors.New("the signing key is not ECDSA P-256")
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: cryptosigner.Opaque(key)}, nil)
+	if err != nil {
+		return "", err
+	}
+	jws, err := signer.Sign(payload)
+	if err != nil {
+		return "", fmt.Errorf("sign: %w", err)
+	}
+	return jws.CompactSerialize()
 }
 
 // Verify returns the manifest in text when one of keys signed it. The error wraps ErrSignature when none did, and is
@@ -217,6 +227,7 @@ func decode(payload []byte) (Manifest, error) {
 	o.Text("blocks", MaxJWS, &m.Blocks)
 	o.Text("build_date", 64, &m.BuildDate)
 	o.Take("force_update", &m.ForceUpdate)
+	o.Take("sequence", &m.Sequence)
 	if o.Err() != nil {
 		return Manifest{}, fmt.Errorf("manifest: %w", o.Err())
 	}

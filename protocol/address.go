@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// MaxURL is how long an address may be that a device is told, in bytes.
+const MaxURL = 400
+
 // The addresses in a device's configuration have one narrow form, so that the reader in C and net/url cannot see
 // different servers in one text: scheme in lower case, a host, perhaps a port. Every address of this form is one for
 // net/url too.

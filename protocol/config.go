@@ -44,6 +44,9 @@ type OTAConfig struct {
 	TrustedKeyPEM string `json:"trusted_key_pem,omitempty"` // P-256 public key(s) that sign releases
 	// TrustedThreshold is how many of the trusted keys have to have signed a release; 0 means one.
 	TrustedThreshold int `json:"trusted_threshold,omitempty"`
+	// ServerKeyPEM holds one to eight P-256 public keys, one of which signs the server's answers to this device: what is not
+	// signed, or was answered to another question, is stale. Empty = answers are taken as they come.
+	ServerKeyPEM string `json:"server_key_pem,omitempty"`
 	// MirrorURL is where a copy of the releases lies, for a device that holds a key: it is asked when the server cannot be
 	// reached or its certificate is not trusted. Plain http:// will do.
 	MirrorURL   string `json:"mirror_url,omitempty"`
@@ -100,7 +103,7 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	if err != nil {
 		return OTAConfig{}, fmt.Errorf("ota_config.txt: %w", err)
 	}
-	r.Text("server_url", 400, &c.ServerURL)
+	r.Text("server_url", MaxURL, &c.ServerURL)
 	r.Text("cert_pem", MaxConfig, &c.CertPEM)
 	r.Take("skip_cert_verification", &c.SkipCertVerification)
 	r.Take("timeout_ms", &c.TimeoutMS)
@@ -109,7 +112,8 @@ func ParseOTAConfig(b []byte) (OTAConfig, error) {
 	r.Text("device_id", MaxDeviceID, &c.DeviceID)
 	r.Text("trusted_key_pem", MaxConfig, &c.TrustedKeyPEM)
 	r.Take("trusted_threshold", &c.TrustedThreshold)
-	r.Text("mirror_url", 400, &c.MirrorURL)
+	r.Text("server_key_pem", MaxConfig, &c.ServerKeyPEM)
+	r.Text("mirror_url", MaxURL, &c.MirrorURL)
 	r.Text("topic_prefix", 128, &c.TopicPrefix)
 	r.Take("own_topic_only", &c.OwnTopicOnly)
 	r.Sub("health", func(sub *strictjson.Object) {

@@ -36,6 +36,7 @@ const (
 	ReasonBadSignature      Reason = "bad_signature"
 	ReasonQuarantined       Reason = "quarantined" // this digest was rolled back on this device
 	ReasonBadVersionFile    Reason = "bad_version_file"
+	ReasonStaleOffer        Reason = "stale_offer" // the device holds the server's key, and the answer is not proven to be of now
 
 	// Gates (phase waiting).
 	ReasonCharging      Reason = "charging"
@@ -100,6 +101,7 @@ var explain = map[Reason]string{
 	ReasonBadSignature:      "signature does not match a trusted key",
 	ReasonQuarantined:       "this image was rolled back before",
 	ReasonBadVersionFile:    "version.json is not readable",
+	ReasonStaleOffer:        "answer does not prove that it is the server's of now",
 	ReasonCharging:          "blocked: charging",
 	ReasonLowSOC:            "blocked: state of charge too low",
 	ReasonHighCurrent:       "blocked: too much current",

@@ -15,6 +15,9 @@ const MaxVersionFile = 24 << 10
 // maxCosignatures is the length of three signatures of 64 bytes, with dots between them.
 const maxCosignatures = 3*87 - 1
 
+// maxOffer is manifest.MaxOffer, which this package does not import.
+const maxOffer = 1536
+
 // VersionFile is version.json: a channel's release as a device or the original tool reads it. Only the first five
 // fields are the original's. A device that holds a key believes Manifest and nothing beside it.
 type VersionFile struct {
@@ -32,6 +35,7 @@ type VersionFile struct {
 	SecureVersion uint32 `json:"secure_version,omitempty"`
 	Manifest      string `json:"manifest,omitempty"`     // compact JWS
 	Cosignatures  string `json:"cosignatures,omitempty"` // by further keys over the same; base64url with dots between them
+	Offer         string `json:"offer,omitempty"`        // compact JWS by the server: the answer to one question of one device
 }
 
 // ParseVersionFile reads a version.json from the network. The error is a *Refusal with ReasonBadVersionFile.
@@ -53,10 +57,11 @@ func ParseVersionFile(b []byte) (VersionFile, error) {
 	r.Text("chip", 32, &f.Chip)
 	r.Take("size", &f.Size)
 	r.Text("sha256", 64, &f.SHA256)
-	r.Text("url", 400, &f.URL)
+	r.Text("url", MaxURL, &f.URL)
 	r.Take("secure_version", &f.SecureVersion)
 	r.Text("manifest", MaxVersionFile, &f.Manifest)
 	r.Text("cosignatures", maxCosignatures, &f.Cosignatures)
+	r.Text("offer", maxOffer, &f.Offer)
 	switch {
 	case r.Err() != nil:
 		return VersionFile{}, refuse(ReasonBadVersionFile, "%v", r.Err())

@@ -45,16 +45,23 @@ var (
 )
 
 // Backup writes a backup of the data folder to w, while a server runs on it or not. now is when. The database comes first:
-// a firmware file is there before a row speaks of it, so every row that is in the backup finds its bytes there.
+// a firmware file is there before a row speaks of it, so every row that is in the backup finds its bytes there. Rows that are
+// in PostgreSQL are not in it, see DatabaseElsewhere: a dump of them that was begun before finds its bytes as well.
 func Backup(ctx context.Context, dataDir string, now time.Time, w io.Writer) error {
 	temp, err := os.MkdirTemp("", "bmsota-backup-*") // for this account only
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	snapshot := filepath.Join(temp, databaseName)
-	if err := store.Snapshot(ctx, filepath.Join(dataDir, databaseName), snapshot); err != nil {
+	elsewhere, err := DatabaseElsewhere(dataDir)
+	if err != nil {
 		return err
+	}
+	snapshot := filepath.Join(temp, databaseName)
+	if elsewhere == "" {
+		if err := store.Snapshot(ctx, filepath.Join(dataDir, databaseName), snapshot); err != nil {
+			return err
+		}
 	}
 	head, err := json.Marshal(backupInfo{Version: backupVersion, Taken: now.UTC().Truncate(time.Second)})
 	if err != nil {
@@ -67,8 +74,10 @@ func Backup(ctx context.Context, dataDir string, now time.Time, w io.Writer) err
 	if _, err := b.tar.Write(head); err != nil {
 		return err
 	}
-	if err := b.file(databaseName, snapshot); err != nil {
-		return err
+	if elsewhere == "" {
+		if err := b.file(databaseName, snapshot); err != nil {
+			return err
+		}
 	}
 	err = filepath.WalkDir(dataDir, func(at string, d fs.DirEntry, err error) error {
 		if err != nil || ctx.Err() != nil {
@@ -90,7 +99,7 @@ func Backup(ctx context.Context, dataDir string, now time.Time, w io.Writer) err
 // of the moment.
 func passing(name string) bool {
 	base := path.Base(name)
-	return name == lockName || strings.HasPrefix(name, databaseName) || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "upload-")
+	return name == lockName || strings.HasPrefix(name, nearName+"/") || strings.HasPrefix(name, databaseName) || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "upload-")
 }
 
 type backup struct {
@@ -123,6 +132,7 @@ func (b *backup) file(name, from string) error {
 type Restored struct {
 	Taken                            time.Time
 	Releases, Devices, Paused, Ended int
+	Elsewhere                        string // the PostgreSQL database that the rows are in; nothing was done to them yet
 }
 
 // Restore makes the data folder out of a backup. The folder must not be there, or be empty. It gets its name when
@@ -152,7 +162,16 @@ func Restore(ctx context.Context, r io.Reader, dataDir string, now time.Time) (_
 	if err != nil {
 		return Restored{}, err
 	}
-	done, err := revive(ctx, temp, info.Taken, now)
+	elsewhere, err := DatabaseElsewhere(temp)
+	if err != nil {
+		return Restored{}, fmt.Errorf("%w: %w", ErrNotBackup, err)
+	}
+	var done fleet.Restoration
+	if elsewhere != "" {
+		err = owe(temp, info.Taken)
+	} else {
+		done, err = revive(ctx, temp, info.Taken, now)
+	}
 	if err != nil {
 		return Restored{}, err
 	}
@@ -165,7 +184,7 @@ func Restore(ctx context.Context, r io.Reader, dataDir string, now time.Time) (_
 	if err := os.Rename(temp, dataDir); err != nil {
 		return Restored{}, err
 	}
-	return Restored{Taken: info.Taken, Releases: done.Releases, Devices: done.Devices, Paused: done.Paused, Ended: done.Ended},
+	return Restored{Taken: info.Taken, Releases: done.Releases, Devices: done.Devices, Paused: done.Paused, Ended: done.Ended, Elsewhere: elsewhere},
 		durable.SyncFolder(filepath.Dir(dataDir))
 }
 
@@ -273,24 +292,36 @@ func revive(ctx context.Context, dir string, taken, now time.Time) (done fleet.R
 	}); err != nil {
 		return done, err
 	}
+	inBucket := false
+	if _, err := os.Stat(filepath.Join(dir, bucketName)); err == nil {
+		inBucket = true // where the next start holds it against the releases
+	}
 	for _, r := range releases {
-		if err := bytesOf(filepath.Join(dir, firmwareName), r.SHA256); err != nil {
+		if inBucket {
+			break
+		}
+		if err := bytesOf(ctx, filepath.Join(dir, firmwareName), r.SHA256); err != nil {
 			return done, fmt.Errorf("%w: firmware of version %s: %w", ErrNotBackup, r.Version, err)
 		}
 	}
+	return fleet.Restored(ctx, db, taken, now, newLife())
+}
+
+// newLife tells what is done after one restore from what is done after another of the same backup.
+func newLife() string {
 	var life [4]byte
-	rand.Read(life[:]) // never fails (crypto/rand); a backup may be restored twice
-	return fleet.Restored(ctx, db, taken, now, hex.EncodeToString(life[:]))
+	rand.Read(life[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(life[:])
 }
 
 // bytesOf says whether the firmware file of a digest is whole.
-func bytesOf(folder, digest string) (err error) {
+func bytesOf(ctx context.Context, folder, digest string) (err error) {
 	blobs, err := store.OpenFolder(folder)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, blobs.Close()) }()
-	blob, err := blobs.Open(digest)
+	blob, err := blobs.Open(ctx, digest)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"bmsota/protocol"
+	"bmsota/server/internal/store"
 )
 
 // Config is everything that can be set, and these comments are the manual. In the JSON file a key that is left out, an
@@ -40,6 +43,9 @@ type Config struct {
 	// certificate is not trusted any more. Plain http will do; empty = none.
 	MirrorURL string `json:"mirror_url"`
 
+	// Firmware is where the bytes of releases are kept.
+	Firmware Firmware `json:"firmware"`
+
 	// HTTPS is the web side: firmware for devices, the API for operators.
 	HTTPS HTTPS `json:"https"`
 
@@ -50,14 +56,41 @@ type Config struct {
 	// MQTT is the broker: the embedded one, or a connection to yours.
 	MQTT MQTT `json:"mqtt"`
 
+	// OIDC lets people sign in by a provider of theirs.
+	OIDC OIDC `json:"oidc"`
+
 	// Fleet holds the rules for releases and devices.
 	Fleet Fleet `json:"fleet"`
 
 	// Metrics is where Prometheus finds the figures.
 	Metrics Metrics `json:"metrics"`
 
+	// Log says how the log is written, which goes to the standard error.
+	Log Log `json:"log"`
+
+	// Debug is where profiles of the running server are had.
+	Debug Debug `json:"debug"`
+
 	// Webhooks is where webhooks may go.
 	Webhooks Webhooks `json:"webhooks"`
+
+	// Database is where the rows are kept: in a file of the data folder, or in PostgreSQL.
+	Database Database `json:"database"`
+}
+
+// Database is the section "database".
+type Database struct {
+	// URL is a PostgreSQL database for what else stands in bmsota.db of the data folder, as
+	// postgres://user@host/database?sslmode=verify-full. It takes the parameters of libpq, and those of the server such as
+	// statement_timeout. It holds no password. Default: none, SQLite.
+	URL string `json:"url"`
+
+	// PasswordFile is a file with the password of the database's user, in its first line. Default: PGPASSWORD, or what the file
+	// that PGPASSFILE names says.
+	PasswordFile string `json:"password_file"`
+
+	// MaxConnections is how many connections are open to it at most, one of them for changes. Default 9.
+	MaxConnections int64 `json:"max_connections"`
 }
 
 // Webhooks is the section "webhooks".
@@ -74,6 +107,37 @@ type Metrics struct {
 	Listen string `json:"listen"`
 }
 
+// Log is the section "log".
+type Log struct {
+	// Format is "text" or "json", one line for each event in either. Default "text".
+	Format string `json:"format"`
+
+	// Level is the least that is written: "debug", "info", "warn" or "error". Default "info".
+	Level string `json:"level"`
+}
+
+// formatJSON is the log.format for programs.
+const formatJSON = "json"
+
+// logLevels are the values of log.level.
+var logLevels = map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+
+// Handler writes to w as the section says.
+func (l Log) Handler(w io.Writer) slog.Handler {
+	opt := &slog.HandlerOptions{Level: logLevels[l.Level]} // info where it is empty, as slog's own zero is
+	if l.Format == formatJSON {
+		return slog.NewJSONHandler(w, opt)
+	}
+	return slog.NewTextHandler(w, opt)
+}
+
+// Debug is the section "debug".
+type Debug struct {
+	// Listen is a loopback address on which /debug/pprof/ is served over plain HTTP and without a login, "off" to close it. A
+	// profile shows what is in memory. Default "off".
+	Listen string `json:"listen"`
+}
+
 // HTTPS is the section "https".
 type HTTPS struct {
 	// Listen is the address for HTTPS, host:port or :port. "off" closes it, which makes sense behind a reverse proxy
@@ -83,6 +147,10 @@ type HTTPS struct {
 	// PlainListen is an address for plain HTTP, for a reverse proxy that holds the certificate. Operator tokens cross
 	// it in the clear. Default: closed.
 	PlainListen string `json:"plain_listen"`
+
+	// TrustedProxies are the addresses, or networks like 10.0.0.0/8, of reverse proxies in front of this server. From them
+	// alone X-Forwarded-For is believed: login waits, refusals and the audit log are about the client it names. Default: none.
+	TrustedProxies []string `json:"trusted_proxies"`
 
 	// CacheBytes is how much memory may hold images that were served lately. Default 67108864 (64 MiB).
 	CacheBytes int64 `json:"cache_bytes"`
@@ -96,6 +164,25 @@ type HTTPS struct {
 	// MaxConnections is how many connections may be open at once. A further one takes the place of one that serves no
 	// request, or waits. Every one is an open file of the process, as is every MQTT session. Default 1500.
 	MaxConnections int64 `json:"max_connections"`
+}
+
+// proxies are the trusted ones. A network so wide that it holds strangers would let anybody be anybody.
+func (h HTTPS) proxies() ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range h.TrustedProxies {
+		p, err := netip.ParsePrefix(text)
+		if a, err2 := netip.ParseAddr(text); err2 == nil {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil || p.Addr().Zone() != "" {
+			return nil, fmt.Errorf("https.trusted_proxies: %q is not an address or a network like 10.0.0.0/8", text)
+		}
+		if p.Bits() < 8 {
+			return nil, fmt.Errorf("https.trusted_proxies: %q holds everybody: name the proxies", text)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
 }
 
 // TLS is the section "tls".
@@ -187,6 +274,11 @@ type Fleet struct {
 	// for a project that has had a signed release: its devices would refuse them.
 	RequireSigned bool `json:"require_signed"`
 
+	// OfferKeyFile is the private key (ECDSA P-256, PEM) that signs the answers to devices, so that an old one cannot pass for
+	// a new one. Servers that answer for each other share it. Public keys behind it in the file are given to devices too,
+	// as those that will follow. Default: <data_dir>/tls/offer.key, made on first start.
+	OfferKeyFile string `json:"offer_key_file"`
+
 	// DefaultProject is offered to whoever names no project, where several exist.
 	DefaultProject string `json:"default_project"`
 
@@ -277,6 +369,10 @@ func (c Config) withDefaults() Config {
 	set(&c.HTTPS.Listen, ":8443")
 	set(&c.HTTPS.PlainListen, off)
 	set(&c.Metrics.Listen, off)
+	set(&c.Debug.Listen, off)
+	set(&c.Log.Format, "text")
+	set(&c.Log.Level, "info")
+	c.Firmware.Bucket.fillIn(set)
 	set(&c.MQTT.TLSListen, ":8883")
 	set(&c.MQTT.Listen, "127.0.0.1:1883")
 	set(&c.MQTT.Prefix, protocol.DefaultPrefix)
@@ -286,10 +382,21 @@ func (c Config) withDefaults() Config {
 	if c.HTTPS.MaxConnections == 0 {
 		c.HTTPS.MaxConnections = 1500
 	}
+	if c.Database.URL != "" && c.Database.MaxConnections == 0 {
+		c.Database.MaxConnections = 9
+	}
 	if len(c.TLS.ACME.Hosts) > 0 {
 		set(&c.TLS.ACME.CacheDir, filepath.Join(c.DataDir, "tls", "acme"))
 	}
 	c.PublicURL = strings.TrimRight(c.PublicURL, "/")
+	if u, err := url.Parse(c.OIDC.Issuer); err == nil && c.OIDC.Issuer != "" {
+		set(&c.OIDC.Name, u.Hostname())
+		set(&c.OIDC.Claim, "email")
+		set(&c.OIDC.GroupsClaim, "groups")
+		if c.OIDC.Scopes == nil {
+			c.OIDC.Scopes = []string{"email"}
+		}
+	}
 	return c
 }
 
@@ -298,7 +405,7 @@ func (c Config) Check() error {
 	c = c.withDefaults()
 	for _, l := range []struct{ key, addr string }{
 		{"https.listen", c.HTTPS.Listen}, {"https.plain_listen", c.HTTPS.PlainListen},
-		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen}, {"metrics.listen", c.Metrics.Listen},
+		{"mqtt.tls_listen", c.MQTT.TLSListen}, {"mqtt.listen", c.MQTT.Listen}, {"metrics.listen", c.Metrics.Listen}, {"debug.listen", c.Debug.Listen},
 	} {
 		if err := checkListen(l.addr); err != nil {
 			return fmt.Errorf("%s: %w", l.key, err)
@@ -316,6 +423,12 @@ func (c Config) Check() error {
 	if c.HTTPS.ClientCertificates && (c.HTTPS.Listen == off || !c.certifiesDevices()) {
 		return errors.New("https.client_certificates needs https.listen and the embedded broker with mqtt.tls_listen: only there have devices certificates")
 	}
+	if err := c.OIDC.check(); err != nil {
+		return err
+	}
+	if _, err := c.HTTPS.proxies(); err != nil {
+		return err
+	}
 	if c.Host != "" && !isHost(c.Host) {
 		return fmt.Errorf("host: %q is not a name or address (without port)", c.Host)
 	}
@@ -332,10 +445,41 @@ func (c Config) Check() error {
 	if err := c.TLS.check(); err != nil {
 		return err
 	}
+	if err := c.Firmware.Bucket.check(); err != nil {
+		return fmt.Errorf("firmware.bucket.%w", err)
+	}
 	if !onLoopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)
 	}
+	if err := c.Database.check(); err != nil {
+		return err
+	}
+	if !onLoopback(c.Debug.Listen) {
+		return fmt.Errorf("debug.listen: %q would show the memory of the server to the network: use a loopback address such as 127.0.0.1:6060, and a tunnel", c.Debug.Listen)
+	}
+	if c.Log.Format != "text" && c.Log.Format != formatJSON {
+		return fmt.Errorf("log.format: %q is neither text nor json", c.Log.Format)
+	}
+	if _, ok := logLevels[c.Log.Level]; !ok {
+		return fmt.Errorf("log.level: %q is none of debug, info, warn and error", c.Log.Level)
+	}
 	return c.MQTT.check(c.Fleet.AcceptSeedStatus)
+}
+
+func (d Database) check() error {
+	if d.URL == "" {
+		if d != (Database{}) {
+			return errors.New("database.url is empty, but other keys of database are set")
+		}
+		return nil
+	}
+	if err := store.CheckPostgresURL(d.URL); err != nil {
+		return fmt.Errorf("database.url: %w", err)
+	}
+	if d.MaxConnections < 2 || d.MaxConnections > 1000 {
+		return fmt.Errorf("database.max_connections of %d is not within 2 to 1000", d.MaxConnections)
+	}
+	return nil
 }
 
 // certifiesDevices says whether devices may have certificates: where there is a broker of ours that asks for them.

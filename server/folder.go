@@ -19,6 +19,8 @@ const (
 	lockName     = "server.lock"
 	databaseName = "bmsota.db"
 	firmwareName = "firmware"
+	nearName     = "firmware-near" // what was read lately of a bucket
+	bucketName   = "bucket.json"   // which bucket has this folder's firmware
 	tlsName      = "tls"
 )
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"bmsota/server/internal/broker"
@@ -46,13 +48,35 @@ func (s *Server) runMetrics(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.scrapes)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+	return s.serveNear(ctx, s.metricsPlain, mux, 30*time.Second)
+}
+
+// runDebug serves the profiles of this process, where that is asked for.
+func (s *Server) runDebug(ctx context.Context) error {
+	if s.debug == nil {
+		<-ctx.Done()
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	return s.serveNear(ctx, s.debug, mux, 10*time.Minute)
+}
+
+// DebugAddr is where profiles are served; empty when that is off.
+func (s *Server) DebugAddr() string { return addrOf(s.debug) }
+
+// serveNear serves this machine, plainly, until ctx ends. What is cut off then is asked again.
+func (s *Server) serveNear(ctx context.Context, l net.Listener, handler http.Handler, longest time.Duration) error {
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: longest,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // a scrape that is cut off is asked again
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	places := newPlaces(16)
 	srv.ConnState = places.state
-	if err := srv.Serve(newBoundedListener(s.metricsPlain, places)); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(newBoundedListener(l, places)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -16,6 +16,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -40,7 +41,6 @@ import (
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/metrics"
 	"bmsota/server/internal/notify"
-	"bmsota/server/internal/store"
 	"bmsota/server/internal/web"
 )
 
@@ -67,8 +67,11 @@ type Server struct {
 	closeErr  error
 
 	certs   *certificates
+	offers  *offerKey
+	signOn  *signOn             // nil: nobody signs in by a provider
+	bucket  *bucket             // nil where firmware is in a folder
 	devices *deviceCertificates // nil where devices have none
-	store   *store.DB
+	store   database
 	fleet   *fleet.Fleet
 	broker  messageBroker
 	up      func() bool // whether the broker can carry commands
@@ -79,6 +82,7 @@ type Server struct {
 	https, plain       net.Listener // web side; nil = off
 	mqttTLS, mqttPlain net.Listener // embedded broker; nil = off
 	metricsPlain       net.Listener // figures without a login; nil = off
+	debug              net.Listener // profiles; nil = off
 
 	metrics *metrics.Metrics
 	scrapes http.Handler
@@ -111,11 +115,18 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 		return nil, err
 	}
 	s.keep(lock)
+	// Then what may be refused from outside, while nothing else is written.
+	if err := s.openBucket(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.listenAll(ctx); err != nil {
 		return nil, err
 	}
 	names := machineNames(append([]string{cfg.Host, hostOfURL(cfg.PublicURL), boundHost(s.https), boundHost(s.mqttTLS)}, cfg.TLS.Names...)...)
 	if s.certs, err = openCertificates(cfg.TLS, filepath.Join(cfg.DataDir, tlsName), names, time.Now, log); err != nil {
+		return nil, err
+	}
+	if s.offers, err = openOfferKey(cfg.Fleet.OfferKeyFile, filepath.Join(cfg.DataDir, tlsName), rand.Reader, log); err != nil {
 		return nil, err
 	}
 	if cfg.certifiesDevices() {
@@ -128,6 +139,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 		return nil, err
 	}
 	if err := s.openBroker(); err != nil {
+		return nil, err
+	}
+	if s.signOn, err = s.openSignOn(); err != nil {
 		return nil, err
 	}
 	s.scrapes = s.metricsHandler()
@@ -160,6 +174,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 		{&s.mqttTLS, "mqtt.tls_listen", s.cfg.MQTT.TLSListen},
 		{&s.mqttPlain, "mqtt.listen", s.cfg.MQTT.Listen},
 		{&s.metricsPlain, "metrics.listen", s.cfg.Metrics.Listen},
+		{&s.debug, "debug.listen", s.cfg.Debug.Listen},
 	} {
 		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
 			continue
@@ -177,17 +192,16 @@ func (s *Server) listenAll(ctx context.Context) error {
 }
 
 func (s *Server) openFleet(ctx context.Context) error {
-	db, err := store.OpenSQLite(ctx, filepath.Join(s.cfg.DataDir, databaseName))
+	db, err := openDatabase(ctx, s.cfg, s.log)
 	if err != nil {
 		return err
 	}
 	s.keep(db)
 	s.store = db
-	blobs, err := store.OpenFolder(filepath.Join(s.cfg.DataDir, firmwareName))
+	blobs, err := s.openBlobs(ctx)
 	if err != nil {
 		return err
 	}
-	s.keep(blobs)
 	var issue fleet.Issuer
 	if s.devices != nil {
 		issue = s.devices.issue
@@ -197,7 +211,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
-		Observer: s.metrics, Issue: issue,
+		Observer: s.metrics, Issue: issue, OfferKey: s.offers.key,
 	})
 	return err
 }
@@ -287,20 +301,38 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 func (s *Server) Run(ctx context.Context) error {
 	err := runStages(ctx, shutdown, []stage{
 		{"certificates", s.certs.watch},
+		{"bucket", s.watchBucket},
 		{"fleet", func(ctx context.Context) error { return s.fleet.Run(ctx, s.broker) }},
 		{"webhooks", notify.New(notify.Config{Queue: s.fleet, Log: s.log, Version: s.cfg.Version, AllowLoopback: s.cfg.Webhooks.AllowLoopback}).Run},
 		{"broker", s.broker.Run},
 		{"web", s.runWeb},
 		{"metrics", s.runMetrics},
+		{"debug", s.runDebug},
+		{"supervisor", s.runSupervised}, // last: what it says is up is up
 	})
 	return errors.Join(err, s.Close())
 }
 
+// Reload looks at the certificate's files now, and not at the next of the looks that are taken anyway. One that cannot serve
+// is logged, and the old one stays.
+func (s *Server) Reload() { s.certs.look() }
+
 func (s *Server) runWeb(ctx context.Context) error {
-	handler := web.New(web.Config{
+	config := web.Config{
 		Fleet: s.fleet, Log: s.log, Version: s.cfg.Version, Info: s.info, Ready: s.checkReady, CacheBytes: s.cfg.HTTPS.CacheBytes,
 		Messenger: s.broker, PublicURL: s.cfg.PublicURL, HTTPSOnly: s.httpsOnly(), Closing: ctx.Done(), Observe: s.observe, Metrics: s.scrapes,
-	})
+		ImageURL: s.imageURL(),
+	}
+	proxies, err := s.cfg.HTTPS.proxies()
+	if err != nil {
+		return err
+	}
+	config.TrustedProxies = proxies
+	if s.signOn != nil {
+		defer s.signOn.Close()
+		config.SSO = s.signOn
+	}
+	handler := web.New(config)
 	srv := web.Server(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener) {
@@ -375,6 +407,9 @@ func (s *Server) probe(ctx context.Context) error {
 		s.log.Error("database cannot be written", "err", err)
 		return errors.New("database cannot be written")
 	}
+	if err := s.bucket.reached(); err != nil {
+		return err
+	}
 	if !s.up() {
 		return errors.New("mqtt broker is not connected")
 	}
@@ -384,7 +419,8 @@ func (s *Server) probe(ctx context.Context) error {
 func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	info := api.ServerInfo{
 		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM), MirrorURL: s.cfg.MirrorURL,
-		MQTT: s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
+		OfferKeyPEM: s.offers.public,
+		MQTT:        s.mqtt, CertificateExpires: s.certs.expires().UTC(), StorageFreeBytes: diskFree(s.cfg.DataDir), Ready: true,
 	}
 	for _, l := range []net.Listener{s.https, s.plain, s.mqttTLS, s.mqttPlain} {
 		if l != nil {
@@ -393,6 +429,9 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	}
 	if tested, ok := s.broker.(interface{ Doubts() []string }); ok {
 		info.BrokerDoubts = tested.Doubts()
+	}
+	if s.bucket != nil {
+		info.FirmwareDoubts = s.bucket.Doubts()
 	}
 	if err := s.checkReady(ctx); err != nil {
 		info.Ready, info.NotReady = false, err.Error()

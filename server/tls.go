@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,15 +37,20 @@ type certificates struct {
 	log   *slog.Logger
 	now   func() time.Time
 
+	asked   chan struct{} // to look now; room for one
 	current atomic.Pointer[tls.Certificate]
 	stamp   string            // of the files current was read from; owned by watch after open
 	acme    *autocert.Manager // nil when off
 	caPEM   []byte            // for devices that reach the server by its host name; empty = public authorities
 	localCA []byte            // for tools on this machine; empty = public authorities
+
+	mu         sync.Mutex
+	acmeSaid   string    // what was logged last about ACME; guarded by mu
+	acmeSaidAt time.Time // guarded by mu
 }
 
 func openCertificates(cfg TLS, dir string, names []string, now func() time.Time, log *slog.Logger) (*certificates, error) {
-	c := &certificates{cfg: cfg, dir: dir, names: names, log: log, now: now}
+	c := &certificates{cfg: cfg, dir: dir, names: names, log: log, now: now, asked: make(chan struct{}, 1)}
 	if cfg.CertFile != "" {
 		if err := c.readFiles(); err != nil {
 			return nil, err
@@ -109,10 +116,31 @@ func (c *certificates) config(alpn bool) *tls.Config {
 }
 
 func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c.acme != nil && slices.Contains(c.cfg.ACME.Hosts, hello.ServerName) {
-		return c.acme.GetCertificate(hello)
+	if c.acme == nil || !slices.Contains(c.cfg.ACME.Hosts, hello.ServerName) {
+		return c.current.Load(), nil
 	}
+	cert, err := c.acme.GetCertificate(hello)
+	if err == nil || slices.Contains(hello.SupportedProtos, acme.ALPNProto) {
+		return cert, err // the authority asks for its own challenge, and for nothing else
+	}
+	// Who trusts the local authority, as the tools on this machine do, need not wait for the other one to be back.
+	c.tellACME(hello.ServerName, err)
 	return c.current.Load(), nil
+}
+
+// tellACME logs why there is no certificate for a name, once an hour while that is the same: every connection asks.
+func (c *certificates) tellACME(name string, err error) {
+	now := c.now()
+	text := name + ": " + err.Error()
+	c.mu.Lock()
+	said := text == c.acmeSaid && now.Sub(c.acmeSaidAt) < time.Hour
+	if !said {
+		c.acmeSaid, c.acmeSaidAt = text, now
+	}
+	c.mu.Unlock()
+	if !said {
+		c.log.Error("no certificate from the ACME authority; the server's own is shown", "host", name, "directory", cmp.Or(c.cfg.ACME.DirectoryURL, acme.LetsEncryptURL), "err", err)
+	}
 }
 
 // expires is when the base certificate ends.
@@ -134,6 +162,8 @@ func (c *certificates) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-c.asked:
+			said = "" // who asks is answered each time
 		}
 		err := renew()
 		switch {
@@ -143,6 +173,14 @@ func (c *certificates) watch(ctx context.Context) error {
 			c.log.Error("certificate is not renewed", "err", err)
 			said = err.Error()
 		}
+	}
+}
+
+// look has watch look now.
+func (c *certificates) look() {
+	select {
+	case c.asked <- struct{}{}:
+	default: // it is about to
 	}
 }
 

@@ -291,6 +291,12 @@ func TestOwnCertificateIsReadAgainWhenItChanges(t *testing.T) {
 		if got := shown(); got != "d.example" {
 			t.Errorf("replaced: %s", got)
 		}
+		ownFiles(t, cert, key, "e.example", start.Add(day+2*time.Hour))
+		c.look()
+		synctest.Wait()
+		if got := c.current.Load().Leaf.DNSNames[0]; got != "e.example" {
+			t.Errorf("looked at without waiting: %s", got)
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

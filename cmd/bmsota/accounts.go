@@ -31,6 +31,7 @@ func newAccountsListCmd() *cobra.Command {
 func newAccountsAddCmd() *cobra.Command {
 	var a access
 	var role, file string
+	var noPassword bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "make an account; the password is asked for",
@@ -43,11 +44,13 @@ func newAccountsAddCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			password, err := newPassword(cmd, file)
-			if err != nil {
-				return err
+			in := api.AddAccountRequest{Name: args[0], Role: role, NoPassword: noPassword}
+			if !noPassword {
+				if in.Password, err = newPassword(cmd, file); err != nil {
+					return err
+				}
 			}
-			if err := client.AddAccount(cmd.Context(), api.AddAccountRequest{Name: args[0], Role: role, Password: password}); err != nil {
+			if err := client.AddAccount(cmd.Context(), in); err != nil {
 				return serverFault(err)
 			}
 			return printf(cmd, "added: %s, %s\n", args[0], role)
@@ -56,6 +59,8 @@ func newAccountsAddCmd() *cobra.Command {
 	a.serverFlags(cmd)
 	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
 	cmd.Flags().StringVar(&file, "password-file", "", "file with the password, - for standard input")
+	cmd.Flags().BoolVar(&noPassword, "no-password", false, "no password opens it: for somebody who signs in by a provider (oidc in the server's configuration)")
+	cmd.MarkFlagsMutuallyExclusive("password-file", "no-password")
 	return cmd
 }
 

@@ -22,7 +22,9 @@ func newBackupCmd() *cobra.Command {
 		Long: `Run it on the server's machine, as its account. The file holds what the data folder holds, the keys and
 tokens too: only its owner can read it, keep it so. The release key is not in there, because it is not on
 the server. For as long as it takes, the database is copied to the folder for temporary files, too: set TMPDIR
-to one with room for it. 'bmsota restore' makes a data folder of it.`,
+to one with room for it. 'bmsota restore' makes a data folder of it.
+
+Where the rows are in PostgreSQL they are not in the file, which says so: run pg_dump first, then this.`,
 		Example: `  bmsota backup --data /var/lib/bmsota -o /mnt/backup/bmsota.tar`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -54,7 +56,14 @@ to one with room for it. 'bmsota restore' makes a data folder of it.`,
 			if err != nil {
 				return unwritable(output, err)
 			}
-			return printf(cmd, "wrote %s: %d bytes\n", shown(output), info.Size())
+			if err := printf(cmd, "wrote %s: %d bytes\n", shown(output), info.Size()); err != nil {
+				return err
+			}
+			place, err := server.DatabaseElsewhere(data)
+			if err != nil || place == "" {
+				return err
+			}
+			return printf(cmd, "not in it: the rows, which are in PostgreSQL, in %s; keep it with a dump of them (pg_dump) that was begun before\n", place)
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", defaultData(), "data folder of the server")
@@ -117,6 +126,11 @@ gone, quarantines, revocations and removed tokens since are undone.`,
 				return failure("a disk is mounted there: restore into a new folder beside it and, with the server stopped, move what is in that here", "restore into %s: %w", shown(data), err)
 			case err != nil:
 				return failure("", "restore into %s: %w", shown(data), err)
+			}
+			if done.Elsewhere != "" {
+				return printf(cmd, "restored the backup of %s into %s, without the rows, which are in PostgreSQL (then in %s)\n"+
+					"restore the dump of them that was begun before it (pg_restore), then start the server: it pauses rollouts that ran and ends commands that were open\n",
+					done.Taken.UTC().Format(time.RFC3339), shown(data), done.Elsewhere)
 			}
 			return printf(cmd, "restored the backup of %s into %s: %s, %s\n"+
 				"rollouts that ran and are paused: %d, commands that were open and are ended: %d\n",

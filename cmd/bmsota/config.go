@@ -120,6 +120,7 @@ func (c *configurer) show(cmd *cobra.Command) error {
 		}
 		out.Checks = append(out.Checks, probe{name, err == nil, detail})
 	}
+	c.warnOfKeys(cmd)
 	check("server", func() (string, error) { return c.tryServer(ctx, cmd) })
 	check("broker", func() (string, error) {
 		link, err := c.link(ctx, cmd)
@@ -218,6 +219,11 @@ func (c *configurer) create(cmd *cobra.Command) error {
 	if err := createFile(c.path, text, 0o600); err != nil {
 		return err
 	}
+	written := settings{path: c.path} // as flash will read it
+	if err := written.load(""); err != nil {
+		return err
+	}
+	written.warnOfKeys(cmd)
 	if g.Signing.KeyFile == "" {
 		warn(cmd, "no release key: releases will not be signed, and devices that hold a key refuse those; name it as signing.key_file")
 	}
@@ -256,13 +262,22 @@ func (c *configurer) fromFlags(cmd *cobra.Command) error {
 	return nil
 }
 
+// warnOfKeys says of each release key that it is not where the settings say: flash would find out after the build.
+func (s *settings) warnOfKeys(cmd *cobra.Command) {
+	for _, key := range s.config.Signing.Keys() {
+		if _, err := os.Stat(key.KeyFile); err != nil {
+			warn(cmd, "the release key %s cannot be read (%v): 'bmsota flash' will not sign; 'bmsota keys new' makes one", shown(key.KeyFile), cause(err))
+		}
+	}
+}
+
 // relate makes paths that were given from where the command runs relative to the settings' folder, as they are read.
 func (c *configurer) relate(g *deploy.Config) error {
 	dir, err := filepath.Abs(filepath.Dir(c.path))
 	if err != nil {
 		return err
 	}
-	for _, p := range []*string{&g.Server.CAFile, &g.Server.Dir, &g.Server.SFTP.KeyFile, &g.Server.SFTP.KnownHosts, &g.Build.FirmwarePath, &g.Signing.KeyFile} {
+	for _, p := range g.Paths() {
 		if *p == "" || filepath.IsAbs(*p) || strings.HasPrefix(*p, "~/") {
 			continue
 		}

@@ -49,7 +49,9 @@ func TestSettingsAreKeptOutOfGit(t *testing.T) {
 			makeFile(t, ignore, c.before)
 		}
 		file := filepath.Join(dir, name)
-		mustRun(t, "config", "--config", file, "--kind", "dir", "--dir", filepath.Join(dir, "www"), "--broker", "mqtt://127.0.0.1", "--key", "release.pem")
+		key := filepath.Join(dir, "release.pem")
+		makeFile(t, key, "")
+		mustRun(t, "config", "--config", file, "--kind", "dir", "--dir", filepath.Join(dir, "www"), "--broker", "mqtt://127.0.0.1", "--key", key)
 		got, err := os.ReadFile(ignore)
 		if c.want == "" && err == nil || string(got) != c.want {
 			t.Errorf("%s: .gitignore is %q, %v, want %q", c.what, got, err, c.want)
@@ -66,9 +68,11 @@ func TestSettingsFromFlagsFilesAndEnvironment(t *testing.T) {
 	makeFile(t, filepath.Join(dir, "a", "other"), "")
 	t.Setenv("BMSOTA_PASSWORD", "for the broker")
 	t.Chdir(dir)
+	key := filepath.Join(t.TempDir(), "release.pem")
+	makeFile(t, key, "")
 	out := mustRun(t, "config", "--config", "a/b.json", "--kind", "sftp", "--server", "http://nas.local", "--username", "ota", "--password-file", "secret",
 		"--ssh-path", "/var/www/firmware", "--ssh-port", "2222", "--ssh-key", "id", "--known-hosts", "~/.ssh/hosts",
-		"--broker", "mqtts://nas.local", "--broker-username", "me", "--image", "build/x.bin", "--key", "/keys/release.pem", "--json")
+		"--broker", "mqtts://nas.local", "--broker-username", "me", "--image", "build/x.bin", "--key", key, "--json")
 	if strings.Contains(out, "geheim") || strings.Contains(out, "for the broker") {
 		t.Errorf("a secret is printed: %s", out)
 	}
@@ -82,7 +86,7 @@ func TestSettingsFromFlagsFilesAndEnvironment(t *testing.T) {
 	if m := c.MQTT; m.Broker != "nas.local" || m.Port != 8883 || !m.TLS || m.Username != "me" || m.Password != "for the broker" || m.CommandTopic != "bms/ota/command" || m.Timeout != 30 {
 		t.Errorf("mqtt: %+v", m)
 	}
-	if c.Build.FirmwarePath != filepath.Join("build", "x.bin") || c.Signing.KeyFile != "/keys/release.pem" {
+	if c.Build.FirmwarePath != filepath.Join("build", "x.bin") || c.Signing.KeyFile != key {
 		t.Errorf("build %+v, signing %+v", c.Build, c.Signing)
 	}
 	mustFail(t, exitUsage, "is there already", "config", "--config", "a/b.json", "--kind", "dir")
@@ -115,6 +119,21 @@ func TestSettingsFromAServersOwnFile(t *testing.T) {
 	makeFile(t, filepath.Join("bmsota-data", "operator.json"), "{")
 	mustFail(t, exitUsage, "operator.json", "config")
 	mustFail(t, exitFailed, "there is no file", "config", "--data", "elsewhere")
+}
+
+// A release key that is not there is said when the settings are made, and each time they are looked at.
+func TestAMissingReleaseKeyIsSaid(t *testing.T) {
+	t.Chdir(t.TempDir())
+	makeFile(t, filepath.Join("www", "x"), "")
+	for _, args := range [][]string{{"--kind", "dir", "--dir", "www", "--broker", "mqtt://127.0.0.1:1", "--key", "gone.pem"}, {"--timeout", "1s"}} {
+		if o := command(t, nil, append([]string{"config"}, args...)...); !strings.Contains(o.errout, "warning: the release key gone.pem cannot be read") {
+			t.Errorf("%q: stderr %q", args, o.errout)
+		}
+	}
+	makeFile(t, "gone.pem", "")
+	if o := command(t, nil, "config", "--timeout", "1s"); strings.Contains(o.errout, "release key") {
+		t.Errorf("a key that is there: stderr %q", o.errout)
+	}
 }
 
 // A person is asked for the release key, and the one beside the settings is proposed.

@@ -27,7 +27,7 @@ one. Nothing is left behind. The exit code is 0 only when all of it went as it s
 			}
 			log := slog.New(slog.DiscardHandler)
 			if verbose {
-				log = newLog(cmd, false, true)
+				log = newLog(cmd, true)
 			}
 			err := demo.Run(cmd.Context(), demo.Config{Devices: devices, Keep: keep, Log: log,
 				Say: func(format string, args ...any) {

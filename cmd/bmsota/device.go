@@ -344,7 +344,7 @@ what its exit status means.`,
 			sensors.Set(battery)
 			say := statusPrinter(cmd, asJSON)
 			cfg := device.Config{Path: flash, Application: application, Seed: seed, NoRollback: noRollback, AntiRollback: antiRollback,
-				Sensors: sensors, Log: newLog(cmd, false, verbose), OnStatus: say,
+				Sensors: sensors, Log: newLog(cmd, verbose), OnStatus: say,
 				PowerCut: device.PowerCut{At: cutAt, How: device.CutMoment(cut), Seed: seed}}
 			if mac != "" {
 				var err error

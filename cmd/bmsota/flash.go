@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"bmsota/api"
 	"bmsota/deploy"
@@ -36,6 +37,8 @@ type settings struct {
 func newFlashCmd() *cobra.Command {
 	d := deployment{order: order{action: protocol.ActionUpdate}}
 	var noUpdate bool
+	var keys []string
+	var signer string
 	cmd := &cobra.Command{
 		Use:   "flash",
 		Short: "from a firmware project to the devices: check, upload, update, watch (idf.py ota_flash)",
@@ -49,12 +52,20 @@ Where everything is comes from ` + deploy.ConfigName + `: see 'bmsota config' an
   bmsota flash --device bms-a1b2c3        # that one
   bmsota flash --version 1.4.0 --no-update    # publish only`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return d.flash(cmd, noUpdate) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			signing, err := signingKeys(cmd, keys, signer)
+			if err != nil {
+				return err
+			}
+			return d.flash(cmd, signing, noUpdate)
+		},
 	}
 	f := cmd.Flags()
 	d.registerPlaces(cmd)
 	f.StringVar(&d.version, "version", "", "publish under this version instead of the image's own")
 	f.BoolVar(&d.order.force, "force", false, "skip the comparison of versions, here and on the devices, and nothing else")
+	f.StringArrayVar(&keys, "key", nil, "release key that signs, in place of those of the settings; given again, a further key that signs too")
+	f.StringVar(&signer, "signer", "", signerUsage)
 	f.BoolVar(&noUpdate, "no-update", false, "publish, and tell no device")
 	f.StringSliceVar(&d.order.target.devices, "device", nil, "device id; may be given several times (default: all that are connected)")
 	f.DurationVar(&d.order.timeout, "timeout", orderTimeout, "how long to wait for the devices; 0 = without end")
@@ -116,11 +127,16 @@ type flashed struct {
 	Devices  []verdict `json:"devices"`
 }
 
-func (d *deployment) flash(cmd *cobra.Command, noUpdate bool) error {
+// flash signs with the keys of the settings where none are given.
+func (d *deployment) flash(cmd *cobra.Command, signing []deploy.SigningKey, noUpdate bool) error {
 	o := &d.order
 	o.target.all = len(o.target.devices) == 0
 	if err := errors.Join(o.target.check(cmd), o.checkTimeout(cmd), d.load(d.dir)); err != nil {
 		return err
+	}
+	if len(signing) > 0 {
+		first := signing[0]
+		d.config.Signing = deploy.SigningConfig{SigningKey: first, Cosigners: signing[1:]}
 	}
 	project, p, err := d.prepare(cmd)
 	if err != nil {
@@ -177,11 +193,9 @@ func (d *deployment) prepare(cmd *cobra.Command) (*deploy.Project, *deploy.Prepa
 	if err != nil {
 		return nil, nil, projectFault(err)
 	}
-	r := deploy.Release{Image: project.Image, Version: version, BuildDate: buildDate(project.Image)}
-	if file := d.config.Signing.KeyFile; file != "" {
-		if r.Keys, err = readSigners(cmd, []string{file}, ""); err != nil {
-			return nil, nil, err
-		}
+	r := deploy.Release{Image: project.Image, Version: version, SignedAt: time.Now(), BuildDate: buildDate(project.Image)}
+	if r.Keys, err = readSigners(cmd, d.config.Signing.Keys()); err != nil {
+		return nil, nil, err
 	}
 	p, err := deploy.Prepare(r)
 	if err != nil {

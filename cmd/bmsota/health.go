@@ -98,6 +98,9 @@ func (a *access) probe(ctx context.Context, cmd *cobra.Command) ([]probe, error)
 	if len(info.BrokerDoubts) > 0 {
 		probes = append(probes, probe{"rights", true, "WARNING: the broker does not keep devices apart: " + strings.Join(info.BrokerDoubts, ", ")})
 	}
+	if len(info.FirmwareDoubts) > 0 {
+		probes = append(probes, probe{"firmware", false, strings.Join(info.FirmwareDoubts, "; ")})
+	}
 	return append(probes, certificateProbe(info), storageProbe(info)), nil
 }
 

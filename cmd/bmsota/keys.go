@@ -33,7 +33,7 @@ const (
 
 func newKeysCmd() *cobra.Command {
 	return group("keys", "make, show and rotate signing keys",
-		newKeysNewCmd(), newKeysShowCmd(), newKeysListCmd(), newKeysRotateCmd(), newKeysPinCmd(false), newKeysPinCmd(true))
+		newKeysNewCmd(), newKeysShowCmd(), newKeysListCmd(), newKeysServerCmd(), newKeysRotateCmd(), newKeysPinCmd(false), newKeysPinCmd(true))
 }
 
 // readImageKey reads a key that signs images; of a private key it takes the public half.

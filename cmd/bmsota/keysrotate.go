@@ -121,6 +121,36 @@ it, and the digests of image keys (see 'bmsota keys pin'). The server holds publ
 	return cmd
 }
 
+func newKeysServerCmd() *cobra.Command {
+	var a access
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "print the public key of the server's answers to devices",
+		Long: `Print what a device's server_key_pem has to be, so that it takes no answer but the server's own to its own question. Files
+that are made with --trusted-key hold it. The private half stays on the server; releases are signed by other keys.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.client(cmd)
+			if err != nil {
+				return err
+			}
+			info, err := client.Server(cmd.Context())
+			if err != nil {
+				return serverFault(err)
+			}
+			if asJSON {
+				return printJSON(cmd, map[string]string{"offer_key_pem": info.OfferKeyPEM})
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), info.OfferKeyPEM)
+			return err
+		},
+	}
+	a.serverFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
 func newKeysPinCmd(retire bool) *cobra.Command {
 	var a access
 	var project string

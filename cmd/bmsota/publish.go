@@ -40,8 +40,12 @@ With --folder the release goes into a folder that any web server can serve, inst
 				return err
 			}
 			r := deploy.Release{Image: b, Version: version, MinVersion: minVersion, Description: description,
-				ForceUpdate: force, BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
-			if r.Keys, err = readSigners(cmd, keys, signer); err != nil {
+				ForceUpdate: force, SignedAt: time.Now(), BuildDate: buildDate(b), AllowAnyVersion: anyVersion}
+			signing, err := signingKeys(cmd, keys, signer)
+			if err != nil {
+				return err
+			}
+			if r.Keys, err = readSigners(cmd, signing); err != nil {
 				return err
 			}
 			p, err := deploy.Prepare(r)

@@ -61,7 +61,7 @@ after success), mute (never takes the command up). And once with a good one. Not
 
 // parseMix reads "good=0.9,crash=0.1".
 func parseMix(text string) (map[string]float64, error) {
-	shares := make(map[string]float64)
+	shares, sum := make(map[string]float64), 0.0
 	for part := range strings.SplitSeq(text, ",") {
 		name, share, ok := strings.Cut(strings.TrimSpace(part), "=")
 		n, err := strconv.ParseFloat(share, 64)
@@ -72,6 +72,10 @@ func parseMix(text string) (map[string]float64, error) {
 			return nil, fmt.Errorf("%s stands in it twice", name)
 		}
 		shares[name] = n
+		sum += n
+	}
+	if sum > 1+1e-9 { // ten tenths are a little more than one
+		return nil, fmt.Errorf("the shares add up to %.4g, the most is 1", sum)
 	}
 	return shares, nil
 }

@@ -12,7 +12,7 @@ func TestMixIsReadAsItIsWritten(t *testing.T) {
 	if mix, err := parseMix("good=0.9, crash=0.1"); err != nil || mix["good"] != 0.9 || mix["crash"] != 0.1 {
 		t.Errorf("mix %v (%v)", mix, err)
 	}
-	for _, text := range []string{"", "good", "=1", "good=x", "good=-1", "good=NaN", "good=1,good=1", "good=1,,"} {
+	for _, text := range []string{"", "good", "=1", "good=x", "good=-1", "good=NaN", "good=1,good=1", "good=2", "good=0.9,crash=0.2", "good=1,,"} {
 		if mix, err := parseMix(text); err == nil {
 			t.Errorf("mix %q is taken for %v", text, mix)
 		}

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"bmsota/server"
 
@@ -12,8 +15,8 @@ import (
 
 func newServeCmd() *cobra.Command {
 	var (
-		config, data, host, https, mqtts, mqtt string
-		logJSON, verbose                       bool
+		config, data, database, host, https, mqtts, mqtt string
+		logJSON, verbose                                 bool
 	)
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -43,6 +46,7 @@ docs/configuration.md.`,
 				cfg.DataDir = data
 			}
 			cfg.Version = readBuildInfo().Version
+			set(&cfg.Database.URL, "database", database)
 			set(&cfg.Host, "host", host)
 			set(&cfg.HTTPS.Listen, "https", https)
 			set(&cfg.MQTT.TLSListen, "mqtts", mqtts)
@@ -50,19 +54,27 @@ docs/configuration.md.`,
 			if err := cfg.Check(); err != nil {
 				return usagef("%w", err)
 			}
-			srv, err := server.Open(cmd.Context(), cfg, newLog(cmd, logJSON, verbose))
+			if logJSON {
+				cfg.Log.Format = "json"
+			}
+			if verbose {
+				cfg.Log.Level = "debug"
+			}
+			srv, err := server.Open(cmd.Context(), cfg, slog.New(cfg.Log.Handler(cmd.ErrOrStderr())))
 			if err != nil {
-				return err
+				return openFault(err)
 			}
 			if err := printf(cmd, "%s", srv.Banner()); err != nil {
 				return err
 			}
+			defer reloadOnHangup(srv)()
 			return srv.Run(cmd.Context())
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&config, "config", "", "configuration file, JSON")
 	f.StringVar(&data, "data", defaultData(), "folder for everything the server keeps")
+	f.StringVar(&database, "database", "", "PostgreSQL database for the rows, postgres://user@host/name (default a file in the data folder)")
 	f.StringVar(&host, "host", "", "name or address by which devices reach this machine")
 	f.StringVar(&https, "https", "", `address for HTTPS (default ":8443")`)
 	f.StringVar(&mqtts, "mqtts", "", `address for MQTT over TLS, or off (default ":8883")`)
@@ -70,6 +82,32 @@ docs/configuration.md.`,
 	f.BoolVar(&logJSON, "log-json", false, "write the log as JSON")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what goes right as well")
 	return cmd
+}
+
+// reloadOnHangup has the server look at its certificate for every SIGHUP, until stop.
+func reloadOnHangup(srv *server.Server) (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // which no program of Windows gets
+	go func() {
+		for range hangup {
+			srv.Reload()
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(hangup)
+	}
+}
+
+// openFault tells a bucket that does not let this server in (3) from one that is away (5).
+func openFault(err error) error {
+	switch {
+	case errors.Is(err, server.ErrBucketRefused):
+		return refused(err, "firmware.bucket is described in docs/deploying.md")
+	case errors.Is(err, server.ErrBucketAway):
+		return &fault{code: exitUnreachable, err: err}
+	}
+	return err
 }
 
 // configFault tells a file that cannot be read (exit code 1) from one that says something wrong (2).
@@ -81,13 +119,10 @@ func configFault(path string, err error, hint string) error {
 }
 
 // newLog writes to stderr, so that stdout stays for what was asked.
-func newLog(cmd *cobra.Command, asJSON, verbose bool) *slog.Logger {
+func newLog(cmd *cobra.Command, verbose bool) *slog.Logger {
 	opt := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if verbose {
 		opt.Level = slog.LevelDebug
-	}
-	if asJSON {
-		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), opt))
 	}
 	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), opt))
 }

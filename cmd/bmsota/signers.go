@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bmsota/deploy"
 	"bmsota/esp/secureboot"
 	"bmsota/keyfile"
 	"bmsota/manifest"
@@ -95,21 +96,31 @@ func commandSigner(cmd *cobra.Command, text []byte, line string) (crypto.Signer,
 	return &keyfile.Command{Context: cmd.Context(), Line: line, Key: key, Fingerprint: report.Fingerprint, Stderr: cmd.ErrOrStderr()}, nil
 }
 
-// readSigners reads the keys that sign a manifest; none means an unsigned release.
-func readSigners(cmd *cobra.Command, paths []string, line string) ([]crypto.Signer, error) {
+// signingKeys are the keys of the flags --key and --signer: the command signs for each that is a public key.
+func signingKeys(cmd *cobra.Command, paths []string, line string) ([]deploy.SigningKey, error) {
 	if line != "" && len(paths) == 0 {
 		return nil, usageFault(cmd, "--signer signs in the place of a private key: give its public key with --key")
 	}
 	if len(paths) > 1+manifest.MaxCosignatures {
 		return nil, usageFault(cmd, "%d keys sign, the most is %d", len(paths), 1+manifest.MaxCosignatures)
 	}
-	var signers []crypto.Signer
+	var keys []deploy.SigningKey
 	for _, path := range paths {
+		keys = append(keys, deploy.SigningKey{KeyFile: path, Signer: line})
+	}
+	return keys, nil
+}
+
+// readSigners reads the keys that sign a manifest; none means an unsigned release.
+func readSigners(cmd *cobra.Command, keys []deploy.SigningKey) ([]crypto.Signer, error) {
+	var signers []crypto.Signer
+	for _, key := range keys {
+		path := key.KeyFile
 		text, err := openKey(cmd, path)
 		if err != nil {
 			return nil, err
 		}
-		signer, err := commandSigner(cmd, text, line)
+		signer, err := commandSigner(cmd, text, key.Signer)
 		if err == nil && signer == nil {
 			signer, err = manifest.ParsePrivateKey(text)
 		}

@@ -129,6 +129,7 @@ static void ask_version_file(const arg_t *a)
     say_text("url", f.url);
     say_text("manifest", f.manifest);
     say_text("cosignatures", f.cosignatures);
+    say_text("offer", f.offer);
     free(copy);
 }
 
@@ -161,6 +162,7 @@ static void ask_ota_config(const arg_t *a)
     say_text("current_version", c.current_version);
     say_text("device_id", c.device_id);
     say_text("trusted_key_pem", c.trusted_key_pem);
+    say_text("server_key_pem", c.server_key_pem);
     say_text("mirror_url", c.mirror_url);
     say_text("topic_prefix", c.topic_prefix);
 }
@@ -229,7 +231,7 @@ static void ask_manifest(const arg_t *a)
     if (r != OTA_MANIFEST_OK) {
         return;
     }
-    say(" secure=%" PRIu32 " size=%" PRId64 " force=%d", m.secure_version, m.size, m.force_update);
+    say(" secure=%" PRIu32 " size=%" PRId64 " force=%d sequence=%" PRId64, m.secure_version, m.size, m.force_update, m.sequence);
     say_text("project", m.project);
     say_text("chip", m.chip);
     say_text("version", m.version);
@@ -241,6 +243,27 @@ static void ask_manifest(const arg_t *a)
     }
     say_block(&m, last);
     say_block(&m, last + 1);
+}
+
+// Text and the server's keys.
+static void ask_offer(const arg_t *a)
+{
+    static const char *const results[] = {"ok", "bad_signature", "bad", "no_memory"};
+    ota_fresh_t said;
+    char why[160] = "";
+    ota_trust_t t;
+    ota_manifest_keys(a[1].s, 0, &t, why, sizeof why);
+    ota_manifest_result_t r = ota_offer_read(a->s, a->len, &t, &said, why, sizeof why);
+    say("%s", results[r]);
+    if (r != OTA_MANIFEST_OK) {
+        return;
+    }
+    say(" sequence=%" PRId64 " valid=%" PRId64, said.sequence, said.valid_s);
+    say_text("device", said.device);
+    say_text("nonce", said.nonce);
+    say_text("path", said.path);
+    say_text("sha256", said.sha256);
+    say_text("version", said.version);
 }
 
 // Text, cosignatures, keys, and how many of them have to sign.
@@ -392,7 +415,7 @@ static const struct {
 } questions[] = {
     {"version", 2, ask_version}, {"command", 1, ask_command}, {"expired", 2, ask_expired}, {"same", 2, ask_same},
     {"version_file", 1, ask_version_file}, {"ota_config", 1, ask_ota_config}, {"mqtt_config", 1, ask_mqtt_config},
-    {"keys", 1, ask_keys}, {"builtin", 1, ask_builtin}, {"cosigned", 4, ask_cosigned}, {"manifest", 3, ask_manifest}, {"status", 36, ask_status}, {"refuse", 15, ask_refuse},
+    {"keys", 1, ask_keys}, {"builtin", 1, ask_builtin}, {"cosigned", 4, ask_cosigned}, {"manifest", 3, ask_manifest}, {"offer", 2, ask_offer}, {"status", 36, ask_status}, {"refuse", 15, ask_refuse},
     {"gate", 13, ask_gate}, {"on_the_way", 3, ask_on_the_way}, {"name", 1, ask_name}, {"mac", 1, ask_mac},
     {"phases", 0, ask_phases}, {"reasons", 0, ask_reasons}, {"digest", 1, ask_digest},
     {"beside", 2, ask_beside}, {"resolve", 3, ask_resolve},

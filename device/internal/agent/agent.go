@@ -22,6 +22,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -113,6 +115,8 @@ type agent struct {
 	cfg  settings
 	rand *rand.Rand // the job's
 
+	nonces nonces
+
 	link Link
 	heap *heap
 	rep  *reporter
@@ -193,7 +197,22 @@ func newAgent(cfg Config) *agent {
 		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Status, eventQueue),
 	}
 	a.health = &health{acked: make(chan struct{})}
+	a.nonces.rand = newRand(cfg.Seed, uint64(a.began.UnixNano())) // seeded alike, two boots must not ask alike
 	return a
+}
+
+// nonces makes what no answer that was given before can hold. A chip takes it from its hardware; here it can be repeated with
+// the rest of a run. Safe for concurrent use: a trial asks beside everything else.
+type nonces struct {
+	mu   sync.Mutex
+	rand *rand.Rand // guarded by mu
+}
+
+func (n *nonces) next() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, n.rand.Uint64()), n.rand.Uint64())
+	return base64.RawURLEncoding.EncodeToString(b)
 }
 
 // longest is the longest pause between two tries, which was built as usual.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"bmsota/manifest"
 	"bmsota/protocol"
@@ -19,6 +20,7 @@ type offer struct {
 	url      *url.URL
 	force    bool               // start on a check, too
 	manifest *manifest.Manifest // nil: no promise about blocks
+	stale    error              // why nothing shows that this is the server's answer of now; nil: something does, or nothing has to
 }
 
 // folder is where an image lies, and version.json beside it.
@@ -35,24 +37,43 @@ func folder(image string) *url.URL {
 	return u
 }
 
-// versionURL is where a version file is asked for: name in the folder of the image, with who asks. A folder of files
-// ignores that; a server that has nothing for this device must not be asked again as if it were nobody's question.
-func (a *agent) versionURL(name string) string {
-	u := folder(a.cfg.ota.ServerURL)
-	u.Path += name
-	u.RawQuery = url.Values{"device": {a.self.id}, "chip": {a.env.Ops.Chip.String()}}.Encode()
-	return u.String()
+// question is one question for a version file, and what makes its answer one to no other.
+type question struct {
+	at    string    // the address asked
+	path  string    // of it
+	nonce string    // that an answer must repeat; empty where nobody has to prove anything
+	asked time.Time // by the board's own count, which no network can turn
 }
 
-// mirror is where the version file of the mirror lies; empty where there is none, and on a board that holds no key, to
-// which a mirror could say anything. It is not told who asks.
-func (a *agent) mirror() string {
-	if a.cfg.ota.MirrorURL == "" || len(a.cfg.trust.Keys) == 0 {
-		return ""
+// ask is the question for the file name in the folder of the image, with who asks. A folder of files ignores that; a
+// server that has nothing for this device must not be asked again as if it were nobody's question.
+func (a *agent) ask(image, name string) question {
+	u := folder(image)
+	u.Path += name
+	v := url.Values{"device": {a.self.id}, "chip": {a.env.Ops.Chip.String()}}
+	q := question{asked: time.Now()}
+	if len(a.cfg.server) > 0 {
+		q.nonce = a.nonces.next()
+		v.Set("nonce", q.nonce)
+	}
+	u.RawQuery = v.Encode()
+	q.at, q.path = u.String(), u.EscapedPath()
+	return q
+}
+
+// askMirror is the question for the mirror's version file; false where there is no mirror, and on a board that holds no
+// key, to which a mirror could say anything. It is told who asks only where it may be passing the question on to the
+// server, whose answer a board with the server's key can tell.
+func (a *agent) askMirror() (question, bool) {
+	switch {
+	case a.cfg.ota.MirrorURL == "" || len(a.cfg.trust.Keys) == 0:
+		return question{}, false
+	case len(a.cfg.server) > 0:
+		return a.ask(a.cfg.ota.MirrorURL, "version.json"), true
 	}
 	u := folder(a.cfg.ota.MirrorURL)
 	u.Path += "version.json"
-	return u.String()
+	return question{at: u.String()}, true
 }
 
 // look asks the server what it offers, and the mirror where nobody answers who proves to be the server: an authority that
@@ -70,33 +91,77 @@ func (a *agent) look(ctx context.Context) (offer, *fault) {
 
 // lookAtMirror gets what the mirror offers; false where there is no mirror, or where what it has is not signed.
 func (a *agent) lookAtMirror(ctx context.Context) (offer, bool) {
-	at := a.mirror()
-	if at == "" {
+	q, ok := a.askMirror()
+	if !ok {
 		return offer{}, false
 	}
-	f, fl := a.versionFile(ctx, at)
+	f, fl := a.versionFile(ctx, q.at)
 	if fl != nil {
 		return offer{}, false
 	}
-	o, fl := a.believe(f, at, a.cfg.ota.MirrorURL)
-	return o, fl == nil
+	o, fl := a.believe(f, q.at, a.cfg.ota.MirrorURL)
+	if fl != nil {
+		return offer{}, false
+	}
+	// What only lies there can be as old as whoever keeps it likes. It may bring a newer release, whose signature is as good as
+	// ever, and is called what it is; see judge.
+	o.stale = a.stale(f.Offer, o, q)
+	return o, true
 }
 
 // lookAtServer gets the fleet server's answer for this very device, else the file of a static one.
 func (a *agent) lookAtServer(ctx context.Context) (offer, *fault) {
-	at := a.versionURL("version")
-	f, fl := a.versionFile(ctx, at)
+	q := a.ask(a.cfg.ota.ServerURL, "version")
+	f, fl := a.versionFile(ctx, q.at)
 	if fl != nil && fl.phase == protocol.PhaseRefused {
-		at = a.versionURL("version.json")
+		q = a.ask(a.cfg.ota.ServerURL, "version.json")
 		first := fl
-		if f, fl = a.versionFile(ctx, at); fl != nil && fl.reason == protocol.ReasonNotPublished {
+		if f, fl = a.versionFile(ctx, q.at); fl != nil && fl.reason == protocol.ReasonNotPublished {
 			fl = first
 		}
 	}
 	if fl != nil {
 		return offer{}, fl
 	}
-	return a.believe(f, at, a.cfg.ota.ServerURL)
+	o, fl := a.believe(f, q.at, a.cfg.ota.ServerURL)
+	if fl != nil {
+		return offer{}, fl
+	}
+	if err := a.stale(f.Offer, o, q); err != nil {
+		return offer{}, &fault{phase: protocol.PhaseRefused, reason: protocol.ReasonStaleOffer, err: err}
+	}
+	return o, nil
+}
+
+// stale says why text is not the server's answer to q that offers o; nil where it is, and where the board holds no key of
+// the server. Age is counted from the question on by the board itself: a clock that is wrong changes nothing.
+func (a *agent) stale(text string, o offer, q question) error {
+	if len(a.cfg.server) == 0 || a.without(MutantAnyAge) {
+		return nil
+	}
+	if text == "" {
+		return errors.New("the answer holds no offer")
+	}
+	said, err := manifest.VerifyOffer(text, a.cfg.server...)
+	sequence := int64(0)
+	if o.manifest != nil {
+		sequence = o.manifest.Sequence
+	}
+	switch {
+	case err != nil:
+		return err
+	case said.Device != a.self.id:
+		return errors.New("the offer is to another device")
+	case said.Path != q.path && !a.without(MutantAnyPath):
+		return errors.New("the offer is of another place on the server")
+	case said.Nonce != q.nonce && !a.without(MutantAnyNonce):
+		return errors.New("the offer answers another question")
+	case said.SHA256 != o.SHA256 || said.Version != o.Version || said.Sequence != sequence:
+		return errors.New("the offer is of another release")
+	case time.Since(q.asked) > time.Duration(said.ValidS)*time.Second:
+		return errors.New("the offer came too late")
+	}
+	return nil
 }
 
 // versionFile gets one version.json. What is missing or no version file comes back as a refusal, so that the other
@@ -197,6 +262,9 @@ func (a *agent) imageURL(at *url.URL, ref, image string) (*url.URL, error) {
 }
 
 // judge decides whether this board takes the offer.
+//
+// What nothing shows to be of now is taken only where it is newer than what runs, whatever the order says: it cannot take
+// the board back, and that there is nothing newer is not believed of it.
 func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
 	cmd := w.cmd
 	if cmd.Version != "" && !protocol.SameVersion(cmd.Version, o.Version) && !protocol.OnTheWay(cmd.Version, o.Version, a.self.version) {
@@ -205,7 +273,7 @@ func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
 		}
 		return &protocol.Refusal{Reason: protocol.ReasonVersionMissing, Detail: fmt.Sprintf("%s is asked for, the server has %s", cmd.Version, o.Version)}
 	}
-	r, force := o.Release, cmd.Force
+	r, force := o.Release, cmd.Force && o.stale == nil
 	if a.without(MutantAnyVersion) {
 		r.MinVersion, force = "", true
 	}
@@ -217,6 +285,10 @@ func (a *agent) judge(o offer, w *wish) *protocol.Refusal {
 		SlotSize: int64(a.self.target.Size), SecureVersion: a.self.floor,
 		Quarantined: func(sum string) bool { return slices.Contains(a.self.buried, sum) },
 	}, r, force)
+	if refusal != nil && o.stale != nil {
+		// "Up to date" would be the word of whoever keeps something newer back.
+		return &protocol.Refusal{Reason: protocol.ReasonStaleOffer, Detail: fmt.Sprintf("%s from the mirror: %v; %s", o.Version, o.stale, refusal.Reason.Text())}
+	}
 	if refusal == nil && w.retained && o.SHA256 != "" && o.SHA256 == a.self.held {
 		return &protocol.Refusal{Reason: protocol.ReasonQuarantined,
 			Detail: o.Version + " by command; an order given while the device listens brings it back"}

@@ -26,7 +26,8 @@ type settings struct {
 	haveMQ  bool
 	// identity is the board's own certificate; nil where it logs in by password.
 	identity *tls.Certificate
-	trust    manifest.Trust // no keys in it: the board holds none
+	trust    manifest.Trust     // no keys in it: the board holds none
+	server   []*ecdsa.PublicKey // who answers for the server; none: answers are taken as they come
 	problem  error
 }
 
@@ -46,12 +47,12 @@ func readSettings(flash io.ReaderAt, table parttable.Table) (settings, error) {
 		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
 	} else if cfg, err := protocol.ParseOTAConfig(text); err != nil {
 		problems = append(problems, err)
-	} else if trust, err := trusted(cfg); err != nil {
+	} else if trust, server, err := trusted(cfg); err != nil {
 		// A board that was given a key and cannot read it must not go on as one that was given none: that one would
 		// install what nobody signed.
 		problems = append(problems, fmt.Errorf("ota_config.txt: %w", err))
 	} else {
-		s.ota, s.haveOTA, s.trust = cfg, true, trust
+		s.ota, s.haveOTA, s.trust, s.server = cfg, true, trust, server
 	}
 	if text, err := files.ReadFile(protocol.MQTTConfigFile); err != nil {
 		problems = append(problems, fmt.Errorf("mqtt_config.txt: %w", err))
@@ -77,16 +78,19 @@ func identity(cfg protocol.MQTTConfig) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-func trusted(cfg protocol.OTAConfig) (manifest.Trust, error) {
-	t := manifest.Trust{Threshold: cfg.TrustedThreshold}
+func trusted(cfg protocol.OTAConfig) (t manifest.Trust, server []*ecdsa.PublicKey, err error) {
+	t.Threshold = cfg.TrustedThreshold
 	if cfg.TrustedKeyPEM != "" {
-		keys, err := manifest.ParsePublicKeys([]byte(cfg.TrustedKeyPEM))
-		if err != nil {
-			return t, err
+		if t.Keys, err = manifest.ParsePublicKeys([]byte(cfg.TrustedKeyPEM)); err != nil {
+			return t, nil, err
 		}
-		t.Keys = keys
 	}
-	return t, t.Check()
+	if cfg.ServerKeyPEM != "" {
+		if server, err = manifest.ParsePublicKeys([]byte(cfg.ServerKeyPEM)); err != nil {
+			return t, nil, fmt.Errorf("server_key_pem: %w", err)
+		}
+	}
+	return t, server, t.Check()
 }
 
 // believeImage puts the set that the running image carries in the place of the one in the settings; instead, where there

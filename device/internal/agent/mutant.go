@@ -29,6 +29,9 @@ const (
 	MutantAnySigner      Mutant = "any signer"       // a key is held, and nobody has to have signed
 	MutantOneSigner      Mutant = "one signer"       // whatever the threshold
 	MutantBesideManifest Mutant = "beside manifest"  // decide by what stands beside the signed facts
+	MutantAnyAge         Mutant = "any age"          // of the server's answers, whoever gave them to whom
+	MutantAnyNonce       Mutant = "any nonce"        // the server's answer to whatever question
+	MutantAnyPath        Mutant = "any path"         // the server's answer to whatever place was asked about
 	MutantAnyVersion     Mutant = "any version"      // older ones too, and without the one in between
 	MutantAnyProduct     Mutant = "any product"      // for any chip, of any project, or no image at all
 	MutantNoFloor        Mutant = "no floor"         // below the security floor

@@ -131,7 +131,7 @@ func (a *agent) reachServer(ctx context.Context) {
 	}
 	pause := pauses{rand: newRand(a.env.Seed, 4), first: time.Second, limit: a.env.longest(30 * time.Second)}
 	for {
-		resp, f := a.web.get(ctx, http.MethodGet, a.versionURL("version"), nil)
+		resp, f := a.web.get(ctx, http.MethodGet, a.ask(a.cfg.ota.ServerURL, "version").at, nil)
 		answered := f == nil && resp.StatusCode < 500
 		if f == nil {
 			resp.stop()
@@ -167,6 +167,13 @@ func (a *agent) confirm() error {
 	return nil
 }
 
+// sameSlot says whether rec would boot the running image. ESP-IDF does not ask that, and would mark an image as failed to boot
+// it again by the other record, for good.
+func (a *agent) sameSlot(rec otadata.Record) bool {
+	slots := a.env.Table.Slots()
+	return rec.Usable() && slots[otadata.SlotIndex(rec.Seq, len(slots))] == a.env.Running
+}
+
 // giveUp marks the running image as failed. stays says why it could not.
 func (a *agent) giveUp(cause protocol.Reason) (stays string, err error) {
 	if a.cfg.haveOTA && !a.cfg.ota.AutoRollbackEnabled {
@@ -176,14 +183,14 @@ func (a *agent) giveUp(cause protocol.Reason) (stays string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if !possible {
-		return "there is no other image to go back to", nil
-	}
 	recs, err := a.ops.Records()
 	if err != nil {
 		return "", err
 	}
 	own := otadata.Select(recs)
+	if !possible || a.sameSlot(recs[1-own]) {
+		return "there is no other image to go back to", nil
+	}
 	if err := a.ops.GiveUp(); gone(err) {
 		return "", err
 	} else if err != nil {

@@ -59,6 +59,9 @@ func (a *agent) pursue(ctx context.Context, w *wish) (restart bool, fl *fault) {
 			}
 			return false, fl
 		}
+		if o.stale != nil {
+			a.rep.phase(protocol.PhaseChecking, protocol.ReasonNone, o.Version+" from the mirror, where there may be something newer")
+		}
 		if w.cmd.Action == protocol.ActionCheck && !o.force {
 			a.rep.phase(protocol.PhaseIdle, protocol.ReasonUpdateExists, "")
 			return false, nil

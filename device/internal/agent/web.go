@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"bmsota/protocol"
@@ -183,38 +182,39 @@ func (w *web) get(ctx context.Context, method, url string, header http.Header) (
 		stop()
 		return nil, f
 	}
-	body := &pacedBody{r: resp.Body, stall: w.stall, stalled: stalled}
-	var tick *time.Timer
-	var seen int64
-	tick = time.AfterFunc(minRateWindow, func() {
-		n := body.bytes.Load()
-		if n-seen < w.least {
-			cancel(errStalled)
-			return
-		}
-		seen = n
-		tick.Reset(minRateWindow)
-	})
+	stalled.Stop()
+	body := &pacedBody{r: resp.Body, web: w, stalled: stalled, giveUp: func() { cancel(errStalled) }}
 	return &response{Response: resp, body: body, ctx: ctx, stop: func() {
-		tick.Stop()
 		stop()
 		resp.Body.Close()
 	}}, nil
 }
 
-// pacedBody restarts the stall timer with every byte that comes.
+// pacedBody gives a server up that sends nothing for the stall time, or next to nothing within minRateWindow. Only the time
+// counts in which the board waits for it: while it erases and writes, the server has no say in how long that takes.
 type pacedBody struct {
 	r       io.Reader
-	stall   time.Duration
-	stalled *time.Timer
-	bytes   atomic.Int64
+	web     *web
+	stalled *time.Timer // runs within Read
+	giveUp  func()
+
+	waited time.Duration // in the present window
+	bytes  int64         // that came in it
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
+	began := time.Now()
+	b.stalled.Reset(b.web.stall)
 	n, err := b.r.Read(p)
-	if n > 0 {
-		b.bytes.Add(int64(n))
-		b.stalled.Reset(b.stall)
+	b.stalled.Stop()
+	b.waited += time.Since(began)
+	b.bytes += int64(n)
+	if b.waited >= minRateWindow {
+		if b.bytes < b.web.least && err == nil {
+			b.giveUp()
+			return n, errStalled
+		}
+		b.waited, b.bytes = 0, 0
 	}
 	return n, err
 }

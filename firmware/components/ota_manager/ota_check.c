@@ -5,6 +5,7 @@
 #include <strings.h>
 
 #include "esp_log.h"
+#include "esp_random.h"
 #include "ota_agent.h"
 #include "ota_crypto.h"
 #include "ota_url.h"
@@ -47,16 +48,44 @@ static bool version_file(const ota_run_t *run, const char *url, char *buf, ota_v
     return ota_version_file_parse(buf, got, f, &refusal) || ota_refused_by(why, &refusal);
 }
 
-// Where a version file is asked for: file in the folder of the image, with who asks. A folder of files ignores that; a server
-// that has nothing for this device must not be asked again as if it were nobody's question.
-static bool version_url(ota_agent_t *a, const char *file, char *out, size_t size)
+#define NONCE_BYTES 16
+#define NONCE_DIGITS 22   // in base64url
+
+// One question for a version file, and what makes its answer one to no other.
+typedef struct {
+    const char *at;                 // the address asked
+    char nonce[NONCE_DIGITS + 1];   // that an answer must repeat; "" where nobody has to prove anything
+    int64_t asked_ms;               // by the board's own count, which no network can turn
+} question_t;
+
+static void new_nonce(char out[NONCE_DIGITS + 1])
 {
-    char name[sizeof "version.json?chip=&device=" + 16 + 3 * OTA_MAX_DEVICE_ID];
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    uint8_t b[NONCE_BYTES + 2] = {0};
+    esp_fill_random(b, NONCE_BYTES);
+    for (size_t i = 0; i < NONCE_DIGITS; i++) {
+        size_t bit = i * 6;
+        unsigned two = (unsigned)b[bit / 8] << 8 | b[bit / 8 + 1];
+        out[i] = digits[two >> (10 - bit % 8) & 63];
+    }
+    out[NONCE_DIGITS] = '\0';
+}
+
+// The question for file in the folder of the image, with who asks, its address in out. A folder of files ignores that; a server
+// that has nothing for this device must not be asked again as if it were nobody's question. False where it is too long.
+static bool ask(ota_agent_t *a, const char *image, const char *file, char *out, size_t size, question_t *q)
+{
+    char name[sizeof "version.json?chip=&device=&nonce=" + 16 + 3 * OTA_MAX_DEVICE_ID + NONCE_DIGITS];
     size_t n = (size_t)snprintf(name, sizeof name, "%s?chip=%s&device=", file, CONFIG_IDF_TARGET);
     for (const char *c = a->id; *c != '\0' && n + 4 < sizeof name; c++) {
         n += (size_t)snprintf(name + n, sizeof name - n, *c == ':' ? "%%3A" : "%c", *c);
     }
-    return ota_url_beside(a->cfg.ota.server_url, name, out, size);
+    *q = (question_t){.at = out, .asked_ms = ota_now_ms()};
+    if (a->cfg.server.count > 0) {
+        new_nonce(q->nonce);
+        snprintf(name + n, sizeof name - n, "&nonce=%s", q->nonce);
+    }
+    return ota_url_beside(image, name, out, size);
 }
 
 // Without blocks the download starts over where it breaks, and needs nothing of this.
@@ -95,8 +124,8 @@ static bool buried(const char *sha256, void *ctx)
     return false;
 }
 
-// Whether this board takes the release.
-static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, ota_refusal_t *why)
+// Whether this board takes the release. A stale one it takes only where that is newer than what runs, whatever the order says.
+static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, bool stale, ota_refusal_t *why)
 {
     const char *wanted = w->cmd.version;
     if (wanted[0] != '\0' && !ota_version_same(wanted, r->version) && !ota_on_the_way(wanted, r->version, a->version)) {
@@ -114,7 +143,7 @@ static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, o
         .slot_size = a->slots.target != NULL ? (int64_t)a->slots.target->size : 0, .secure_version = a->floor,
         .quarantined = buried, .ctx = a,
     };
-    if (!ota_may_install(&self, r, w->cmd.force, why)) {
+    if (!ota_may_install(&self, r, w->cmd.force && !stale, why)) {
         return false;
     }
     char held[OTA_DIGEST_TEXT + 1];
@@ -127,20 +156,68 @@ static bool judge(ota_agent_t *a, const ota_wish_t *w, const ota_release_t *r, o
     return true;
 }
 
-// Where the version file of the mirror lies; false where there is none, and on a board that holds no key, to which a mirror
-// could say anything. It is not told who asks.
-static bool mirror_url(ota_agent_t *a, char *out, size_t size)
+// The question for the mirror's version file; false where there is none, and on a board that holds no key, to which a mirror
+// could say anything. It is told who asks only where it may be passing the question on to the server, whose answer a board
+// with the server's key can tell.
+static bool ask_mirror(ota_agent_t *a, char *out, size_t size, question_t *q)
 {
     const char *image = a->cfg.ota.mirror_url;
-    return a->cfg.trust.count > 0 && image[0] != '\0' && ota_url_beside(image, "version.json", out, size);
+    if (a->cfg.trust.count == 0 || image[0] == '\0') {
+        return false;
+    }
+    if (a->cfg.server.count > 0) {
+        return ask(a, image, "version.json", out, size, q);
+    }
+    *q = (question_t){.at = out};
+    return ota_url_beside(image, "version.json", out, size);
+}
+
+// Whether path is that of url.
+static bool same_path(const char *url, const char *path)
+{
+    const char *at = strstr(url, "://");
+    at = at != NULL ? strchr(at + 3, '/') : NULL;
+    size_t n = at != NULL ? strcspn(at, "?#") : 0;
+    return n > 0 && strlen(path) == n && memcmp(at, path, n) == 0;
+}
+
+// Whether text is not the server's answer to q that offers r; why says what is wrong with it. Never on a board that holds no key
+// of the server. Age is counted from the question on by the board itself: a clock that is wrong changes nothing.
+static bool is_stale(ota_agent_t *a, const question_t *q, const char *text, const ota_release_t *r, int64_t sequence, char *why, size_t size)
+{
+    if (a->cfg.server.count == 0) {
+        return false;
+    }
+    ota_fresh_t said;
+    // The text lies in the buffer of the version file, which is ours to overwrite.
+    if (text[0] == '\0') {
+        snprintf(why, size, "the answer holds no offer");
+    } else if (ota_offer_read((char *)(uintptr_t)text, strlen(text), &a->cfg.server, &said, why, size) != OTA_MANIFEST_OK) {
+        return true;   // with its sentence
+    } else if (strcmp(said.device, a->id) != 0) {
+        snprintf(why, size, "the offer is to another device");
+    } else if (!same_path(q->at, said.path)) {
+        snprintf(why, size, "the offer is of another place on the server");
+    } else if (strcmp(said.nonce, q->nonce) != 0) {
+        snprintf(why, size, "the offer answers another question");
+    } else if (strcmp(said.sha256, r->sha256) != 0 || strcmp(said.version, r->version) != 0 || said.sequence != sequence) {
+        snprintf(why, size, "the offer is of another release");
+    } else if (ota_now_ms() - q->asked_ms > said.valid_s * 1000) {
+        snprintf(why, size, "the offer came too late");
+    } else {
+        return false;
+    }
+    return true;
 }
 
 // Turns the version file into an offer. A board that holds a key takes every fact of the decision from the manifest that a
 // trusted key signed; what stands beside it may be anybody's. Only where the bytes are fetched is the file's word, because
-// bytes prove themselves. The file was read at at, and image is where the bytes are when it does not say.
-static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_t *f, const char *at, const char *image, ota_offer_t *o,
+// bytes prove themselves. The file answers q, and image is where the bytes are when it does not say. What nothing shows to be of
+// now is refused, but for a mirror's: that may bring what is newer than what runs.
+static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_t *f, const question_t *q, const char *image, ota_offer_t *o,
                     ota_fault_t *why)
 {
+    const char *at = q->at;
     ota_release_t r = {.chip = f->chip, .project = f->project, .version = f->version, .sha256 = f->sha256,
                        .min_version = f->min_version, .size = f->size, .secure_version = f->secure_version};
     o->force = f->force_update;
@@ -181,7 +258,19 @@ static bool believe(ota_agent_t *a, const ota_wish_t *w, const ota_version_file_
     snprintf(o->sha256, sizeof o->sha256, "%s", r.sha256);
     o->size = r.size;
     o->secure_version = r.secure_version;
-    o->fits = judge(a, w, &r, &o->refusal);
+    if (is_stale(a, q, f->offer, &r, have ? m.sequence : 0, text, sizeof text)) {
+        if (image == a->cfg.ota.server_url) {
+            return ota_refused(why, OTA_REASON_STALE_OFFER, "%s", text);
+        }
+        o->stale = true;
+    }
+    o->fits = judge(a, w, &r, o->stale, &o->refusal);
+    if (o->stale && !o->fits) {
+        // "Up to date" would be the word of whoever keeps something newer back.
+        char refusal[sizeof o->refusal.detail];
+        snprintf(refusal, sizeof refusal, "%s from the mirror: %.60s; %.60s", r.version, text, ota_reason_text(o->refusal.reason));
+        ota_refuse(&o->refusal, OTA_REASON_STALE_OFFER, "%s", refusal);
+    }
     if (o->fits && have && a->slots.target != NULL) {
         keep_blocks(o, &m, a->slots.target->size);
     }
@@ -193,10 +282,11 @@ static bool look_at_mirror(const ota_run_t *run, const ota_wish_t *w, char *buf,
 {
     ota_agent_t *a = run->a;
     char *at = (char *)a->io;
+    question_t q;
     ota_version_file_t f;
     ota_fault_t why;
-    return mirror_url(a, at, OTA_MAX_ADDRESS) && version_file(run, at, buf, &f, &why) &&
-           believe(a, w, &f, at, a->cfg.ota.mirror_url, o, &why);
+    return ask_mirror(a, at, OTA_MAX_ADDRESS, &q) && version_file(run, at, buf, &f, &why) &&
+           believe(a, w, &f, &q, a->cfg.ota.mirror_url, o, &why);
 }
 
 // Asks the server what it offers: the fleet server's answer for this very device, else the file of a static one. The buffer
@@ -205,7 +295,8 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
 {
     ota_agent_t *a = run->a;
     char *at = (char *)a->io;   // nothing is downloaded yet
-    if (!version_url(a, "version", at, OTA_MAX_ADDRESS)) {
+    question_t q;
+    if (!ask(a, a->cfg.ota.server_url, "version", at, OTA_MAX_ADDRESS, &q)) {
         return ota_failed(why, OTA_REASON_BAD_CONFIG, "server_url is too long");
     }
     char *buf = malloc(OTA_MAX_VERSION_FILE + 1);
@@ -216,14 +307,14 @@ static bool look(const ota_run_t *run, const ota_wish_t *w, ota_offer_t *o, ota_
     bool ok = version_file(run, at, buf, &f, why);
     if (!ok && why->phase == OTA_PHASE_REFUSED) {
         ota_fault_t second;
-        if (version_url(a, "version.json", at, OTA_MAX_ADDRESS)) {
+        if (ask(a, a->cfg.ota.server_url, "version.json", at, OTA_MAX_ADDRESS, &q)) {
             ok = version_file(run, at, buf, &f, &second);
             if (!ok && second.reason != OTA_REASON_NOT_PUBLISHED) {
                 *why = second;
             }
         }
     }
-    ok = ok && believe(a, w, &f, at, a->cfg.ota.server_url, o, why);
+    ok = ok && believe(a, w, &f, &q, a->cfg.ota.server_url, o, why);
     // An authority that expires must not strand a board, and what a mirror offers is signed or refused. Where it has nothing, the
     // server's own trouble is what somebody has to mend.
     if (!ok && (why->reason == OTA_REASON_TLS_FAILED || why->reason == OTA_REASON_SERVER_UNREACHABLE)) {
@@ -295,7 +386,8 @@ bool ota_probe_server(const ota_run_t *run)
     ota_response_t r;
     ota_fault_t why;
     // What is tested is the way that the next update comes, not whether there is one.
-    if (!version_url(run->a, "version", at, OTA_MAX_ADDRESS) || !ota_web_get(run, &r, at, 0, "", &why)) {
+    question_t q;
+    if (!ask(run->a, run->a->cfg.ota.server_url, "version", at, OTA_MAX_ADDRESS, &q) || !ota_web_get(run, &r, at, 0, "", &why)) {
         return mirror_answers(run);
     }
     bool ok = r.status < 500;

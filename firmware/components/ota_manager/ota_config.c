@@ -239,8 +239,8 @@ static void read_gate(ota_object_t *o, ota_gate_t *gate)
 bool ota_config_parse(char *b, size_t len, ota_config_t *out, char *why, size_t why_size)
 {
     *out = (ota_config_t){
-        .server_url = "", .cert_pem = "", .current_version = "", .device_id = "", .trusted_key_pem = "", .mirror_url = "",
-        .topic_prefix = "", .auto_rollback_enabled = true,
+        .server_url = "", .cert_pem = "", .current_version = "", .device_id = "", .trusted_key_pem = "", .server_key_pem = "",
+        .mirror_url = "", .topic_prefix = "", .auto_rollback_enabled = true,
     };
     ota_object_t o;
     if (!parse(&o, b, len, why, why_size)) {
@@ -256,6 +256,7 @@ bool ota_config_parse(char *b, size_t len, ota_config_t *out, char *why, size_t 
     ota_object_text(&o, "device_id", OTA_MAX_DEVICE_ID, &out->device_id);
     ota_object_text(&o, "trusted_key_pem", OTA_MAX_CONFIG, &out->trusted_key_pem);
     ota_object_int(&o, "trusted_threshold", &threshold);
+    ota_object_text(&o, "server_key_pem", OTA_MAX_CONFIG, &out->server_key_pem);
     ota_object_text(&o, "mirror_url", OTA_MAX_URL, &out->mirror_url);
     ota_object_text(&o, "topic_prefix", 128, &out->topic_prefix);
     ota_object_bool(&o, "own_topic_only", &out->own_topic_only);

@@ -22,8 +22,7 @@ static const uint8_t p256_prefix[] = {
 
 #define POINT_AT (sizeof p256_prefix - 1)   // 04, X, Y
 
-// From 4.x on everything runs over PSA, which has to be started once; later calls do nothing.
-static bool library_ready(void)
+bool ota_crypto_start(void)
 {
 #if MBEDTLS_VERSION_MAJOR >= 4
     return psa_crypto_init() == PSA_SUCCESS;
@@ -36,7 +35,7 @@ bool ota_sha256_start(ota_sha256_t *h)
 {
     mbedtls_md_init(&h->md);
     const mbedtls_md_info_t *info = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
-    h->ok = library_ready() && info && mbedtls_md_setup(&h->md, info, 0) == 0 && mbedtls_md_starts(&h->md) == 0;
+    h->ok = ota_crypto_start() && info && mbedtls_md_setup(&h->md, info, 0) == 0 && mbedtls_md_starts(&h->md) == 0;
     return h->ok;
 }
 
@@ -152,7 +151,7 @@ static ota_es256_t check_form(const uint8_t key[OTA_KEY_LEN], const uint8_t *dig
     if (memcmp(key, p256_prefix, sizeof p256_prefix) != 0) {
         return OTA_ES256_BAD_KEY;
     }
-    return library_ready() ? check(key, digest, sig) : OTA_ES256_NO_MEMORY;
+    return ota_crypto_start() ? check(key, digest, sig) : OTA_ES256_NO_MEMORY;
 }
 
 void ota_es256_from_point(const uint8_t point[OTA_POINT_LEN], uint8_t key[OTA_KEY_LEN])

@@ -178,6 +178,11 @@ bool ota_pursue(const ota_run_t *run, const ota_wish_t *w, bool *restart, ota_fa
         ota_report_facts(a, NULL, o.version, NULL);
         bool ok = true;
         bool waited = false;
+        if (o.fits && o.stale) {
+            char text[OTA_MAX_MESSAGE];
+            snprintf(text, sizeof text, "%s from the mirror, where there may be something newer", o.version);
+            ota_report_phase(a, OTA_PHASE_CHECKING, OTA_REASON_NONE, text);
+        }
         if (!o.fits) {
             ok = ota_refused_by(why, &o.refusal);
             if (o.refusal.reason == OTA_REASON_UP_TO_DATE) {

@@ -255,6 +255,7 @@ static ota_manifest_result_t read_payload(char *payload, size_t len, ota_manifes
     ota_object_text(&o, "blocks", MAX_JWS, &blocks);
     copy_text(&o, "build_date", build_date, sizeof build_date);   // for people; held to its length like the others
     ota_object_bool(&o, "force_update", &out->force_update);
+    ota_object_int(&o, "sequence", &out->sequence);
     if (o.bad) {
         return OTA_MANIFEST_BAD;
     }
@@ -272,37 +273,87 @@ static ota_manifest_result_t read_payload(char *payload, size_t len, ota_manifes
     if (!blocks_cover(blocks, out->blocks_len, out->size)) {
         return say(why, why_size, OTA_MANIFEST_BAD, "manifest: blocks do not cover the image");
     }
+    if (out->sequence < 0) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "manifest: sequence is negative");
+    }
     return version ? OTA_MANIFEST_OK : say(why, why_size, OTA_MANIFEST_BAD, "manifest: no version");
+}
+
+// Opens the envelope of a manifest or an offer: *payload is decoded where it stands, and signed as trust wants it (NULL: by
+// nobody).
+static ota_manifest_result_t open_jws(char *jws, size_t len, size_t max, const char *cosignatures, const ota_trust_t *trust, char **payload,
+                                      size_t *payload_len, char *why, size_t why_size)
+{
+    if (len > max || len < sizeof header - 1 || memcmp(jws, header, sizeof header - 1) != 0) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "too long, or its header is not {\"alg\":\"ES256\"}");
+    }
+    uint8_t digest[32], sig[64];
+    bool no_memory = false;
+    if (!hash_and_decode(jws, len, digest, sig, payload, payload_len, &no_memory)) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "not three parts in canonical base64url");
+    }
+    if (no_memory) {
+        return say(why, why_size, OTA_MANIFEST_NO_MEMORY, "no memory to hash it");
+    }
+    ota_manifest_result_t result = trust ? verify(trust, digest, sig, cosignatures) : OTA_MANIFEST_OK;
+    switch (result) {
+    case OTA_MANIFEST_NO_MEMORY:
+        return say(why, why_size, result, "no memory to check the signature");
+    case OTA_MANIFEST_BAD:
+        return say(why, why_size, result, "cosignatures: not one to three signatures in canonical base64url");
+    case OTA_MANIFEST_BAD_SIGNATURE:
+        return say(why, why_size, result, "not signed by a trusted key, or not by enough of them");
+    default:
+        return result;
+    }
 }
 
 ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *cosignatures, const ota_trust_t *trust,
                                         ota_manifest_t *out, char *why, size_t why_size)
 {
-    memset(out, 0, sizeof *out);
-    if (len > MAX_JWS || len < sizeof header - 1 || memcmp(jws, header, sizeof header - 1) != 0) {
-        return say(why, why_size, OTA_MANIFEST_BAD, "manifest: too long, or its header is not {\"alg\":\"ES256\"}");
-    }
-    uint8_t digest[32], sig[64];
     char *payload;
-    size_t payload_len;
-    bool no_memory = false;
-    if (!hash_and_decode(jws, len, digest, sig, &payload, &payload_len, &no_memory)) {
-        return say(why, why_size, OTA_MANIFEST_BAD, "manifest: not three parts in canonical base64url");
-    }
-    if (no_memory) {
-        return say(why, why_size, OTA_MANIFEST_NO_MEMORY, "manifest: no memory to hash it");
-    }
-    ota_manifest_result_t result = trust ? verify(trust, digest, sig, cosignatures) : OTA_MANIFEST_OK;
-    if (result == OTA_MANIFEST_NO_MEMORY) {
-        return say(why, why_size, result, "manifest: no memory to check the signature");
-    }
-    if (result == OTA_MANIFEST_BAD) {
-        return say(why, why_size, result, "cosignatures: not one to three signatures in canonical base64url");
-    }
+    size_t n;
+    memset(out, 0, sizeof *out);
+    ota_manifest_result_t result = open_jws(jws, len, MAX_JWS, cosignatures, trust, &payload, &n, why, why_size);
+    return result == OTA_MANIFEST_OK ? read_payload(payload, n, out, why, why_size) : result;
+}
+
+static bool nonce_ok(const char *s)
+{
+    size_t n = strlen(s);
+    return n >= 16 && n == strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
+}
+
+ota_manifest_result_t ota_offer_read(char *jws, size_t len, const ota_trust_t *server, ota_fresh_t *out, char *why, size_t why_size)
+{
+    char *payload, type[OTA_MAX_TEXT + 1];
+    size_t n;
+    memset(out, 0, sizeof *out);
+    ota_manifest_result_t result = open_jws(jws, len, OTA_MAX_OFFER, "", server, &payload, &n, why, why_size);
     if (result != OTA_MANIFEST_OK) {
-        return say(why, why_size, result, "manifest is not signed by a trusted key, or not by enough of them");
+        return result;
     }
-    return read_payload(payload, payload_len, out, why, why_size);
+    ota_object_t o;
+    if (!ota_object_parse(&o, payload, n, why, why_size)) {
+        return OTA_MANIFEST_BAD;
+    }
+    copy_text(&o, "type", type, sizeof type);
+    bool device = copy_text(&o, "device", out->device, sizeof out->device);
+    copy_text(&o, "nonce", out->nonce, sizeof out->nonce);
+    out->path = "";
+    ota_object_text(&o, "path", 512, &out->path);
+    copy_text(&o, "sha256", out->sha256, sizeof out->sha256);
+    bool version = copy_text(&o, "version", out->version, sizeof out->version);
+    ota_object_int(&o, "sequence", &out->sequence);
+    ota_object_int(&o, "valid_s", &out->valid_s);
+    if (o.bad) {
+        return OTA_MANIFEST_BAD;
+    }
+    if (strcmp(type, "offer") != 0 || !device || !version || !nonce_ok(out->nonce) || out->path[0] != '/' || !ota_digest_ok(out->sha256) ||
+        out->sequence < 0 || out->valid_s < 1 || out->valid_s > 86400) {
+        return say(why, why_size, OTA_MANIFEST_BAD, "it is no offer, or a field is out of range");
+    }
+    return OTA_MANIFEST_OK;
 }
 
 bool ota_manifest_block(const ota_manifest_t *m, size_t i, uint8_t digest[32])

@@ -56,7 +56,8 @@ static void subscribe(ota_agent_t *a, esp_mqtt_client_handle_t client)
     ota_link_t *l = &a->link;
     const char *topics[2] = {l->commands, l->command};
     for (int i = 0; i < 2; i++) {
-        l->subscribing[i] = esp_mqtt_client_subscribe(client, topics[i], 1);
+        // Not the macro without _single: in ESP-IDF 5.1 it takes no const char *.
+        l->subscribing[i] = esp_mqtt_client_subscribe_single(client, topics[i], 1);
         if (l->subscribing[i] <= 0) {
             ESP_LOGW(TAG, "subscribe to %s: not sent", topics[i]);
             esp_mqtt_client_disconnect(client);

@@ -31,6 +31,7 @@ static const struct {
     [OTA_REASON_BAD_SIGNATURE] = {"bad_signature", "signature does not match a trusted key"},
     [OTA_REASON_QUARANTINED] = {"quarantined", "this image was rolled back before"},
     [OTA_REASON_BAD_VERSION_FILE] = {"bad_version_file", "version.json is not readable"},
+    [OTA_REASON_STALE_OFFER] = {"stale_offer", "answer does not prove that it is the server's of now"},
     [OTA_REASON_CHARGING] = {"charging", "blocked: charging"},
     [OTA_REASON_LOW_SOC] = {"low_soc", "blocked: state of charge too low"},
     [OTA_REASON_HIGH_CURRENT] = {"high_current", "blocked: too much current"},

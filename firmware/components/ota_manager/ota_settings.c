@@ -96,6 +96,11 @@ static void read_ota(const char *folder, ota_settings_t *s)
         complain(s, "ota_config.txt: ", pem[0] != '\0' ? why : "trusted_threshold without trusted_key_pem");
         return;
     }
+    pem = s->ota.server_key_pem;
+    if (pem[0] != '\0' && ota_manifest_keys(pem, 0, &s->server, why, sizeof why) != OTA_MANIFEST_OK) {
+        complain(s, "ota_config.txt: server_key_pem: ", why);
+        return;
+    }
     s->have_ota = true;
     s->web = can_verify(&s->ota, why, sizeof why);
     if (!s->web) {

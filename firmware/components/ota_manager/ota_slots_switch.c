@@ -103,7 +103,10 @@ static const esp_partition_t *way_back(const ota_slots_t *s, const ota_record_t 
 {
     const ota_record_t *other = &rec[1 - active];
     if (ota_record_usable(other)) {
-        return s->slot[ota_record_slot(s, other)];
+        // ESP-IDF does not ask whether that is another slot, and would mark an image as failed to boot it again by the other
+        // record, for good.
+        const esp_partition_t *slot = s->slot[ota_record_slot(s, other)];
+        return ota_slots_same(slot, s->running) ? NULL : slot;
     }
     if (s->anti_rollback) {
         return NULL;

@@ -11,7 +11,7 @@ bool ota_version_file_parse(char *b, size_t len, ota_version_file_t *out, ota_re
     }
     *out = (ota_version_file_t){
         .version = "", .build_date = "", .description = "", .min_version = "", .project = "", .chip = "", .sha256 = "",
-        .url = "", .manifest = "", .cosignatures = "",
+        .url = "", .manifest = "", .cosignatures = "", .offer = "",
     };
     ota_refuse(why, OTA_REASON_BAD_VERSION_FILE, "%s", "");   // what is left when only the detail is filled in
     ota_object_t o;
@@ -31,6 +31,7 @@ bool ota_version_file_parse(char *b, size_t len, ota_version_file_t *out, ota_re
     ota_object_uint32(&o, "secure_version", &out->secure_version);
     ota_object_text(&o, "manifest", OTA_MAX_VERSION_FILE, &out->manifest);
     ota_object_text(&o, "cosignatures", OTA_MAX_COSIGNED, &out->cosignatures);
+    ota_object_text(&o, "offer", OTA_MAX_OFFER, &out->offer);
     if (o.bad) {
         return false;
     }

@@ -15,6 +15,7 @@
 #include "mbedtls/version.h"
 #include "mbedtls/x509_crt.h"
 #include "ota_agent.h"
+#include "ota_crypto.h"
 #include "sdkconfig.h"
 
 static const char *TAG = "ota_web";
@@ -253,7 +254,7 @@ static bool request(ota_response_t *r, const char *url, int64_t range_from, cons
         }
     }
     r->status = esp_http_client_get_status_code(r->client);
-    r->last_ms = r->window_ms = ota_now_ms();
+    r->last_ms = r->window_ms = r->left_ms = ota_now_ms();
     r->window_bytes = 0;
     if (r->chunked) {
         r->length = -1;   // RFC 9112 section 6.3: the coding has the word
@@ -276,7 +277,7 @@ bool ota_web_get(const ota_run_t *run, ota_response_t *r, const char *url, int64
     return false;
 }
 
-bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
+static bool read_answer(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
 {
     *got = 0;
     *ended = false;
@@ -295,6 +296,17 @@ bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *
         }
     }
     return true;
+}
+
+bool ota_web_read(ota_response_t *r, void *buf, size_t size, size_t *got, bool *ended, ota_fault_t *why)
+{
+    // Only the time counts in which the board waits for the server: while it erases and writes, that has no say in how long it takes.
+    int64_t away = ota_now_ms() - r->left_ms;
+    r->last_ms += away;
+    r->window_ms += away;
+    bool ok = read_answer(r, buf, size, got, ended, why);
+    r->left_ms = ota_now_ms();
+    return ok;
 }
 
 void ota_web_close(ota_response_t *r)
@@ -327,7 +339,7 @@ bool ota_web_certs_ok(const char *pem)
     mbedtls_x509_crt chain;
     mbedtls_x509_crt_init(&chain);
     // Of several certificates one that can be read will do: the result counts those that cannot.
-    int err = mbedtls_x509_crt_parse(&chain, (const unsigned char *)pem, strlen(pem) + 1);
+    int err = ota_crypto_start() ? mbedtls_x509_crt_parse(&chain, (const unsigned char *)pem, strlen(pem) + 1) : -1;
     mbedtls_x509_crt_free(&chain);
     return err >= 0;
 }
@@ -350,7 +362,7 @@ bool ota_web_identity_ok(const char *cert_pem, const char *key_pem)
     mbedtls_pk_context key;
     mbedtls_x509_crt_init(&chain);
     mbedtls_pk_init(&key);
-    bool ok = mbedtls_x509_crt_parse(&chain, (const unsigned char *)cert_pem, strlen(cert_pem) + 1) == 0 &&
+    bool ok = ota_crypto_start() && mbedtls_x509_crt_parse(&chain, (const unsigned char *)cert_pem, strlen(cert_pem) + 1) == 0 &&
               mbedtls_pk_parse_key(&key, (const unsigned char *)key_pem, strlen(key_pem) + 1, NULL, 0 WITH_RANDOM) == 0 &&
               mbedtls_pk_check_pair(&chain.pk, &key WITH_RANDOM) == 0;
     mbedtls_pk_free(&key);

@@ -32,6 +32,7 @@ var goAnswers = map[string]func(t testing.TB, a []string) string{
 	"builtin":      answerBuiltin,
 	"cosigned":     answerCosigned,
 	"manifest":     answerManifest,
+	"offer":        answerOffer,
 	"status":       answerStatus,
 	"refuse":       answerRefuse,
 	"gate":         answerGate,
@@ -128,7 +129,7 @@ func answerVersionFile(t testing.TB, a []string) string {
 	return fmt.Sprintf("force=%d size=%d secure=%d", bit(f.ForceUpdate), f.Size, f.SecureVersion) +
 		text("version", f.Version) + text("build_date", f.BuildDate) + text("description", f.Description) +
 		text("min_version", f.MinVersion) + text("project", f.Project) + text("chip", f.Chip) + text("sha256", f.SHA256) +
-		text("url", f.URL) + text("manifest", f.Manifest) + text("cosignatures", f.Cosignatures)
+		text("url", f.URL) + text("manifest", f.Manifest) + text("cosignatures", f.Cosignatures) + text("offer", f.Offer)
 }
 
 func orZero(v *float64) float64 {
@@ -149,7 +150,7 @@ func answerOTAConfig(_ testing.TB, a []string) string {
 		math.Float64bits(c.Gate.MinSOCPct), math.Float64bits(c.Gate.MaxCurrentA), math.Float64bits(orZero(c.Gate.MinTempC)), math.Float64bits(orZero(c.Gate.MaxTempC))) +
 		text("window", c.Gate.Window) + text("server_url", c.ServerURL) + text("cert_pem", c.CertPEM) +
 		text("current_version", c.CurrentVersion) + text("device_id", c.DeviceID) + text("trusted_key_pem", c.TrustedKeyPEM) +
-		text("mirror_url", c.MirrorURL) + text("topic_prefix", c.TopicPrefix)
+		text("server_key_pem", c.ServerKeyPEM) + text("mirror_url", c.MirrorURL) + text("topic_prefix", c.TopicPrefix)
 }
 
 func answerMQTTConfig(_ testing.TB, a []string) string {
@@ -235,7 +236,7 @@ func answerManifest(_ testing.TB, a []string) string {
 	case err != nil:
 		return "bad"
 	}
-	answer := fmt.Sprintf("ok secure=%d size=%d force=%d", m.SecureVersion, m.Size, bit(m.ForceUpdate)) +
+	answer := fmt.Sprintf("ok secure=%d size=%d force=%d sequence=%d", m.SecureVersion, m.Size, bit(m.ForceUpdate), m.Sequence) +
 		text("project", m.Project) + text("chip", m.Chip) + text("version", m.Version) + text("min_version", m.MinVersion) +
 		text("sha256", m.SHA256)
 	last := int((m.Size - 1) / manifest.BlockSize)
@@ -247,6 +248,22 @@ func answerManifest(_ testing.TB, a []string) string {
 		answer += " " + block
 	}
 	return answer
+}
+
+func answerOffer(_ testing.TB, a []string) string {
+	keys, err := manifest.ParsePublicKeys([]byte(a[1]))
+	if err != nil {
+		keys = nil
+	}
+	o, err := manifest.VerifyOffer(a[0], keys...)
+	switch {
+	case errors.Is(err, manifest.ErrSignature):
+		return "bad_signature"
+	case err != nil:
+		return "bad"
+	}
+	return fmt.Sprintf("ok sequence=%d valid=%d", o.Sequence, o.ValidS) + text("device", o.Device) + text("nonce", o.Nonce) + text("path", o.Path) +
+		text("sha256", o.SHA256) + text("version", o.Version)
 }
 
 func number(t testing.TB, s string) int64 {

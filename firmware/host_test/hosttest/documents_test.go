@@ -51,6 +51,7 @@ var (
 			{"url", textsOf("a.bin", "https://h/x", "a b", `a\tb`, strings.Repeat("u", 400), strings.Repeat("u", 401))},
 			{"secure_version", counts}, {"manifest", textsOf("a.b.c", "")},
 			{"cosignatures", textsOf("", "a.b", strings.Repeat("c", 260), strings.Repeat("c", 261))},
+			{"offer", textsOf("", "a.b.c", strings.Repeat("o", 1536), strings.Repeat("o", 1537))},
 		},
 	}
 	otaDocument = document{
@@ -62,7 +63,7 @@ var (
 		other: []field{
 			{"cert_pem", textsOf("", `-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n`)}, {"skip_cert_verification", flags},
 			{"timeout_ms", counts}, {"current_version", semvers}, {"auto_rollback_enabled", flags}, {"device_id", ids},
-			{"trusted_key_pem", textsOf("", `-----BEGIN PUBLIC KEY-----\n`)}, {"topic_prefix", textsOf("bms/ota", "a", "/a", "a/", "a//b", "a/+", "$a", `a\tb`, strings.Repeat("t", 128), strings.Repeat("t", 129))},
+			{"trusted_key_pem", textsOf("", `-----BEGIN PUBLIC KEY-----\n`)}, {"server_key_pem", textsOf("", `-----BEGIN PUBLIC KEY-----\n`)}, {"topic_prefix", textsOf("bms/ota", "a", "/a", "a/", "a//b", "a/+", "$a", `a\tb`, strings.Repeat("t", 128), strings.Repeat("t", 129))},
 			{"own_topic_only", flags}, {"trusted_threshold", []string{"0", "1", "2", "4", "5", "-1", `"2"`, "1.5", "null"}},
 			{"mirror_url", textsOf("", "http://h/x", "https://h/x", "ftp://h/x", "http://h/%4", "http://u@h/x", "h", "http://h/"+strings.Repeat("x", 391), "http://h/"+strings.Repeat("x", 392))},
 			{"health", []string{`{}`, `{"deadline_s":300,"bms_frames":3,"min_heap":16384}`, `{"deadline_s":86400}`, `{"deadline_s":86401}`, `{"bms_frames":10001}`,
@@ -96,8 +97,22 @@ var (
 		other: []field{
 			{"project", textsOf("ota-demo", strings.Repeat("p", 32), strings.Repeat("p", 33))}, {"chip", textsOf("esp32", strings.Repeat("c", 33))}, {"min_version", semvers},
 			{"secure_version", counts}, {"build_date", textsOf("2026-01-01T00:00:00Z", strings.Repeat("d", 65))}, {"force_update", flags},
+			{"sequence", sequences},
 		},
 	}
+	offerDocument = document{
+		needed: []field{
+			{"type", textsOf("offer", "offer", "offer", "offer", "offer", "offer", "offer", "manifest", "")}, {"device", ids},
+			{"nonce", textsOf(strings.Repeat("n", 22), "abcdefghijklm-_9", strings.Repeat("A", 64), strings.Repeat("n", 22), strings.Repeat("0", 15), strings.Repeat("A", 65), "abcdefghijklm.+9", "abcdefghijklmn=9")},
+			{"sha256", textsOf(strings.Repeat("0a", 32), strings.Repeat("0a", 32), strings.Repeat("0a", 32), strings.Repeat("0A", 32))},
+			{"version", textsOf("1.0.0", "1.0.0", "2.0.0-rc.1", "1.0.0", strings.Repeat("1", 64), strings.Repeat("1", 65), "")},
+			{"path", textsOf("/firmware/version", "/firmware/p/c/version.json", "/firmware/version", "/", "/"+strings.Repeat("p", 511), "/firmware/version", "/"+strings.Repeat("p", 512), "", "firmware")},
+			{"valid_s", []string{"600", "600", "600", "1", "86400", "86401", "0", "-1", `"600"`}},
+		},
+		other: []field{{"sequence", sequences}, {"format", []string{"1"}}},
+	}
+	// sequences are those of manifests: milliseconds, and what an int64 holds.
+	sequences = []string{"0", "1", "1795000000000", "9223372036854775807", "1", "2", "3", "4", "1795000000000", "9223372036854775808", "-1", "null"}
 )
 
 // hostile are values that no field wants, or that few do.

@@ -79,6 +79,9 @@ func manifestQuestions(r *rand.Rand) []question {
 	verify(good, pemOf(one)+"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
 	verify(good, strings.Repeat(pemOf(one), 9))
 	verify(sign(two, goodHeader, payload), pemOf(one)+pemOf(two))
+	for _, n := range sequences {
+		verify(sign(one, goodHeader, strings.TrimSuffix(payload, "}")+`,"sequence":`+n+"}"), pemOf(one))
+	}
 	for _, header := range []string{`{"alg":"none"}`, `{"alg":"HS256"}`, `{"alg":"ES384"}`, `{"alg":"es256"}`, `{"alg":"ES256","kid":"1"}`, `{"alg":"ES256","typ":"JWT"}`,
 		`{"alg":"ES256","crit":["b64"],"b64":true}`, `{"alg":"ES256","jwk":{"kty":"EC","crv":"P-256"}}`, `{"alg":"ES256"} `, `{ "alg":"ES256"}`, `{"ALG":"ES256"}`, `{}`, ``, `{"alg":"ES256","alg":"none"}`} {
 		verify(sign(one, header, payload), pemOf(one))
@@ -110,6 +113,37 @@ func manifestQuestions(r *rand.Rand) []question {
 	}
 	for range 40 {
 		out = append(out, question{"manifest", []string{sign(one, goodHeader, bend(r, payload)), "", "read"}})
+	}
+	return out
+}
+
+func offerQuestions(r *rand.Rand) []question {
+	one, two := fixedKey(1), fixedKey(2)
+	payload := fmt.Sprintf(`{"type":"offer","device":"bms-000001","nonce":"AAECAwQFBgcICQoLDA0ODw","path":"/firmware/version","sha256":"%x","version":"1.1.0","sequence":1795000000000,"valid_s":600}`, sha256.Sum256(nil))
+	good := sign(one, goodHeader, payload)
+	var out []question
+	ask := func(text, keys string) { out = append(out, question{"offer", []string{text, keys}}) }
+	ask(good, pemOf(one))
+	ask(good, pemOf(two)+pemOf(one))
+	ask(good, pemOf(two))
+	ask(good, "")
+	ask(sign(one, `{"alg":"none"}`, payload), pemOf(one))
+	ask("", pemOf(one))
+	ask(good+strings.Repeat("A", manifest.MaxOffer), pemOf(one))
+	ask(sign(one, goodHeader, payload[:len(payload)-1]+`,"x":"`+strings.Repeat("x", 900)+`"}`), pemOf(one))
+	// Neither may pass for the other, though one key has signed both.
+	ask(sign(one, goodHeader, goodPayload()), pemOf(one))
+	out = append(out, question{"manifest", []string{good, pemOf(one), "verify"}})
+	for range 20 { // one bit of a signed text
+		b := []byte(good)
+		b[r.IntN(len(b))] ^= 1 << r.IntN(7)
+		ask(string(b), pemOf(one))
+	}
+	for range 90 { // signed, whatever is in it
+		ask(sign(one, goodHeader, offerDocument.write(r)), pemOf(one))
+	}
+	for range 40 {
+		ask(sign(one, goodHeader, bend(r, payload)), pemOf(one))
 	}
 	return out
 }

@@ -45,6 +45,7 @@ func questions() []question {
 		}
 	}
 	out = append(out, manifestQuestions(r)...)
+	out = append(out, offerQuestions(r)...)
 	out = append(out, keyQuestions(r)...)
 	out = append(out, orderQuestions()...)
 	out = append(out, statusQuestions(r)...)

@@ -48,7 +48,7 @@ func (v vector) texts() []string {
 
 // least is how many vectors there have to be of each kind: fewer, and the file has lost some.
 var least = map[string]int{
-	"version": 300, "command": 250, "version_file": 150, "manifest": 150, "ota_config": 100, "mqtt_config": 60, "status": 60,
+	"version": 300, "command": 250, "version_file": 150, "manifest": 150, "offer": 150, "ota_config": 100, "mqtt_config": 60, "status": 60,
 	"refuse": 50, "gate": 50, "keys": 25, "expired": 15, "same": 10, "on_the_way": 20, "name": 30, "mac": 2, "digest": 4, "cosigned": 150, "builtin": 35,
 }
 
@@ -108,7 +108,7 @@ func TestVectorsOfEachKindHaveSeveralAnswers(t *testing.T) {
 			refused[v.Kind]++
 		}
 	}
-	for _, kind := range []string{"command", "version_file", "manifest", "ota_config", "mqtt_config", "keys", "cosigned", "builtin"} {
+	for _, kind := range []string{"command", "version_file", "manifest", "offer", "ota_config", "mqtt_config", "keys", "cosigned", "builtin"} {
 		if n := refused[kind]; n < count[kind]/10 || n > count[kind]*9/10 {
 			t.Errorf("%s: %d of %d are refused", kind, n, count[kind])
 		}

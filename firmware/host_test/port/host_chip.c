@@ -2,6 +2,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/time.h>
 #include <time.h>
 
@@ -93,6 +94,14 @@ esp_reset_reason_t esp_reset_reason(void)
 void esp_restart(void)
 {
     host_end(HOST_EXIT_RESTART);
+}
+
+// What nobody may foresee is not the seed's: a board that is run again asks with other nonces.
+void esp_fill_random(void *buf, size_t len)
+{
+    if (getrandom(buf, len, 0) != (ssize_t)len) {   // whole up to 256 bytes (getrandom(2))
+        abort();
+    }
 }
 
 uint32_t esp_random(void)

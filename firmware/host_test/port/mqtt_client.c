@@ -253,7 +253,7 @@ esp_err_t esp_mqtt_client_destroy(esp_mqtt_client_handle_t c)
     return ESP_OK;
 }
 
-int esp_mqtt_client_subscribe(esp_mqtt_client_handle_t c, const char *topic, int qos)
+int esp_mqtt_client_subscribe_single(esp_mqtt_client_handle_t c, const char *topic, int qos)
 {
     int id = 0;
     return mosquitto_subscribe(c->session, &id, topic, qos) == MOSQ_ERR_SUCCESS ? id : -1;

@@ -83,5 +83,5 @@ esp_err_t esp_mqtt_client_start(esp_mqtt_client_handle_t c);
 esp_err_t esp_mqtt_client_stop(esp_mqtt_client_handle_t c);         // not from the handler
 esp_err_t esp_mqtt_client_disconnect(esp_mqtt_client_handle_t c);
 esp_err_t esp_mqtt_client_destroy(esp_mqtt_client_handle_t c);
-int esp_mqtt_client_subscribe(esp_mqtt_client_handle_t c, const char *topic, int qos);
+int esp_mqtt_client_subscribe_single(esp_mqtt_client_handle_t c, const char *topic, int qos);
 int esp_mqtt_client_publish(esp_mqtt_client_handle_t c, const char *topic, const char *data, int len, int qos, int retain);

@@ -13,7 +13,7 @@ import (
 type Account struct {
 	Name       string
 	Role       Role
-	Password   string // as hashPassword writes it
+	Password   string // as hashPassword writes it; empty = no password opens the account
 	CreatedAt  time.Time
 	CreatedBy  string
 	PasswordAt time.Time // when Password was set
@@ -110,6 +110,22 @@ func (f *Fleet) AddAccount(ctx context.Context, by Identity, name string, role R
 	if err != nil {
 		return err
 	}
+	return f.addAccount(ctx, by, name, role, hash)
+}
+
+// AddAccountWithoutPassword makes an account that no password opens: for somebody who is vouched for (LoginVouched), or until
+// SetPassword gives it one.
+func (f *Fleet) AddAccountWithoutPassword(ctx context.Context, by Identity, name string, role Role) error {
+	if err := f.may(by, RightAdminister); err != nil {
+		return err
+	}
+	if err := errors.Join(checkName(name), checkRole(role)); err != nil {
+		return err
+	}
+	return f.addAccount(ctx, by, name, role, "")
+}
+
+func (f *Fleet) addAccount(ctx context.Context, by Identity, name string, role Role, hash string) error {
 	now := f.cfg.Now()
 	return f.update(ctx, by, func(tx Tx) error {
 		if err := nameIsFree(tx, name, "account", "operator", "device"); err != nil {

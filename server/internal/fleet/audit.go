@@ -119,6 +119,7 @@ type book struct {
 	entries  []audit.Entry
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
+	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
 // write appends the rows. All of them are hashed here, behind the head as this transaction sees it.
@@ -146,6 +147,7 @@ type audited struct {
 	book *book
 	by   Identity
 	from string // address of who acts, where it is known
+	via  string // the way in, for a login; empty = ViaWeb
 }
 
 // as is tx with another one acting: in a group of statuses it is each device for itself.
@@ -322,7 +324,7 @@ func (t *audited) PutDevice(d Device) error {
 	if now.revoked && !old.revoked {
 		tell(audit.DeviceRevoke, nil)
 	}
-	if now.channel != old.channel {
+	if channelName(now.channel) != channelName(old.channel) {
 		tell(audit.DeviceChannel, audit.Of("channel", channelName(now.channel), "was", channelName(old.channel)))
 	}
 	if details := relabelled(old.labels, now.labels); details != nil {

@@ -227,7 +227,6 @@ func TestEveryChangeOfARowIsToldOrNamedHere(t *testing.T) {
 // A way to change rows that is new has to go through the log, or to be named here.
 func TestEveryWayToChangeRowsGoesThroughTheLog(t *testing.T) {
 	quiet := map[string]string{
-		"PutMember":           "what becomes of a member is its attempt, which is told, or its rollout's step",
 		"DeleteSessionsOf":    "they end with what is told: an account, a password, a token",
 		"DeleteSessionsUntil": "they have ended by time",
 		"PutDelivery":         "what waits to be sent tells of what has its own row",

@@ -74,7 +74,7 @@ func (t *audited) PutSession(s Session) error {
 		return err
 	}
 	if !there {
-		t.add(audit.Entry{What: audit.LoginOK, Details: audit.Of("via", ViaWeb, "address", t.from)})
+		t.add(audit.Entry{What: audit.LoginOK, Details: audit.Of("via", first(t.via, ViaWeb), "address", t.from)})
 	}
 	return t.Tx.PutSession(s)
 }

@@ -8,6 +8,15 @@ import (
 	"bmsota/audit"
 )
 
+// PutMember tells nothing by itself: what becomes of a member is its attempt, which is told, or its rollout's step. That step
+// names whom an operator has left out.
+func (t *audited) PutMember(m Member) error {
+	if m.State == MemberSkipped && t.by.Role != RoleServer && t.by.Role != RoleDevice {
+		t.book.leftOut = m.DeviceID
+	}
+	return t.Tx.PutMember(m)
+}
+
 // PutRollout tells every step of a rollout: by the state and wave it comes to, and in the words that its events have.
 func (t *audited) PutRollout(r Rollout) error {
 	old, there, err := before(t.Rollout(r.ID))
@@ -15,7 +24,7 @@ func (t *audited) PutRollout(r Rollout) error {
 		return err
 	}
 	tell := func(what audit.Action, pairs ...string) {
-		t.add(audit.Entry{What: what, About: r.SHA256, Rollout: r.ID, Details: audit.Of(append(pairs, "what", eventsSince(old, r))...)})
+		t.add(audit.Entry{What: what, About: r.SHA256, Device: t.book.leftOut, Rollout: r.ID, Details: audit.Of(append(pairs, "what", eventsSince(old, r))...)})
 	}
 	switch {
 	case !there:

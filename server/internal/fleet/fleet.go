@@ -12,6 +12,7 @@
 package fleet
 
 import (
+	"crypto"
 	"errors"
 	"log/slog"
 	"sync"
@@ -41,6 +42,8 @@ type Config struct {
 	ForeignSessions bool
 	// Issue signs certificates for devices; nil = this server gives none.
 	Issue Issuer
+	// OfferKey signs the answers to devices that ask for that (ECDSA P-256); nil = none are signed.
+	OfferKey crypto.Signer
 	// Observer is told what was committed; nil = nobody.
 	Observer Observer
 }

@@ -94,10 +94,33 @@ func (s *countingStore) Update(ctx context.Context, fn func(fleet.Tx) error) err
 	return s.Store.Update(ctx, fn)
 }
 
+// twice is a store that runs every change a second time, as PostgreSQL has to after a deadlock or a lost connection: what the
+// first run did is undone, but what it left outside of the transaction is not. With it under the fleets of these tests, a
+// change that does not begin anew shows in what they test.
+type twice struct{ fleet.Store }
+
+var errUndone = errors.New("undone by the test: the change is run again")
+
+func (s twice) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	err := s.Store.Update(ctx, func(tx fleet.Tx) error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return errUndone
+	})
+	if !errors.Is(err, errUndone) {
+		return err
+	}
+	return s.Store.Update(ctx, fn)
+}
+
 func newFleet(t testing.TB, cfg fleet.Config) *fleet.Fleet {
 	t.Helper()
 	if cfg.Store == nil {
 		cfg.Store = store.NewMemory()
+	}
+	if memory, ok := cfg.Store.(*store.Memory); ok {
+		cfg.Store = twice{memory}
 	}
 	if cfg.Blobs == nil {
 		blobs, err := store.OpenFolder(t.TempDir())

@@ -20,7 +20,7 @@ type Knock struct {
 	What    audit.Action // LoginOK, LoginFailed or AccessDenied
 	Name    string       // that was given; kept only where it is somebody's, for people type passwords into that field
 	Role    Role         // filled in when it is written
-	Via     string       // ViaWeb, ViaAPI or ViaMQTT
+	Via     string       // ViaWeb, ViaSSO, ViaAPI or ViaMQTT
 	Address string
 	About   string // what was refused: a right, a topic
 }
@@ -28,6 +28,7 @@ type Knock struct {
 // The ways in.
 const (
 	ViaWeb  = "web"
+	ViaSSO  = "single sign-on"
 	ViaAPI  = "api"
 	ViaMQTT = "mqtt"
 )

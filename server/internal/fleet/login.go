@@ -32,6 +32,37 @@ func (f *Fleet) Login(ctx context.Context, name, secret, address string) (cookie
 	if by, err = f.verify(ctx, name, secret, address); err != nil {
 		return "", Identity{}, err
 	}
+	return f.openSession(ctx, by, address, ViaWeb)
+}
+
+// LoginVouched opens a session for the account of a name for whom a sign-in provider has vouched; see package sso. There must be
+// such an account: the provider says who somebody is, and an administrator what that may do.
+func (f *Fleet) LoginVouched(ctx context.Context, name, address string) (cookie string, by Identity, err error) {
+	err = f.cfg.Store.View(ctx, func(tx Tx) error {
+		a, err := tx.Account(name)
+		by = Identity{Name: a.Name, Role: a.Role}
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		f.TurnedAway(Knock{What: audit.LoginFailed, Name: name, Via: ViaSSO, Address: address, About: "no such account"})
+		return "", Identity{}, fmt.Errorf("%w: there is no account %.64q", ErrDenied, name)
+	}
+	if err != nil {
+		return "", Identity{}, err
+	}
+	return f.openSession(ctx, by, address, ViaSSO)
+}
+
+// MayTry says whether somebody at address may try to sign in by a provider now; *TooSoon asks to wait, as after wrong passwords.
+func (f *Fleet) MayTry(address string) error { return f.guard.waitFor(f.cfg.Now(), "a "+address) }
+
+// Refused is TurnedAway for somebody whom a provider did not vouch for. It counts as a failed login of the address.
+func (f *Fleet) Refused(k Knock) {
+	f.guard.failedAt(k.Address, f.cfg.Now())
+	f.TurnedAway(k)
+}
+
+func (f *Fleet) openSession(ctx context.Context, by Identity, address, via string) (cookie string, _ Identity, err error) {
 	cookie, digest := newToken()
 	now := f.cfg.Now()
 	s := Session{SHA256: digest, Account: by.Name, CreatedAt: now, SeenAt: now, ExpiresAt: now.Add(SessionLife)}
@@ -48,7 +79,11 @@ func (f *Fleet) Login(ctx context.Context, name, secret, address string) (cookie
 			return err
 		}
 		by.Role = role
-		return as(tx, by, address).PutSession(s)
+		own := as(tx, by, address)
+		if t, ok := own.(*audited); ok {
+			t.via = via
+		}
+		return own.PutSession(s)
 	})
 	if err != nil {
 		return "", Identity{}, err
@@ -216,10 +251,14 @@ func newGuard() *guard {
 
 // wait says how long name and address have to wait; nil for not at all.
 func (g *guard) wait(name, address string, now time.Time) error {
+	return g.waitFor(now, "n "+name, "a "+address)
+}
+
+func (g *guard) waitFor(now time.Time, keys ...string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var longest time.Duration
-	for _, key := range []string{"n " + name, "a " + address} {
+	for _, key := range keys {
 		longest = max(longest, g.tries[key].until.Sub(now))
 	}
 	if longest > 0 {
@@ -238,6 +277,12 @@ func (g *guard) failed(name, address string, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.note("n "+name, now, freeTries, maxWaitName)
+	g.note("a "+address, now, freeTriesAddress, maxWaitAddress)
+}
+
+func (g *guard) failedAt(address string, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.note("a "+address, now, freeTriesAddress, maxWaitAddress)
 }
 

@@ -10,17 +10,29 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bmsota/manifest"
 	"bmsota/protocol"
 )
 
 // Query is what a device or a person says of itself when asking for a release. Empty fields are unknown.
-type Query struct{ Device, Project, Chip, Channel string }
+type Query struct {
+	Device, Project, Chip, Channel string
+	Nonce                          string // what the device asks with, where it wants a signed answer
+	Path                           string // what it asks for then: it says which project and channel, and is signed with the rest
+}
 
 // Offer is a release and the version.json that announces it. File.URL is relative: the digest and ".bin".
 type Offer struct {
-	Release Release
-	File    protocol.VersionFile
+	Release  Release
+	File     protocol.VersionFile
+	Sequence int64 // of the manifest; 0 = none
+	// Signed is the answer to the device's nonce; empty where it sent none, or this fleet signs nothing.
+	Signed string
 }
+
+// offerValid is how many seconds after its question a device may still take an answer: as long as the slowest network brings
+// it, and no longer.
+const offerValid = 600
 
 // line is what releases succeed each other within.
 type line struct{ project, chip string }
@@ -121,7 +133,7 @@ func newCatalog(releases []Release, channels []Channel, quarantines []Quarantine
 		c.quarantined[q.SHA256] = q.Stands()
 	}
 	for _, r := range releases {
-		o := &Offer{Release: r, File: versionFile(r)}
+		o := &Offer{Release: r, File: versionFile(r), Sequence: sequenceOf(r)}
 		c.bySHA[r.SHA256] = o
 		c.byVersion[keyOf(r.Project, r.Chip, r.Version)] = o
 		if c.offered(r) {
@@ -145,6 +157,15 @@ func newCatalog(releases []Release, channels []Channel, quarantines []Quarantine
 		c.names[ch.Name] = append(c.names[ch.Name], line{ch.Project, ch.Chip})
 	}
 	return c
+}
+
+// sequenceOf is what the manifest of r says; it was verified when r was published.
+func sequenceOf(r Release) int64 {
+	m, err := manifest.Unverified(r.Manifest)
+	if err != nil {
+		return 0
+	}
+	return m.Sequence
 }
 
 func versionFile(r Release) protocol.VersionFile {
@@ -178,6 +199,11 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 	if err := protocol.CheckDeviceID(q.Device); err != nil {
 		return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	if q.Nonce != "" {
+		if err := manifest.CheckNonce(q.Nonce); err != nil {
+			return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
 	var device *Device
 	var open []Attempt
 	err = f.cfg.Store.View(ctx, func(tx Tx) error {
@@ -202,7 +228,13 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 	if n := len(open); n > 0 && open[n-1].Action == protocol.ActionUpdate && open[n-1].Version != "" {
 		assigned = &open[n-1]
 	}
-	return cat.offer(q, device, assigned, f.cfg.DefaultProject)
+	o, err := cat.offer(q, device, assigned, f.cfg.DefaultProject)
+	if err != nil || q.Nonce == "" || f.cfg.OfferKey == nil {
+		return o, err
+	}
+	// Whether it is newer than what the device runs or not: that there is nothing new is what a device must be able to believe.
+	o.Signed, err = manifest.SignOffer(manifest.NewOffer(q.Device, q.Nonce, q.Path, o.Release.SHA256, o.Release.Version, o.Sequence, offerValid), f.cfg.OfferKey)
+	return o, err
 }
 
 func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject string) (Offer, error) {
@@ -330,7 +362,7 @@ func (f *Fleet) Firmware(ctx context.Context, sha256 string) (Blob, error) {
 	if cat.bySHA[sha256] == nil {
 		return nil, fmt.Errorf("firmware %.64q: %w", sha256, ErrNotFound)
 	}
-	return f.cfg.Blobs.Open(sha256)
+	return f.cfg.Blobs.Open(ctx, sha256)
 }
 
 // Releases are all releases, newest first.

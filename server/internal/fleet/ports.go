@@ -94,11 +94,14 @@ type Tx interface {
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable
-// when it returns nil (temp file, fsync, rename, fsync of the folder); bytes that exist already are not written again.
-// A reader never sees part of a file. Open returns ErrNotFound (wrapped) for bytes that are not there.
+// when it returns nil (temp file, fsync, rename, fsync of the folder; or an object that was read back); bytes that exist
+// already are not written again. A reader never sees part of a file. Open returns ErrNotFound (wrapped) for bytes that are
+// not there, ErrDamaged for other bytes than the digest's where it can tell. Reread is Open past everything that is kept
+// nearer than the store itself: what it gives is what a restart would find.
 type Blobs interface {
 	Put(ctx context.Context, sha256 string, size int64, r io.Reader) error
-	Open(sha256 string) (Blob, error)
+	Open(ctx context.Context, sha256 string) (Blob, error)
+	Reread(ctx context.Context, sha256 string) (Blob, error)
 }
 
 // Blob is an open firmware file of known size.

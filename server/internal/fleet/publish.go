@@ -12,8 +12,8 @@ import (
 	"bmsota/protocol"
 )
 
-// maxUpload is the largest firmware file in bytes: the largest image and the padding and sector of its signature.
-const maxUpload = manifest.MaxSize + 64<<10
+// MaxUpload is the largest firmware file in bytes: the largest image and the padding and sector of its signature.
+const MaxUpload = manifest.MaxSize + 64<<10
 
 // PublishRequest describes an uploaded image that shall become a release. Where there is a manifest, Version,
 // MinVersion, ForceUpdate and BuildDate are the manifest's, and a request that says otherwise is refused.
@@ -40,8 +40,8 @@ func (f *Fleet) Upload(ctx context.Context, by Identity, sha256 string, size int
 	if !isDigest(sha256) {
 		return fmt.Errorf("%w: the digest is not 64 lower-case hex digits", ErrInvalid)
 	}
-	if size <= 0 || size > maxUpload {
-		return fmt.Errorf("%w: %d bytes are not within 1 to %d", ErrInvalid, size, maxUpload)
+	if size <= 0 || size > MaxUpload {
+		return fmt.Errorf("%w: %d bytes are not within 1 to %d", ErrInvalid, size, MaxUpload)
 	}
 	return f.cfg.Blobs.Put(ctx, sha256, size, r)
 }
@@ -69,7 +69,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	f.publishing.Lock() // an image is held in memory whole: one at a time
 	defer f.publishing.Unlock()
 
-	img, err := f.readImage(req.SHA256)
+	img, err := f.readImage(ctx, req.SHA256)
 	if err != nil {
 		return Release{}, nil, err
 	}
@@ -88,6 +88,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	r.PublishedAt, r.PublishedBy = f.cfg.Now(), by.Name
 
 	// The bytes have been durable since Upload. Only now may a row, and with it every device, speak of them.
+	var kept Release
 	err = f.update(ctx, by, func(tx Tx) error {
 		keys, err := tx.Keys(r.Project)
 		if err != nil {
@@ -99,7 +100,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 		if err := f.settleKeys(tx, by, keys, r, signers, carried); err != nil {
 			return err
 		}
-		if r, err = putRelease(tx, r); err != nil {
+		if kept, err = putRelease(tx, r); err != nil {
 			return err
 		}
 		return putChannel(tx, Channel{Project: r.Project, Chip: r.Chip, Name: req.Channel, SHA256: r.SHA256,
@@ -108,6 +109,7 @@ func (f *Fleet) Publish(ctx context.Context, by Identity, req PublishRequest) (R
 	if err != nil {
 		return Release{}, nil, err
 	}
+	r = kept
 	f.catalog.forget()
 	return r, warnings, nil
 }
@@ -137,7 +139,26 @@ func putRelease(tx Tx, r Release) (Release, error) {
 			return r, err
 		}
 	}
+	if err := checkSequence(tx, r); err != nil {
+		return r, err
+	}
 	return r, tx.PutRelease(r)
+}
+
+// checkSequence refuses a manifest that was signed before one that is here already: whoever kept an old one back, and may
+// publish, must not bring it in as if it were new.
+func checkSequence(tx Tx, r Release) error {
+	all, err := tx.Releases()
+	if err != nil {
+		return err
+	}
+	own := sequenceOf(r)
+	for _, old := range all {
+		if old.Project == r.Project && old.Chip == r.Chip && old.Manifest != "" && sequenceOf(old) >= max(own, 1) {
+			return fmt.Errorf("%w: the manifest of %s was signed before that of %s: sign it anew, on a machine whose clock is right", ErrRefused, r.Version, old.Version)
+		}
+	}
+	return nil
 }
 
 // spellings of one version: with and without the leading v that is tolerated.

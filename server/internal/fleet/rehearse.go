@@ -48,6 +48,9 @@ func (m Mix) check() error {
 		}
 		sum += share
 	}
+	if sum > 1+1e-9 { // ten tenths are a little more than one
+		return invalid("mix: the shares add up to %.4g, the most is 1", sum)
+	}
 	if sum <= 0 {
 		return invalid("mix: the shares add up to nothing")
 	}

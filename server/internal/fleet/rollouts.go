@@ -110,10 +110,11 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 	if r.Policy.OverrideGates {
 		r.say(r.CreatedAt, by.Name, "gates and window are overridden")
 	}
+	var kept Rollout
 	err = f.update(ctx, by, func(tx Tx) error {
 		made = false
 		if old, err := repeated(tx, key, bodySum); err == nil {
-			*r = old
+			kept = old
 			return nil
 		} else if !errors.Is(err, ErrNotFound) {
 			return err
@@ -135,12 +136,13 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 			}
 		}
 		made = true
-		*r, err = tx.Rollout(r.ID)
+		kept, err = tx.Rollout(r.ID)
 		return err
 	})
 	if err != nil {
 		return Rollout{}, err
 	}
+	*r = kept
 	if made {
 		f.cfg.Log.Info("rollout created", "rollout", r.ID, "release", r.Version, "members", r.Members, "by", by.Name,
 			"override_gates", r.Policy.OverrideGates)

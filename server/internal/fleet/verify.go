@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -63,8 +64,8 @@ func isDigest(s string) bool {
 }
 
 // readImage reads an uploaded file and verifies it as ESP-IDF would before it boots it.
-func (f *Fleet) readImage(digest string) (image, error) {
-	blob, err := f.cfg.Blobs.Open(digest)
+func (f *Fleet) readImage(ctx context.Context, digest string) (image, error) {
+	blob, err := f.cfg.Blobs.Reread(ctx, digest)
 	if errors.Is(err, ErrNotFound) {
 		return image{}, fmt.Errorf("image %.12s…: %w: upload it first", digest, ErrNotFound)
 	}
@@ -72,8 +73,8 @@ func (f *Fleet) readImage(digest string) (image, error) {
 		return image{}, err
 	}
 	defer blob.Close()
-	if blob.Size() > maxUpload {
-		return image{}, fmt.Errorf("%w: the file has %d bytes, the limit is %d", ErrRefused, blob.Size(), maxUpload)
+	if blob.Size() > MaxUpload {
+		return image{}, fmt.Errorf("%w: the file has %d bytes, the limit is %d", ErrRefused, blob.Size(), MaxUpload)
 	}
 	b := make([]byte, blob.Size())
 	if _, err := io.ReadFull(blob, b); err != nil {
@@ -177,7 +178,7 @@ func matches(m manifest.Manifest, req PublishRequest, img image) error {
 		return fmt.Errorf("%w: the block digests of the manifest are not those of the image", ErrRefused)
 	}
 	// What the bytes cannot say is the signer's alone.
-	want.MinVersion, want.BuildDate, want.ForceUpdate = m.MinVersion, m.BuildDate, m.ForceUpdate
+	want.MinVersion, want.BuildDate, want.ForceUpdate, want.Sequence = m.MinVersion, m.BuildDate, m.ForceUpdate, m.Sequence
 	if m != want {
 		return fmt.Errorf("%w: the manifest is not the one that these bytes give", ErrRefused)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bmsota/audit"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 )
@@ -217,6 +218,9 @@ func TestAMemberCanBeLeftOut(t *testing.T) {
 		v, err := y.Abort(t.Context(), anna, r.ID)
 		if err != nil || v.Figures.Skipped != 1 || !strings.Contains(v.Events[len(v.Events)-2].Text, list[1].DeviceID) {
 			t.Errorf("%+v %+v (%v)", v.Figures, v.Events, err)
+		}
+		if e := last(t, y.store, audit.RolloutChange); e.Device != list[1].DeviceID || e.Who != anna.Name || e.Rollout != r.ID {
+			t.Errorf("the log says %+v of who was left out", e)
 		}
 		if _, err := y.SkipMember(t.Context(), anna, r.ID, list[2].DeviceID); !errors.Is(err, fleet.ErrConflict) {
 			t.Errorf("skip in a rollout that was aborted: %v", err)

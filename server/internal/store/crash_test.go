@@ -39,8 +39,19 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, end := range atEnd {
+		if err := end(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	endSharedS3()
+	os.Exit(code)
 }
+
+// atEnd is what the tests of this package have started once and must end.
+var atEnd []func() error
 
 var root = fleet.Identity{Name: "anna", Role: fleet.RoleOperator}
 

@@ -167,14 +167,18 @@ type inMemory struct{ *bytes.Reader }
 
 func (inMemory) Close() error { return nil }
 
-func (k keeping) Open(sha256 string) (fleet.Blob, error) {
+func (k keeping) Open(ctx context.Context, sha256 string) (fleet.Blob, error) {
 	k.s.mu.Lock()
 	b, ok := k.s.putOff[sha256]
 	k.s.mu.Unlock()
 	if ok {
 		return inMemory{bytes.NewReader(b)}, nil
 	}
-	return k.Blobs.Open(sha256)
+	return k.Blobs.Open(ctx, sha256)
+}
+
+func (k keeping) Reread(ctx context.Context, sha256 string) (fleet.Blob, error) {
+	return k.Open(ctx, sha256)
 }
 
 // serve opens the storage and runs a fleet over it until stop is called.

@@ -5,9 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"bmsota/durable"
 	"bmsota/server/internal/fleet"
@@ -94,7 +94,7 @@ func (db *DB) PretendVersion(v int) error {
 
 // Plan is how SQLite finds the ids of a page.
 func (db *DB) Plan(q fleet.DeviceQuery) (string, error) {
-	text, args := pageQuery(q)
+	text, args := pageQuery(q, true)
 	rows, err := db.read.Query("EXPLAIN QUERY PLAN "+text, args...)
 	if err != nil {
 		return "", err
@@ -118,11 +118,7 @@ func MakeVersion1(ctx context.Context, path string, statements ...string) error 
 	if err != nil {
 		return err
 	}
-	files, err := fs.Sub(migrations, "migrations/sqlite")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
+	p, err := provider(goose.DialectSQLite3, db, "sqlite")
 	if err != nil {
 		return err
 	}
@@ -139,4 +135,29 @@ func MakeVersion1(ctx context.Context, path string, statements ...string) error 
 func (db *DB) Tamper(text string, args ...any) error {
 	_, err := db.write.Exec(text, args...)
 	return err
+}
+
+// Forgetful has the store take a COMMIT without an answer for one that did not happen.
+func (db *Postgres) Forgetful() { db.forgetful = true }
+
+// Tamper runs a statement as another program on the same database would.
+func (db *Postgres) Tamper(text string, args ...any) error {
+	_, err := db.read.Exec(text, args...)
+	return err
+}
+
+// SomebodyWaits says whether a session of the server waits for a lock.
+func (db *Postgres) SomebodyWaits() (waits bool, err error) {
+	err = db.read.QueryRow("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)").Scan(&waits)
+	return waits, err
+}
+
+// NewBucket is a bucket that nobody was asked about.
+var NewBucket = newBucket
+
+// SignedUntil is until when the address that is given out is good.
+func (b *Bucket) SignedUntil(digest string) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.signed[digest].until
 }

@@ -165,7 +165,7 @@ func (s *site) failEverywhere(kind fault) {
 				t.Errorf("%s: %v does not say that the disk is full", what, answer)
 			}
 			for _, r := range releases {
-				if err := whole(s.folder, r.SHA256); err != nil {
+				if err := whole(s.t.Context(), s.folder, r.SHA256); err != nil {
 					t.Errorf("%s: meanwhile: %v", what, err)
 				}
 			}

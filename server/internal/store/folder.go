@@ -81,9 +81,7 @@ func (f *Folder) Put(ctx context.Context, digest string, size int64, r io.Reader
 		}
 		return nil
 	}
-	var random [8]byte
-	rand.Read(random[:]) // never fails (crypto/rand)
-	temp := tempPrefix + hex.EncodeToString(random[:])
+	temp := tempName()
 	if err := f.write(ctx, temp, r, digest, size); err != nil {
 		return err
 	}
@@ -91,6 +89,12 @@ func (f *Folder) Put(ctx context.Context, digest string, size int64, r io.Reader
 		return errors.Join(fmt.Errorf("store firmware: %w: %w", fleet.ErrStorage, err), f.remove(temp))
 	}
 	return nil
+}
+
+func tempName() string {
+	var random [8]byte
+	rand.Read(random[:]) // never fails (crypto/rand)
+	return tempPrefix + hex.EncodeToString(random[:])
 }
 
 // write brings the bytes into a durable file that nobody looks at yet, and removes it when it cannot.
@@ -200,6 +204,15 @@ func blobPath(digest string) (string, error) {
 	return digest[:2] + "/" + digest + ".bin", nil
 }
 
+// digestOf is blobPath the other way round; empty for another file.
+func digestOf(path string) string {
+	digest, _ := strings.CutSuffix(path[strings.LastIndexByte(path, '/')+1:], ".bin")
+	if want, err := blobPath(digest); err != nil || want != path {
+		return ""
+	}
+	return digest
+}
+
 // blob is an open firmware file.
 type blob struct {
 	*os.File
@@ -209,8 +222,13 @@ type blob struct {
 // Size is the length in bytes.
 func (b blob) Size() int64 { return b.size }
 
+// Reread implements fleet.Blobs: there is nothing nearer than the folder.
+func (f *Folder) Reread(ctx context.Context, digest string) (fleet.Blob, error) {
+	return f.Open(ctx, digest)
+}
+
 // Open implements fleet.Blobs.
-func (f *Folder) Open(digest string) (fleet.Blob, error) {
+func (f *Folder) Open(_ context.Context, digest string) (fleet.Blob, error) {
 	path, err := blobPath(digest)
 	if err != nil {
 		return nil, err

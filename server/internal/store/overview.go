@@ -1,8 +1,6 @@
 package store
 
 import (
-	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,18 +14,11 @@ import (
 // too seldom to be kept.
 
 func oneOf[T any](t *sqlTx, scan func(scanner) (T, error), text string, args ...any) (T, error) {
-	v, err := scan(t.tx.QueryRowContext(t.ctx, text, args...))
-	if errors.Is(err, sql.ErrNoRows) {
-		return v, fleet.ErrNotFound
-	}
-	if err != nil {
-		return v, t.fault(err)
-	}
-	return v, nil
+	return first(t, scan, t.tx.QueryRowContext(t.ctx, text, t.values(args)...))
 }
 
 func manyOf[T any](t *sqlTx, scan func(scanner) (T, error), text string, args ...any) ([]T, error) {
-	rows, err := t.tx.QueryContext(t.ctx, text, args...)
+	rows, err := t.tx.QueryContext(t.ctx, text, t.values(args)...)
 	if err != nil {
 		return nil, t.fault(err)
 	}
@@ -35,7 +26,7 @@ func manyOf[T any](t *sqlTx, scan func(scanner) (T, error), text string, args ..
 }
 
 func (t *sqlTx) exec(text string, args ...any) error {
-	_, err := t.change(func() (sql.Result, error) { return t.tx.ExecContext(t.ctx, text, args...) })
+	_, err := t.change(text, args...)
 	return err
 }
 
@@ -119,11 +110,11 @@ func selecting(q fleet.DeviceQuery) *where {
 	}
 	switch q.State {
 	case fleet.StateSuspect:
-		w.and("suspect = 1 AND NOT revoked") // as the partial index has it
+		w.and("suspect = 1 AND +revoked = 0") // from the partial index
 		return w
 	case fleet.StateUpdating, fleet.StateWaiting, fleet.StateStuck, fleet.StateFailed:
 		// In words that no index is chosen by: these are found by their phase.
-		w.and("NOT revoked")
+		w.and("+revoked = 0")
 	default:
 		w.and("revoked = ?", false)
 	}
@@ -144,7 +135,7 @@ func selecting(q fleet.DeviceQuery) *where {
 	case fleet.StateFailed:
 		w.and("id IN (SELECT f.id FROM devices f WHERE f.phase IN ('failed', 'rolled_back') UNION ALL "+badDevices+")", millis(q.Now.Add(-fleet.FailedWithin)))
 	case fleet.StateUnprotected:
-		w.and("phase <> '' AND NOT protected")
+		w.and("phase <> '' AND protected = 0")
 	case fleet.StateUnreleased:
 		w.and("version <> '' AND NOT " + released)
 	default:
@@ -153,11 +144,12 @@ func selecting(q fleet.DeviceQuery) *where {
 	return w
 }
 
-// pageQuery finds the ids of a page, from an index that holds everything a query asks for.
-func pageQuery(q fleet.DeviceQuery) (text string, args []any) {
+// pageQuery finds the ids of a page, from an index that holds everything a query asks for. PostgreSQL knows what there is how
+// much of, and chooses; it is not advised.
+func pageQuery(q fleet.DeviceQuery, advised bool) (text string, args []any) {
 	w := selecting(q)
 	id := "id"
-	if !q.Plain() {
+	if advised && !q.Plain() {
 		// No column, so that the ids are not walked in order with a look at every row: the index with the facts is read
 		// instead, and the best of it kept.
 		id = "id || ''"
@@ -192,7 +184,7 @@ func pageQuery(q fleet.DeviceQuery) (text string, args []any) {
 
 // DevicePage reads only the rows of the page.
 func (t *sqlTx) DevicePage(q fleet.DeviceQuery) ([]fleet.Device, error) {
-	text, args := pageQuery(q)
+	text, args := pageQuery(q, t.advised)
 	ids, err := manyOf(t, func(s scanner) (id string, err error) { return id, s.Scan(&id) }, text, args...)
 	if err != nil {
 		return nil, err
@@ -220,7 +212,7 @@ func (t *sqlTx) DeviceTallies(now time.Time) ([]fleet.DeviceTally, error) {
 	w := &where{}
 	text := `SELECT project, chip, version, sha256, phase, reason, COUNT(*), SUM(online),
  SUM(CASE WHEN phase IN ` + moving + ` AND last_seen < ` + w.arg(millis(now.Add(-fleet.StuckAfter))) + ` THEN 1 ELSE 0 END),
- SUM(CASE WHEN phase <> '' AND NOT protected THEN 1 ELSE 0 END),
+ SUM(CASE WHEN phase <> '' AND protected = 0 THEN 1 ELSE 0 END),
  SUM(CASE WHEN online = ` + w.arg(false) + ` AND last_seen < ` + w.arg(millis(now.Add(-fleet.AwayAfter))) +
 		` AND enrolled_at < ` + w.arg(millis(now.Add(-fleet.AwayAfter))) + ` THEN 1 ELSE 0 END)
 FROM devices WHERE revoked = ` + w.arg(false) + ` GROUP BY project, chip, version, sha256, phase, reason

@@ -187,7 +187,7 @@ func revive(t *testing.T, image crashdisk.Image, o owed) (err error) {
 		return fmt.Errorf("the database holds neither what was acknowledged nor what came next: %s", difference(o.dumps[0], dump))
 	}
 	for _, sha := range o.blobs {
-		if err := whole(folder, sha); err != nil {
+		if err := whole(t.Context(), folder, sha); err != nil {
 			return err
 		}
 	}
@@ -199,15 +199,15 @@ func releasesAreWhole(ctx context.Context, db *store.DB, folder *store.Folder) e
 	return db.View(ctx, func(tx fleet.Tx) error {
 		releases, err := tx.Releases()
 		for _, r := range releases {
-			err = errors.Join(err, whole(folder, r.SHA256))
+			err = errors.Join(err, whole(ctx, folder, r.SHA256))
 		}
 		return err
 	})
 }
 
 // whole says whether a firmware file is there with its bytes.
-func whole(folder *store.Folder, sha string) error {
-	blob, err := folder.Open(sha)
+func whole(ctx context.Context, folder *store.Folder, sha string) error {
+	blob, err := folder.Open(ctx, sha)
 	if err != nil {
 		return err
 	}

@@ -130,9 +130,10 @@ ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, created_a
 	qRollouts:     `SELECT ` + rolloutColumns + ` FROM rollouts ORDER BY created_at DESC, id`,
 	qRolloutsToTend: `SELECT ` + rolloutColumns + ` FROM rollouts WHERE state = 'running'
  OR id IN (SELECT rollout_id FROM rollout_members WHERE state = 'open') ORDER BY priority DESC, created_at, id`,
-	// The row is written when it is new and the writer knows of none ($2 is 1), or when it is the one that the writer read.
+	// The row is written when it is new and the writer knows of none ($8 is 1: $2 as a number, for PostgreSQL gives a value one
+	// type), or when it is the one that the writer read.
 	qPutRollout: `INSERT INTO rollouts (` + rolloutColumns + `) SELECT $1, $2, $3, $4, $5, $6, $7
-WHERE $2 = 1 OR EXISTS (SELECT 1 FROM rollouts WHERE id = $1)
+WHERE $8 = 1 OR EXISTS (SELECT 1 FROM rollouts WHERE id = $1)
 ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, state = excluded.state, priority = excluded.priority,
  created_at = excluded.created_at, request_key = excluded.request_key, body = excluded.body
 WHERE rollouts.revision = excluded.revision - 1`,

@@ -115,7 +115,7 @@ func (t *sqlTx) PutRollout(r fleet.Rollout) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.write(qPutRollout, r.ID, r.Revision, string(r.State), int64(r.Policy.Priority), millis(r.CreatedAt), r.Key, string(body))
+	n, err := t.write(qPutRollout, r.ID, r.Revision, string(r.State), int64(r.Policy.Priority), millis(r.CreatedAt), r.Key, string(body), r.Revision)
 	if err == nil && n == 0 {
 		t.failed = fmt.Errorf("%w: rollout %q was changed by another", fleet.ErrConflict, r.ID)
 		return t.failed
@@ -184,7 +184,10 @@ func (t *sqlTx) CountDark(rollout string, before time.Time) (int, error) {
 	return one(t, scanCount, qCountDark, rollout, millis(before))
 }
 
-func (t *sqlTx) PutMember(m fleet.Member) error { return t.put(qPutMember, memberArgs(m)...) }
+func (t *sqlTx) PutMember(m fleet.Member) error {
+	t.members = true
+	return t.put(qPutMember, memberArgs(m)...)
+}
 
 func (t *sqlTx) CountAttempts(rollout string, since time.Time) (int, error) {
 	return one(t, scanCount, qCountAttempts, rollout, millis(since))

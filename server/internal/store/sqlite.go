@@ -102,12 +102,11 @@ func dsn(path, begin string, pragmas ...string) string {
 	return u.String()
 }
 
+// migrationsOf are the files that make the tables of a kind of database.
+func migrationsOf(kind string) (fs.FS, error) { return fs.Sub(migrations, "migrations/"+kind) }
+
 func migrate(ctx context.Context, db *sql.DB) error {
-	files, err := fs.Sub(migrations, "migrations/sqlite")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
+	p, err := provider(goose.DialectSQLite3, db, "sqlite")
 	if err != nil {
 		return err
 	}
@@ -131,7 +130,7 @@ func (db *DB) Update(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback() // no effect after Commit
-	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, fault: fault}
+	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, fault: fault, advised: true}
 	if err := fn(t); err != nil {
 		return err
 	}
@@ -152,7 +151,7 @@ func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback()
-	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, readOnly: true})
+	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, advised: true, readOnly: true})
 }
 
 // Probe says whether the database can be written and synced now: it writes what stands there already. An Update that

@@ -9,19 +9,21 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-// sqlTx is fleet.Tx over prepared statements.
+// sqlTx is fleet.Tx over a transaction of either database.
 type sqlTx struct {
 	ctx      context.Context // of the one Update or View that owns this value
 	tx       *sql.Tx
-	prepared *[queryCount]*sql.Stmt
-	fault    func(error) error // names the sentinel of a driver's error
+	prepared *[queryCount]*sql.Stmt // nil where the driver keeps them
+	fault    func(error) error      // names the sentinel of a driver's error
+	bind     func([]any) []any      // values as the columns want them; nil for as they are
+	advised  bool                   // the database chooses indexes by the words of a query
 	readOnly bool
+	wrote    bool
+	members  bool  // of rollouts were written
 	failed   error // of the first Put that failed: the transaction is void after it
 }
 
 var errReadOnly = errors.New("store: a change inside View")
-
-func (t *sqlTx) stmt(q query) *sql.Stmt { return t.tx.StmtContext(t.ctx, t.prepared[q]) }
 
 func (t *sqlTx) put(q query, args ...any) error {
 	_, err := t.write(q, args...)
@@ -30,16 +32,25 @@ func (t *sqlTx) put(q query, args ...any) error {
 
 // write is put that says how many rows it has written.
 func (t *sqlTx) write(q query, args ...any) (rows int64, err error) {
-	return t.change(func() (sql.Result, error) { return t.stmt(q).ExecContext(t.ctx, args...) })
+	if t.prepared == nil {
+		return t.change(queries[q], args...)
+	}
+	return t.changed(func() (sql.Result, error) { return t.tx.StmtContext(t.ctx, t.prepared[q]).ExecContext(t.ctx, args...) })
 }
 
-func (t *sqlTx) change(do func() (sql.Result, error)) (rows int64, err error) {
+// change is write of a query that is not among the prepared ones.
+func (t *sqlTx) change(text string, args ...any) (rows int64, err error) {
+	return t.changed(func() (sql.Result, error) { return t.tx.ExecContext(t.ctx, text, t.values(args)...) })
+}
+
+func (t *sqlTx) changed(do func() (sql.Result, error)) (rows int64, err error) {
 	if t.readOnly {
 		return 0, errReadOnly
 	}
 	if t.failed != nil {
 		return 0, t.failed
 	}
+	t.wrote = true
 	result, err := do()
 	if err == nil {
 		rows, err = result.RowsAffected()
@@ -50,9 +61,23 @@ func (t *sqlTx) change(do func() (sql.Result, error)) (rows int64, err error) {
 	return rows, t.failed
 }
 
+func (t *sqlTx) values(args []any) []any {
+	if t.bind == nil {
+		return args
+	}
+	return t.bind(args)
+}
+
 // one reads at most one row.
 func one[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) (T, error) {
-	v, err := scan(t.stmt(q).QueryRowContext(t.ctx, args...))
+	if t.prepared == nil {
+		return oneOf(t, scan, queries[q], args...)
+	}
+	return first(t, scan, t.tx.StmtContext(t.ctx, t.prepared[q]).QueryRowContext(t.ctx, args...))
+}
+
+func first[T any](t *sqlTx, scan func(scanner) (T, error), row *sql.Row) (T, error) {
+	v, err := scan(row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, fleet.ErrNotFound
 	}
@@ -64,7 +89,10 @@ func one[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) (
 
 // many reads all rows.
 func many[T any](t *sqlTx, scan func(scanner) (T, error), q query, args ...any) ([]T, error) {
-	rows, err := t.stmt(q).QueryContext(t.ctx, args...)
+	if t.prepared == nil {
+		return manyOf(t, scan, queries[q], args...)
+	}
+	rows, err := t.tx.StmtContext(t.ctx, t.prepared[q]).QueryContext(t.ctx, args...)
 	if err != nil {
 		return nil, t.fault(err)
 	}

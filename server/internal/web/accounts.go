@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -15,6 +16,7 @@ import (
 type AccountKeeper interface {
 	Accounts(ctx context.Context, by fleet.Identity) ([]fleet.Account, error)
 	AddAccount(ctx context.Context, by fleet.Identity, name string, role fleet.Role, password string) error
+	AddAccountWithoutPassword(ctx context.Context, by fleet.Identity, name string, role fleet.Role) error
 	RemoveAccount(ctx context.Context, by fleet.Identity, name string) error
 	SetPassword(ctx context.Context, by fleet.Identity, name, password string) error
 	Tokens(ctx context.Context, by fleet.Identity) ([]fleet.Operator, error)
@@ -51,6 +53,12 @@ func (h *handler) listAccounts(w http.ResponseWriter, r *http.Request, by fleet.
 }
 
 func (h *handler) addAccount(w http.ResponseWriter, r *http.Request, by fleet.Identity, in api.AddAccountRequest) (any, error) {
+	if in.NoPassword {
+		if in.Password != "" {
+			return nil, fmt.Errorf("%w: a password, and no_password", fleet.ErrInvalid)
+		}
+		return nil, h.cfg.Fleet.AddAccountWithoutPassword(r.Context(), by, in.Name, fleet.Role(in.Role))
+	}
 	return nil, busy(w, h.cfg.Fleet.AddAccount(r.Context(), by, in.Name, fleet.Role(in.Role), in.Password))
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 
@@ -130,5 +131,18 @@ func TestShortFileIsAFault(t *testing.T) {
 	blob := fakeBlob{bytes.NewReader(testImage(1, 10)), newFake(), t.Context()}
 	if _, err := readImage(digestHex(testImage(1, 20)), 20, blob); !errors.Is(err, fleet.ErrStorage) {
 		t.Errorf("%v", err)
+	}
+}
+
+// What goes out with an offer is the version file that goes out without, and the offer.
+func TestAnOfferIsOneMoreFieldOfTheFile(t *testing.T) {
+	f := protocol.VersionFile{Version: "1.1.0", Description: "}\n\"offer\"", SHA256: strings.Repeat("a", 64)}
+	body, err := f.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := protocol.ParseVersionFile(withOffer(body, "a.b.c"))
+	if f.Offer = "a.b.c"; err != nil || got != f {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -32,6 +32,9 @@ const maxForm = 16 << 10
 // Dashboard is what the pages need of a *fleet.Fleet beside what the API does.
 type Dashboard interface {
 	Login(ctx context.Context, name, secret, address string) (cookie string, by fleet.Identity, err error)
+	LoginVouched(ctx context.Context, name, address string) (cookie string, by fleet.Identity, err error)
+	MayTry(address string) error
+	Refused(k fleet.Knock)
 	BySession(ctx context.Context, cookie string, use bool) (fleet.Identity, error)
 	Logout(ctx context.Context, cookie string) error
 	ChangePassword(ctx context.Context, by fleet.Identity, address, old, password string) error
@@ -104,6 +107,10 @@ func (h *handler) routeDashboard() {
 	get("/events", u.events)
 	h.mux.HandleFunc("GET /login", u.loginForm)
 	h.mux.HandleFunc("POST /login", u.login)
+	if h.cfg.SSO != nil {
+		h.mux.HandleFunc("GET /login/sso", u.ssoBegin)
+		h.mux.HandleFunc("GET "+SSOCallback, u.ssoCallback)
+	}
 	h.mux.HandleFunc("POST /logout", u.logout)
 	for p, a := range u.static {
 		h.mux.HandleFunc("GET "+p, func(w http.ResponseWriter, _ *http.Request) {

@@ -44,6 +44,7 @@ var meanings = map[api.Code]string{
 	api.CodeTooLarge:       "the body is above the limit",
 	api.CodeStorage:        "storage failed; nothing was changed",
 	api.CodeStorageFull:    "no space left; nothing was changed",
+	api.CodeDamaged:        "the stored firmware no longer has its digest: upload it again",
 	api.CodeTooManyTries:   "wait as long as Retry-After says",
 	api.CodeUnavailable:    "shutting down, or too slow to answer",
 	api.CodeInternal:       "a fault of the server; its log says more",

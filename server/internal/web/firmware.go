@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -71,7 +72,10 @@ func (h *handler) firmwareQuery(r *http.Request) (fleet.Query, error) {
 	if err != nil {
 		return fleet.Query{}, fmt.Errorf("%w: query cannot be read", fleet.ErrInvalid)
 	}
-	q := fleet.Query{Device: values.Get("device"), Chip: values.Get("chip"), Project: values.Get("project")}
+	q := fleet.Query{Device: values.Get("device"), Chip: values.Get("chip"), Project: values.Get("project"), Nonce: values.Get("nonce")}
+	if q.Nonce != "" {
+		q.Path = r.URL.EscapedPath()
+	}
 	if user, _, ok := r.BasicAuth(); ok && q.Device == "" {
 		q.Device = user
 	}
@@ -126,7 +130,13 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		h.fail(w, r, err)
 		return
 	}
-	if offer.File.URL == "" {
+	switch {
+	case h.cfg.ImageURL != nil: // devices follow no redirects, so this is where they are sent elsewhere
+		if offer.File.URL, err = h.cfg.ImageURL(r.Context(), offer.Release.SHA256); err != nil {
+			h.fail(w, r, err)
+			return
+		}
+	case offer.File.URL == "":
 		offer.File.URL = offer.Release.SHA256 + ".bin"
 	}
 	v, err := h.versions.body(offer.File)
@@ -136,10 +146,23 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 	}
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
+	if offer.Signed != "" {
+		header.Set("Cache-Control", "no-store") // the answer to this question, and to no other
+		body := withOffer(v.body, offer.Signed)
+		oneRange(r, int64(len(body)))
+		http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(body))
+		return
+	}
 	header.Set("Cache-Control", "no-cache")
 	header.Set("ETag", v.etag)
 	oneRange(r, int64(len(v.body)))
 	http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(v.body))
+}
+
+// withOffer is a version file with one more field. The file is written once for all who are offered it.
+func withOffer(body []byte, offer string) []byte {
+	head := bytes.TrimSuffix(body, []byte("\n}\n"))
+	return slices.Concat(head, []byte(",\n  \"offer\": \""), []byte(offer), []byte("\"\n}\n"))
 }
 
 // offeredImage asks for the offer once and then serves its bytes by digest: a channel that is switched during the

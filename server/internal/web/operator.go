@@ -31,7 +31,7 @@ func (h *handler) fleetRoutes() []route {
 			[]api.Code{api.CodeInvalid, api.CodeLengthRequired, api.CodeTooLarge}, operation{call: h.putBlob, raw: true}},
 		{http.MethodGet, "/releases", "listReleases", "List releases, newest first, without manifests", view, paged, []api.Release{}, nil, reads(h.listReleases)},
 		{http.MethodPost, "/releases", "publish", "Make uploaded bytes a release and point a channel at it; the same again is no error",
-			operate, nil, api.PublishResponse{}, []api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused}, takes(h.publish)},
+			operate, nil, api.PublishResponse{}, []api.Code{api.CodeNotFound, api.CodeConflict, api.CodeRefused, api.CodeDamaged}, takes(h.publish)},
 		{http.MethodGet, "/releases/{sha256}", "getRelease", "Show one release", view, nil, api.Release{}, digestCodes, reads(h.showRelease)},
 		{http.MethodPost, "/releases/{sha256}/withdraw", "withdrawRelease", "Take a release out of every offer; twice is no error",
 			operate, nil, nil, digestCodes, reads(h.withdraw)},

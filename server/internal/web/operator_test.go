@@ -194,6 +194,7 @@ func TestEachFleetErrorHasItsStatusAndCode(t *testing.T) {
 		{fleet.ErrInvalid, 400, api.CodeInvalid, true},
 		{fleet.ErrDenied, 403, api.CodeDenied, true},
 		{fleet.ErrStorage, 503, api.CodeStorage, true},
+		{fleet.ErrDamaged, 502, api.CodeDamaged, true},
 		{fmt.Errorf("%w: %w", fleet.ErrStorage, syscall.ENOSPC), 507, api.CodeStorageFull, true},
 		{context.DeadlineExceeded, 503, api.CodeUnavailable, true},
 		{errors.New("anything else"), 500, api.CodeInternal, false},

@@ -27,6 +27,7 @@ var problems = []struct {
 	{tooLarge, http.StatusRequestEntityTooLarge, api.CodeTooLarge},
 	{tooSoon, http.StatusTooManyRequests, api.CodeTooManyTries},
 	{full, http.StatusInsufficientStorage, api.CodeStorageFull},
+	{target(fleet.ErrDamaged), http.StatusBadGateway, api.CodeDamaged},
 	{target(fleet.ErrStorage), http.StatusServiceUnavailable, api.CodeStorage},
 	{target(fleet.ErrNotFound), http.StatusNotFound, api.CodeNotFound},
 	{target(fleet.ErrConflict), http.StatusConflict, api.CodeConflict},

@@ -26,7 +26,7 @@ func setCookie(w http.ResponseWriter, value string, age int) {
 	http.SetCookie(w, &http.Cookie{Name: sessionCookie, Value: value, Path: "/", MaxAge: age, Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 }
 
-// addressOf is where a request comes from, as far as this server can see: behind a proxy it is the proxy.
+// addressOf is where a request comes from, as far as this server can see: behind a proxy that is not trusted it is the proxy.
 func addressOf(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -35,7 +35,10 @@ func addressOf(r *http.Request) string {
 	return host
 }
 
-type loginData struct{ Name, Next string }
+type loginData struct {
+	Name, Next string
+	SSO        string // what the button for it says; empty: there is none
+}
 
 func (u *ui) loginForm(w http.ResponseWriter, r *http.Request) {
 	u.headers(w)
@@ -48,6 +51,9 @@ func (u *ui) loginForm(w http.ResponseWriter, r *http.Request) {
 }
 
 func (u *ui) showLogin(w http.ResponseWriter, r *http.Request, status int, d loginData, fault string) {
+	if u.h.cfg.SSO != nil {
+		d.SSO = u.h.cfg.SSO.Name()
+	}
 	if err := u.show(w, status, "login", page{Title: "Sign in", Data: d, Fault: fault}); err != nil {
 		u.fault(w, r, fleet.Identity{}, err)
 	}

@@ -22,6 +22,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"path"
 	"strings"
 	"time"
@@ -86,9 +87,15 @@ type Config struct {
 	Messenger fleet.Messenger
 	// PublicURL is the address that browsers use where it is not the one they ask; empty = it is.
 	PublicURL string
+	// TrustedProxies are peers whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+	// SSO is a way to sign in beside passwords; nil = there is none.
+	SSO SSO
 	// HTTPSOnly has browsers come by HTTPS alone (HSTS). It is for a host name that is this server's own: what a browser
 	// remembers holds for every port of the name.
 	HTTPSOnly bool
+	// ImageURL is where devices get the bytes of an image, in place of here; nil = here.
+	ImageURL func(ctx context.Context, sha256 string) (string, error)
 	// Closing, when it is closed, ends what would last for ever: streams of events.
 	Closing <-chan struct{}
 	// CacheBytes bounds the memory for images that were served lately; 0 means 64 MiB, below 0 none.
@@ -139,7 +146,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Messenger != nil {
 		h.routeDashboard()
 	}
-	return h
+	return behind(cfg.TrustedProxies, h)
 }
 
 // Server is an http.Server for h with the limits above, HTTP/1.1 only. Every client of this server (esp_http_client,

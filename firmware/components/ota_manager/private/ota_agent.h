@@ -60,6 +60,7 @@ typedef struct {
     ota_config_t ota;
     ota_mqtt_config_t mqtt;
     ota_trust_t trust;         // no keys in it: the board holds none
+    ota_trust_t server;        // who answers for the server; no keys: answers are taken as they come
     bool have_ota, have_mqtt;
     bool identity;             // mqtt.client_cert_pem and its key can be used
     bool web;                  // the server may be asked: its certificate can be checked as configured
@@ -218,7 +219,7 @@ typedef struct {
     bool chunked;
     char etag[130], content_range[64], retry_after[12];
     int64_t stall_ms, began_ms, last_ms;       // the longest silence; when the request began; when the last byte came
-    int64_t window_ms, window_bytes;           // for the minimum rate
+    int64_t window_ms, window_bytes, left_ms;  // for the minimum rate; when ota_web_read came back
     bool slow;
     esp_err_t tls_err;
     int tls_code, tls_flags;
@@ -243,6 +244,7 @@ typedef struct {
     uint32_t secure_version;
     bool force;                // start on a check, too
     bool promised;             // a trusted key signed the facts
+    bool stale;                // from the mirror, and nothing shows that it is the server's answer of now
     uint8_t (*blocks)[32];     // digests of 64 KiB each; NULL: no promise about blocks
     size_t block_count;
     bool fits;                 // this board takes it, else:

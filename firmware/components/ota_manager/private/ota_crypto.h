@@ -11,6 +11,10 @@
 extern "C" {
 #endif
 
+// From mbedTLS 4.x on everything, keys and certificates too, runs over PSA, which has to be started once; later calls, and those
+// with an older mbedTLS, do nothing. Digests and signatures below start it themselves.
+bool ota_crypto_start(void);
+
 // SHA-256 over pieces. start takes a context that is not in use; end frees it whatever the digest is used for. False where
 // memory for the context (about 110 bytes) is not to be had; add and end after that do nothing and give zeros.
 typedef struct { mbedtls_md_context_t md; bool ok; } ota_sha256_t;

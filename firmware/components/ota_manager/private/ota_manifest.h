@@ -16,6 +16,7 @@ typedef struct {
     uint32_t secure_version;
     int64_t size;
     bool force_update;
+    int64_t sequence;        // 0: not said
     const char *blocks;      // base64url (no padding) of the digests, in order; points into the text that was verified
     size_t blocks_len;
 } ota_manifest_t;
@@ -35,6 +36,18 @@ typedef enum {
 // mbedTLS allocates a few KiB for the curve; nothing is allocated by a number from jws. why gets a sentence.
 ota_manifest_result_t ota_manifest_read(char *jws, size_t len, const char *cosignatures, const ota_trust_t *trust,
                                         ota_manifest_t *out, char *why, size_t why_size);
+
+// What a server says to one question of one device: an offer (Go: manifest.Offer), a compact JWS of the same form by the
+// server's own key. An offer has a type and no format, a manifest a format and no type.
+#define OTA_MAX_OFFER 1536u
+#define OTA_MAX_NONCE 64
+typedef struct {
+    char device[OTA_MAX_DEVICE_ID + 1], nonce[OTA_MAX_NONCE + 1], sha256[OTA_DIGEST_TEXT + 1], version[OTA_MAX_TEXT + 1];
+    const char *path;        // points into the text that was verified
+    int64_t sequence, valid_s;
+} ota_fresh_t;
+// As ota_manifest_read. Whose offer it is and for which question is the caller's to ask.
+ota_manifest_result_t ota_offer_read(char *jws, size_t len, const ota_trust_t *server, ota_fresh_t *out, char *why, size_t why_size);
 
 // Reads a set of one to eight keys, PEM blocks PUBLIC KEY, of which threshold (0: one) have to sign: as Go's
 // manifest.ParsePublicKeys and Trust.Check decide. OK, BAD or NO_MEMORY.

@@ -49,7 +49,7 @@ typedef enum {
     // refused
     OTA_REASON_WRONG_CHIP, OTA_REASON_WRONG_PROJECT, OTA_REASON_TOO_BIG, OTA_REASON_DOWNGRADE, OTA_REASON_SAME_VERSION,
     OTA_REASON_SECURITY_FLOOR, OTA_REASON_NEEDS_INTERMEDIATE, OTA_REASON_UNSIGNED, OTA_REASON_BAD_SIGNATURE,
-    OTA_REASON_QUARANTINED, OTA_REASON_BAD_VERSION_FILE,
+    OTA_REASON_QUARANTINED, OTA_REASON_BAD_VERSION_FILE, OTA_REASON_STALE_OFFER,
     // waiting
     OTA_REASON_CHARGING, OTA_REASON_LOW_SOC, OTA_REASON_HIGH_CURRENT, OTA_REASON_TOO_COLD, OTA_REASON_TOO_HOT,
     OTA_REASON_OUTSIDE_WINDOW, OTA_REASON_NO_READING,
@@ -100,7 +100,7 @@ bool ota_command_same(const ota_command_t *c, const ota_command_t *running);
 // version.json. Texts are NUL-terminated and point into the buffer that was parsed, which is overwritten by the
 // decoding and must outlive the struct. Absent texts are "".
 typedef struct {
-    const char *version, *build_date, *description, *min_version, *project, *chip, *sha256, *url, *manifest, *cosignatures;
+    const char *version, *build_date, *description, *min_version, *project, *chip, *sha256, *url, *manifest, *cosignatures, *offer;
     bool force_update;
     int64_t size;              // bytes; 0: not said
     uint32_t secure_version;
@@ -117,7 +117,7 @@ typedef struct {
 } ota_gate_t;
 
 typedef struct {
-    const char *server_url, *cert_pem, *current_version, *device_id, *trusted_key_pem, *mirror_url, *topic_prefix;
+    const char *server_url, *cert_pem, *current_version, *device_id, *trusted_key_pem, *server_key_pem, *mirror_url, *topic_prefix;
     bool skip_cert_verification, auto_rollback_enabled, own_topic_only;
     int trusted_threshold;     // how many of the trusted keys have to sign; 0: one
     int64_t timeout_ms;        // 0: the default of 60,000

@@ -1,0 +1,710 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bmsota/e2e/s3server"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+)
+
+// bucketNames makes a name for each bucket of this process.
+var bucketNames atomic.Int64
+
+// sharedS3 is one server for all tests but those that stop it. It ends with the process (killS3).
+var sharedS3 = sync.OnceValues(func() (*s3server.Server, error) {
+	dir, err := os.MkdirTemp("", "bmsota-s3-")
+	if err != nil {
+		return nil, err
+	}
+	s3Folder = dir
+	s, err := s3server.New(dir, "", "")
+	if err != nil {
+		return nil, err
+	}
+	return s, s.Start()
+})
+
+var s3Folder string
+
+func endSharedS3() {
+	if s3Folder == "" {
+		return
+	}
+	if s, err := sharedS3(); err == nil {
+		_ = s.Stop()
+	}
+	_ = os.RemoveAll(s3Folder)
+}
+
+func s3(t testing.TB) *s3server.Server {
+	t.Helper()
+	s, err := sharedS3()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// client speaks to the server beside the code under test.
+func client(t testing.TB, s *s3server.Server) *minio.Client {
+	t.Helper()
+	c, err := minio.New(s.Addr, &minio.Options{Creds: credentials.NewStaticV4(s3server.RootKey, s3server.RootSecret, ""), Region: s3server.Region,
+		BucketLookup: minio.BucketLookupPath})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// bucketOf is a configuration for a new bucket on the server.
+func bucketOf(t testing.TB, s *s3server.Server) store.BucketConfig {
+	t.Helper()
+	name := "firmware-" + strconv.FormatInt(bucketNames.Add(1), 10)
+	if err := client(t, s).MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return store.BucketConfig{Endpoint: s.URL(), Bucket: name, Prefix: "bms/", Region: s3server.Region, AccessKey: s3server.RootKey,
+		SecretKey: s3server.RootSecret, PathStyle: true, Owner: "server-1", Near: t.TempDir(), NearBytes: 64 << 20}
+}
+
+func openBucket(t testing.TB, cfg store.BucketConfig) *store.Bucket {
+	t.Helper()
+	b, err := store.OpenBucket(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// objects lists the files of the prefix, as the server keeps them.
+func objects(t *testing.T, s *s3server.Server, cfg store.BucketConfig) []string {
+	t.Helper()
+	var list []string
+	for _, name := range files(t, filepath.Join(s.Objects(), cfg.Bucket)) {
+		if rest, ok := strings.CutPrefix(name, cfg.Prefix); ok && rest != "owner.txt" {
+			list = append(list, rest)
+		}
+	}
+	return list
+}
+
+// between is a way to the server that a test can break. It keeps the Host header, which is signed.
+type between struct {
+	*httptest.Server
+	mu     sync.Mutex
+	answer func(w http.ResponseWriter, r *http.Request) bool // true: has answered; guarded by mu
+}
+
+func newBetween(t *testing.T, s *s3server.Server) *between {
+	u, err := url.Parse(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &between{}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u); r.Out.Host = r.In.Host }}
+	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.mu.Lock()
+		answer := b.answer
+		b.mu.Unlock()
+		if answer == nil || !answer(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(b.Close)
+	return b
+}
+
+func (b *between) set(answer func(w http.ResponseWriter, r *http.Request) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answer = answer
+}
+
+// refuses answers as S3 does, where the method is one of those.
+func refuses(status int, code, methods string) func(w http.ResponseWriter, r *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(methods, r.Method) {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, "<Error><Code>"+code+"</Code><Message>as the test wants it</Message></Error>")
+		return true
+	}
+}
+
+// TestBucketAtStart: what is wrong with the bucket is one sentence, and of two kinds: to be changed, or to be waited for.
+// Nothing is written.
+func TestBucketAtStart(t *testing.T) {
+	s := s3(t)
+	if err := s.Admin(t.Context(), "create-user", "--access", "reader", "--secret", "reader-secret", "--role", "user"); err != nil {
+		t.Fatal(err)
+	}
+	away := newBetween(t, s)
+	for _, c := range []struct {
+		name   string
+		change func(*store.BucketConfig)
+		answer func(w http.ResponseWriter, r *http.Request) bool
+		want   error
+		says   string
+	}{
+		{"no such bucket", func(c *store.BucketConfig) { c.Bucket = "nobody-has-made-it" }, nil, store.ErrBucketRefused, `there is no bucket "nobody-has-made-it"`},
+		{"unknown key", func(c *store.BucketConfig) { c.AccessKey = "stranger" }, nil, store.ErrBucketRefused, "the access key is not known there"},
+		{"wrong secret", func(c *store.BucketConfig) { c.SecretKey = "guessed" }, nil, store.ErrBucketRefused, "the secret key is not the one"},
+		{"wrong region", func(c *store.BucketConfig) { c.Region = "us-west-9" }, nil, store.ErrBucketRefused, "set firmware.bucket.region"},
+		{"no rights at all", func(c *store.BucketConfig) { c.AccessKey, c.SecretKey = "reader", "reader-secret" }, nil, store.ErrBucketRefused, `may not read "bms/"`},
+		{"may not write", nil, refuses(http.StatusForbidden, "AccessDenied", "PUT"), store.ErrBucketRefused, `may not write "bms/"`},
+		{"may not write, without a code", nil, refuses(http.StatusForbidden, "", "PUT"), store.ErrBucketRefused, "may not write"},
+		{"clock", nil, refuses(http.StatusForbidden, "RequestTimeTooSkewed", "GET"), store.ErrBucketRefused, "the clock of this machine"},
+		{"credentials have expired", nil, refuses(http.StatusBadRequest, "ExpiredToken", "GET"), store.ErrBucketRefused, "have expired"},
+		{"other region", nil, refuses(http.StatusMovedPermanently, "PermanentRedirect", "GET"), store.ErrBucketRefused, "set firmware.bucket.region"},
+		{"no S3 at all", nil, refuses(http.StatusNotFound, "", "GET PUT"), store.ErrBucketRefused, ""},
+		{"overloaded", nil, refuses(http.StatusServiceUnavailable, "SlowDown", "GET"), store.ErrBucketAway, "cannot now: it answers 503"},
+		{"broken", nil, refuses(http.StatusInternalServerError, "InternalError", "PUT"), store.ErrBucketAway, "cannot now: it answers 500"},
+		{"nobody there", func(c *store.BucketConfig) { c.Endpoint = "http://127.0.0.1:1" }, nil, store.ErrBucketAway, "cannot be reached"},
+		{"not TLS", func(c *store.BucketConfig) { c.Endpoint = strings.Replace(c.Endpoint, "http:", "https:", 1) }, nil, store.ErrBucketAway, "cannot be reached"},
+	} {
+		cfg := bucketOf(t, s)
+		cfg.Near = filepath.Join(cfg.Near, "near")
+		if c.change != nil {
+			c.change(&cfg)
+		}
+		if c.answer != nil {
+			away.set(c.answer)
+			cfg.Endpoint = away.URL
+		}
+		b, err := store.OpenBucket(t.Context(), cfg)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v\nwant %v, %q", c.name, err, c.want, c.says)
+		}
+		if err == nil {
+			_ = b.Close()
+		}
+		if strings.Contains(err.Error(), cfg.SecretKey) {
+			t.Errorf("%s: the secret key is said: %v", c.name, err)
+		}
+		if _, err := os.Stat(cfg.Near); err == nil {
+			t.Errorf("%s: a folder was made", c.name)
+		}
+		if got, _ := os.ReadDir(filepath.Join(s.Objects(), cfg.Bucket)); len(got) != 0 {
+			t.Errorf("%s: the bucket holds %v", c.name, got)
+		}
+	}
+}
+
+// TestBucketHasOneOwner: a second server below the same prefix would take the first one's firmware for leftovers.
+func TestBucketHasOneOwner(t *testing.T) {
+	cfg := bucketOf(t, s3(t))
+	openBucket(t, cfg)
+	openBucket(t, cfg) // the same server again
+	other := cfg
+	other.Owner, other.Near = "server-2", t.TempDir()
+	if _, err := store.OpenBucket(t.Context(), other); !errors.Is(err, store.ErrBucketRefused) || !strings.Contains(err.Error(), `another server ("server-1")`) {
+		t.Errorf("a second owner: %v", err)
+	}
+	other.Prefix = "other/"
+	openBucket(t, other)
+}
+
+// TestBucketFaults: whatever the store does during a Put, the answer is ErrStorage, the object is there whole or not at all,
+// nothing is near that is not there, and the next Put mends it.
+func TestBucketFaults(t *testing.T) {
+	s := s3(t)
+	way := newBetween(t, s)
+	cfg := bucketOf(t, s)
+	cfg.Endpoint, cfg.Tries = way.URL, 1
+	b := openBucket(t, cfg)
+	firmware := bytes.Repeat([]byte("firmware"), 20_000)
+	sha := digest(firmware)
+	file := filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, sha+".bin")
+	put := func() error { return b.Put(t.Context(), sha, int64(len(firmware)), bytes.NewReader(firmware)) }
+	afterPut := func(then func()) func(w http.ResponseWriter, r *http.Request) bool {
+		var did atomic.Bool
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, ".bin") {
+				if _, err := os.Stat(file); err == nil && did.CompareAndSwap(false, true) {
+					then()
+				}
+			}
+			return false
+		}
+	}
+	damage := func(content string) func() {
+		return func() {
+			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	hangUp := func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			_, _ = io.CopyN(io.Discard, r.Body, 50_000)
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	}
+	for _, c := range []struct {
+		name   string
+		answer func(w http.ResponseWriter, r *http.Request) bool
+		says   string
+	}{
+		{"500", refuses(http.StatusInternalServerError, "InternalError", "PUT"), "answers 500"},
+		{"503", refuses(http.StatusServiceUnavailable, "SlowDown", "PUT"), "answers 503"},
+		{"403", refuses(http.StatusForbidden, "AccessDenied", "PUT"), "may not store"},
+		{"clock", refuses(http.StatusForbidden, "RequestTimeTooSkewed", "PUT"), "the clock"},
+		{"the bucket goes", refuses(http.StatusNotFound, "NoSuchBucket", "PUT"), "there is no bucket"},
+		{"dies in the middle", hangUp, "cannot be reached"},
+		{"says yes and keeps nothing", func(w http.ResponseWriter, r *http.Request) bool {
+			_, _ = io.Copy(io.Discard, r.Body)
+			return r.Method == http.MethodPut
+		}, ""},
+		{"keeps a part", afterPut(damage("firmware")), "other bytes"},
+		{"keeps other bytes", afterPut(damage(strings.Repeat("hardware", 20_000))), "other bytes"},
+		{"cannot be read back", refuses(http.StatusForbidden, "AccessDenied", "GET"), "may not store"},
+	} {
+		way.set(c.answer)
+		err := put()
+		if !errors.Is(err, fleet.ErrStorage) || errors.Is(err, fleet.ErrInvalid) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want ErrStorage and %q", c.name, err, c.says)
+		}
+		way.set(refuses(http.StatusServiceUnavailable, "SlowDown", "GET"))
+		if got := files(t, cfg.Near); len(got) != 0 {
+			t.Errorf("%s: near are %v", c.name, got)
+		}
+		way.set(nil)
+		if err := put(); err != nil {
+			t.Fatalf("%s, and again when it is over: %v", c.name, err)
+		}
+		if got := readBlob(t, b, sha); !bytes.Equal(got, firmware) || len(objects(t, s, cfg)) != 1 {
+			t.Errorf("%s, and again: %d bytes, objects %v", c.name, len(got), objects(t, s, cfg))
+		}
+		if err := errors.Join(os.Remove(file), os.RemoveAll(filepath.Join(cfg.Near, sha[:2]))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// cutter is a way to the server that passes on so many bytes of what the client sends, and then breaks.
+func cutter(t *testing.T, to string, bytes *atomic.Int64) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+			go func() {
+				buf := make([]byte, 4<<10)
+				for {
+					n, err := in.Read(buf)
+					if left := bytes.Add(-int64(n)); left < 0 {
+						n, err = max(0, n+int(left)), io.EOF
+					}
+					if _, werr := out.Write(buf[:n]); werr != nil || err != nil {
+						_, _ = in.Close(), out.Close()
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// TestBucketLineCutAtEveryWrite: the line dies after so many bytes, again and again later, through a whole Put. Until it is
+// done nothing is under the name, and never a part.
+func TestBucketLineCutAtEveryWrite(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	cfg.Tries = 1
+	var left atomic.Int64
+	left.Store(1 << 40)
+	cfg.Endpoint = "http://" + cutter(t, s.Addr, &left)
+	b := openBucket(t, cfg)
+	firmware := bytes.Repeat([]byte("firmware"), 10_000)
+	sha := digest(firmware)
+	cuts := 0
+	for at := int64(0); ; at += 4 << 10 {
+		left.Store(at)
+		err := b.Put(t.Context(), sha, int64(len(firmware)), bytes.NewReader(firmware))
+		left.Store(1 << 40)
+		if got := objects(t, s, cfg); len(got) > 1 || len(got) == 1 && !bytes.Equal(readBlob(t, b, sha), firmware) {
+			t.Fatalf("cut after %d bytes: objects %v", at, got)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fleet.ErrStorage) {
+			t.Errorf("cut after %d bytes: %v, want ErrStorage", at, err)
+		}
+		cuts++
+	}
+	if cuts < len(firmware)>>12 {
+		t.Errorf("%d cuts: the line was not cut within the bytes", cuts)
+	}
+	if got := readBlob(t, b, sha); !bytes.Equal(got, firmware) {
+		t.Errorf("%d other bytes at last", len(got))
+	}
+}
+
+func readBlob(t *testing.T, b fleet.Blobs, sha string) []byte {
+	t.Helper()
+	blob, err := b.Open(t.Context(), sha)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer blob.Close()
+	got, err := io.ReadAll(blob)
+	if err != nil || int64(len(got)) != blob.Size() {
+		t.Errorf("read %d of %d bytes (%v)", len(got), blob.Size(), err)
+	}
+	return got
+}
+
+// TestBucketServerDiesAndComesBack: what was acknowledged is there after the store was killed; meanwhile what is near is
+// served and the rest is ErrStorage.
+func TestBucketServerDiesAndComesBack(t *testing.T) {
+	s, err := s3server.New(t.TempDir(), "", "")
+	if err == nil {
+		err = s.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	cfg := bucketOf(t, s)
+	b := openBucket(t, cfg)
+	one, two := []byte("firmware one"), []byte("firmware two")
+	for _, f := range [][]byte{one, two} {
+		if err := b.Put(t.Context(), digest(f), int64(len(f)), bytes.NewReader(f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.Stop(), os.RemoveAll(filepath.Join(cfg.Near, digest(two)[:2]))); err != nil {
+		t.Fatal(err)
+	}
+	if got := readBlob(t, b, digest(one)); !bytes.Equal(got, one) {
+		t.Errorf("near is %q", got)
+	}
+	if _, err := b.Open(t.Context(), digest(two)); !errors.Is(err, fleet.ErrStorage) {
+		t.Errorf("the store is dead: %v, want ErrStorage", err)
+	}
+	if b.Probe(t.Context()) == nil {
+		t.Error("a dead store answers")
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := readBlob(t, b, digest(two)); !bytes.Equal(got, two) {
+		t.Errorf("when it is back: %q", got)
+	}
+	if err := b.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBucketNeverServesOtherBytes: an object that was cut short or replaced in the bucket is ErrDamaged and a doubt, one that
+// is gone ErrNotFound and a doubt, until it is published again.
+func TestBucketNeverServesOtherBytes(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	b := openBucket(t, cfg)
+	firmware := []byte("firmware")
+	sha := digest(firmware)
+	file := filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, sha+".bin")
+	for _, c := range []struct {
+		name, content string
+		want          error
+	}{{"cut", "firm", fleet.ErrDamaged}, {"empty", "", fleet.ErrDamaged}, {"replaced", "firmwarE", fleet.ErrDamaged}, {"longer", "firmware2", fleet.ErrDamaged},
+		{"gone", "-", fleet.ErrNotFound}} {
+		if err := b.Put(t.Context(), sha, 8, bytes.NewReader(firmware)); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.Doubts(); len(got) != 0 {
+			t.Errorf("%s: doubts before: %v", c.name, got)
+		}
+		if err := os.WriteFile(file, []byte(c.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c.content == "-" {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := readBlob(t, b, sha); !bytes.Equal(got, firmware) {
+			t.Errorf("%s: what is near is %q", c.name, got)
+		}
+		for range 2 {
+			if blob, err := b.Reread(t.Context(), sha); !errors.Is(err, c.want) {
+				t.Errorf("%s: reread %v, %v, want %v", c.name, blob, err, c.want)
+			}
+			if blob, err := b.Open(t.Context(), sha); !errors.Is(err, c.want) {
+				t.Errorf("%s: open %v, %v, want %v", c.name, blob, err, c.want)
+			}
+		}
+		if got := b.Doubts(); len(got) != 1 || !strings.Contains(got[0], sha[:12]) {
+			t.Errorf("%s: doubts %v", c.name, got)
+		}
+	}
+}
+
+// TestBucketNearIsBoundedAndDoubted: the folder keeps to its bound, one object always fits, and a file that has rotted in it
+// between two runs is fetched again.
+func TestBucketNearIsBoundedAndDoubted(t *testing.T) {
+	cfg := bucketOf(t, s3(t))
+	cfg.NearBytes = 2500
+	b := openBucket(t, cfg)
+	var all [][]byte
+	for i := range 5 {
+		f := bytes.Repeat([]byte{byte(i)}, 1000)
+		all = append(all, f)
+		if err := b.Put(t.Context(), digest(f), 1000, bytes.NewReader(f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := files(t, cfg.Near); len(got) != 2 {
+		t.Errorf("near are %d files, want the two that fit", len(got))
+	}
+	large := bytes.Repeat([]byte("l"), 9000)
+	if err := b.Put(t.Context(), digest(large), 9000, bytes.NewReader(large)); err != nil {
+		t.Fatal(err)
+	}
+	if got := files(t, cfg.Near); len(got) != 1 {
+		t.Errorf("near are %v, want the large one", got)
+	}
+	for _, f := range append(all, large) {
+		if got := readBlob(t, b, digest(f)); !bytes.Equal(got, f) {
+			t.Errorf("%d other bytes", len(got))
+		}
+	}
+	sha := digest(large)
+	if err := os.WriteFile(filepath.Join(cfg.Near, sha[:2], sha+".bin"), []byte("rotten"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := readBlob(t, openBucket(t, cfg), sha); !bytes.Equal(got, large) {
+		t.Errorf("after a restart: %q", got)
+	}
+}
+
+// TestBucketManyReadersOneFetch: a thousand boards that ask for one release at once cost one download from the store.
+func TestBucketManyReadersOneFetch(t *testing.T) {
+	s := s3(t)
+	way := newBetween(t, s)
+	cfg := bucketOf(t, s)
+	cfg.Endpoint = way.URL
+	b := openBucket(t, cfg)
+	firmware := bytes.Repeat([]byte("firmware"), 100_000)
+	sha := digest(firmware)
+	if err := b.Put(t.Context(), sha, int64(len(firmware)), bytes.NewReader(firmware)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(cfg.Near, sha[:2])); err != nil {
+		t.Fatal(err)
+	}
+	var gets atomic.Int64
+	way.set(func(_ http.ResponseWriter, r *http.Request) bool { gets.Add(1); return false })
+	var wg sync.WaitGroup
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for i := range 40 {
+		wg.Go(func() {
+			if i == 0 { // who has gone away ends nobody else's wait
+				_, _ = b.Open(gone, sha)
+				return
+			}
+			if got := readBlob(t, b, sha); !bytes.Equal(got, firmware) {
+				t.Errorf("%d other bytes", len(got))
+			}
+		})
+	}
+	wg.Wait()
+	if n := gets.Load(); n != 1 {
+		t.Errorf("%d downloads from the store", n)
+	}
+}
+
+// TestBucketSettles: releases that only the folder of before has are brought into the bucket, what is missing is said, and
+// what became no release is removed when it is old.
+func TestBucketSettles(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	b := openBucket(t, cfg)
+	folder := openFolder(t, t.TempDir())
+	put := func(to fleet.Blobs, text string) fleet.Release {
+		if err := to.Put(t.Context(), digest([]byte(text)), int64(len(text)), strings.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+		return fleet.Release{SHA256: digest([]byte(text)), Size: int64(len(text))}
+	}
+	inBucket, inFolder, nowhere := put(b, "in the bucket"), put(folder, "in the folder"), fleet.Release{SHA256: digest(nil), Size: 7}
+	cut := put(b, "cut short")
+	orphan := put(b, "became no release")
+	if err := os.WriteFile(filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, cut.SHA256+".bin"), []byte("cut"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, "README"), []byte("of somebody"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	releases := []fleet.Release{inBucket, inFolder, nowhere, cut}
+	done, err := b.Settle(t.Context(), releases, folder, time.Now().Add(-time.Hour))
+	if err != nil || done != (store.Settled{Moved: 1}) {
+		t.Errorf("settled %+v, %v", done, err)
+	}
+	if got := readBlob(t, b, orphan.SHA256); len(got) == 0 {
+		t.Error("an upload of this hour is gone")
+	}
+	if got := b.Doubts(); len(got) != 2 {
+		t.Errorf("doubts %v, want those of the missing and the cut one", got)
+	}
+	done, err = b.Settle(t.Context(), releases, nil, time.Now().Add(time.Hour))
+	if err != nil || done != (store.Settled{Collected: 1}) {
+		t.Errorf("settled %+v, %v", done, err)
+	}
+	if _, err := b.Open(t.Context(), orphan.SHA256); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("the leftover: %v", err)
+	}
+	for _, r := range []fleet.Release{inBucket, inFolder} {
+		if blob, err := b.Reread(t.Context(), r.SHA256); err != nil {
+			t.Error(err)
+		} else {
+			blob.Close()
+		}
+	}
+	if got := objects(t, s, cfg); len(got) != 4 {
+		t.Errorf("objects %v, want three and the README", got)
+	}
+}
+
+// TestBucketSignedAddress: whoever has it reads the object, with ranges, and nothing else; it stays the same for half its time.
+func TestBucketSignedAddress(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	cfg.SignedFor, cfg.SignedMax = time.Hour, 400
+	b := openBucket(t, cfg)
+	if err := b.Put(t.Context(), digest([]byte("firmware")), 8, strings.NewReader("firmware")); err != nil {
+		t.Fatal(err)
+	}
+	get := func(u string) (int, string) {
+		req, err := http.NewRequest(http.MethodGet, u, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Range", "bytes=4-")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body)
+	}
+	now := time.Now()
+	first, err := b.Signed(t.Context(), digest([]byte("firmware")), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, body := get(first); status != http.StatusPartialContent || body != "ware" {
+		t.Errorf("%d %q", status, body)
+	}
+	if status, _ := get(strings.Replace(first, ".bin", ".bim", 1)); status != http.StatusForbidden {
+		t.Errorf("another object with the same signature: %d", status)
+	}
+	if again, err := b.Signed(t.Context(), digest([]byte("firmware")), now.Add(29*time.Minute)); err != nil || again != first {
+		t.Errorf("within half its time: %q, %v", again, err)
+	}
+	time2 := now.Add(31 * time.Minute)
+	if _, err := b.Signed(t.Context(), digest([]byte("firmware")), time2); err != nil {
+		t.Error(err)
+	}
+	if n := b.SignedUntil(digest([]byte("firmware"))); !n.Equal(time2.Add(time.Hour)) {
+		t.Errorf("after half its time it is good until %v", n)
+	}
+}
+
+// TestBucketSignedAddressFitsDevices: with a key of Amazon's and names of usual length it has less than the 400 bytes that
+// devices take, and where it has more the server does not start.
+func TestBucketSignedAddressFitsDevices(t *testing.T) {
+	cfg := store.BucketConfig{Endpoint: "https://s3.eu-central-1.amazonaws.com", Bucket: "my-firmware", Prefix: "fleet/", Region: "eu-central-1",
+		AccessKey: "AKIAIOSFODNN7EXAMPLE", SecretKey: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", SignedFor: 24 * time.Hour, SignedMax: 400}
+	b, err := store.NewBucket(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err := b.Signed(t.Context(), digest(nil), time.Now()); err != nil || len(u) > 400 {
+		t.Errorf("%d bytes, %v: %s", len(u), err, u)
+	}
+	here := bucketOf(t, s3(t))
+	here.SignedFor, here.SignedMax, here.Prefix = time.Hour, 400, strings.Repeat("x", 60)+"/"+strings.Repeat("y", 60)+"/"
+	if _, err := store.OpenBucket(t.Context(), here); !errors.Is(err, store.ErrBucketRefused) || !strings.Contains(err.Error(), "and devices take 400") {
+		t.Errorf("a long address: %v", err)
+	}
+	if got := files(t, filepath.Join(s3(t).Objects(), here.Bucket)); len(got) != 0 {
+		t.Errorf("the bucket holds %v", got)
+	}
+}
+
+// forgetful loses an object in the bucket right after it was acknowledged, while it is still near.
+type forgetful struct {
+	*store.Bucket
+	file func(sha string) string
+}
+
+func (f forgetful) Put(ctx context.Context, sha string, size int64, r io.Reader) error {
+	return errors.Join(f.Bucket.Put(ctx, sha, size, r), os.Remove(f.file(sha)))
+}
+
+// TestNoReleaseWithoutItsBytesInTheBucket: what is near is not what a row may speak of.
+func TestNoReleaseWithoutItsBytesInTheBucket(t *testing.T) {
+	s := s3(t)
+	cfg := bucketOf(t, s)
+	b := openBucket(t, cfg)
+	rows := store.NewMemory()
+	lost := forgetful{b, func(sha string) string { return filepath.Join(s.Objects(), cfg.Bucket, cfg.Prefix, sha+".bin") }}
+	if err := publish(t.Context(), newDir(t), rows, lost, "1.0.0"); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("published without its bytes: %v", err)
+	}
+	var releases []fleet.Release
+	if err := rows.View(t.Context(), func(tx fleet.Tx) (err error) {
+		releases, err = tx.Releases()
+		return err
+	}); err != nil || len(releases) != 0 {
+		t.Errorf("releases %v, %v", releases, err)
+	}
+	if err := publish(t.Context(), newDir(t), rows, b, "1.0.0"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,242 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"bmsota/server/internal/fleet"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+// oldestPostgres is the oldest major version that is tried.
+const oldestPostgres = 13
+
+// connectWait is for one connection where the URL has no connect_timeout.
+const connectWait = 10 * time.Second
+
+// PostgresConfig says where a PostgreSQL database is.
+type PostgresConfig struct {
+	URL         string         // postgres://user@host/database?sslmode=verify-full
+	Password    string         // empty: PGPASSWORD, or the file of PGPASSFILE, as with psql
+	Connections int            // for views, beside the one that writes; 0 = 8
+	Jitter      func() float64 // 0 to 1, for the pauses between tries; nil = random
+}
+
+// CheckPostgresURL says what is wrong with a URL, without repeating it: it may hold a password, which is refused.
+func CheckPostgresURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || len(u.Path) < 2 {
+		return errors.New("it is not postgres://user@host:port/database?sslmode=verify-full")
+	}
+	if _, has := u.User.Password(); has || u.Query().Has("password") || u.Query().Has("sslpassword") {
+		return errors.New("it holds a password: put that into password_file, or into a file that PGPASSFILE names")
+	}
+	return nil
+}
+
+// OpenPostgres opens a database and brings its tables up to date. What cannot be used is refused with a sentence, before
+// anything is written: a database that other tables are in or that a newer version has migrated, a role that may not do
+// what is needed, a standby, and a server that acknowledges what is not on its disk yet.
+func OpenPostgres(ctx context.Context, c PostgresConfig) (_ *Postgres, err error) {
+	if err := CheckPostgresURL(c.URL); err != nil {
+		return nil, fmt.Errorf("address of the database: %w", err)
+	}
+	conf, err := pgx.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("address of the database: %w", parseFault(err))
+	}
+	if c.Password != "" {
+		conf.Password = c.Password
+	}
+	if u, err := url.Parse(c.URL); err == nil && !u.Query().Has("connect_timeout") {
+		conf.ConnectTimeout = connectWait
+	}
+	for name, value := range map[string]string{
+		"application_name": "bmsota", "statement_timeout": "30s",
+		// As on a disk that does not turn: indexes that hold all that is asked are read, and not the rows beside them.
+		"random_page_cost": "1.1",
+		// A server that is gone must not hold the lock of the writers.
+		"idle_in_transaction_session_timeout": "60s",
+	} {
+		if _, set := conf.RuntimeParams[name]; !set {
+			conf.RuntimeParams[name] = value
+		}
+	}
+	db := &Postgres{turn: make(chan struct{}, 1), writer: newWriter(), jitter: c.Jitter}
+	if db.jitter == nil {
+		db.jitter = rand.Float64
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open database %s of PostgreSQL at %s: %w", conf.Database, conf.Host, err), db.Close())
+		}
+	}()
+	if c.Connections == 0 {
+		c.Connections = 8
+	}
+	db.write, db.read = stdlib.OpenDB(*conf), stdlib.OpenDB(*conf)
+	db.write.SetMaxOpenConns(1)
+	db.read.SetMaxOpenConns(c.Connections)
+	db.read.SetMaxIdleConns(c.Connections)
+	if err := db.check(ctx); err != nil {
+		return nil, err
+	}
+	// Numbers of servers that ended long ago.
+	if _, err := db.write.ExecContext(ctx, "DELETE FROM operations WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - 2592000000"); err != nil {
+		return nil, openFault(ctx, err)
+	}
+	return db, nil
+}
+
+// check says what is wrong with the server and the database, and brings the tables up to date.
+func (db *Postgres) check(ctx context.Context) error {
+	var version int
+	var standby bool
+	var encoding, fsync, commit, role string
+	var schema sql.NullString
+	if err := db.read.QueryRowContext(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('server_encoding'),
+ current_setting('fsync'), current_setting('synchronous_commit'), current_user, current_schema()`).
+		Scan(&version, &standby, &encoding, &fsync, &commit, &role, &schema); err != nil {
+		return openFault(ctx, err)
+	}
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("%w: "+format, append([]any{fleet.ErrStorage}, args...)...)
+	}
+	switch {
+	case version/10000 < oldestPostgres:
+		return refuse("it is PostgreSQL %d, and %d is the oldest that will do", version/10000, oldestPostgres)
+	case standby:
+		return refuse("it is a standby, which cannot be written: name the primary")
+	case encoding != "UTF8":
+		return refuse("its encoding is %s: make one with ENCODING 'UTF8' TEMPLATE template0", encoding)
+	case fsync == "off" || commit == "off":
+		return refuse("fsync or synchronous_commit is off there: what is acknowledged would not survive a loss of power; switch both on")
+	case !schema.Valid:
+		return refuse("role %s may use no schema of its search_path", role)
+	}
+	have, err := db.version(ctx, schema.String)
+	if err != nil {
+		return err
+	}
+	p, err := provider(goose.DialectPostgres, db.write, "postgres")
+	if err != nil {
+		return err
+	}
+	sources := p.ListSources()
+	newest := sources[len(sources)-1].Version
+	switch {
+	case have > newest:
+		return refuse("its tables are of version %d and this program knows %d: use the newer program", have, newest)
+	case have < newest:
+		if err := db.mayMake(ctx, schema.String, role, have); err != nil {
+			return err
+		}
+		if _, err := p.Up(ctx); err != nil {
+			return fmt.Errorf("migrate: %w", openFault(ctx, err))
+		}
+	}
+	var table string
+	err = db.read.QueryRowContext(ctx, `SELECT c.relname FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+ AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')) LIMIT 1`).Scan(&table)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return openFault(ctx, err)
+	}
+	return refuse("role %s may not read and change table %s: let the server be the role that made the tables", role, table)
+}
+
+// version is of which version the tables are; 0 in an empty schema. It makes nothing.
+func (db *Postgres) version(ctx context.Context, schema string) (have int64, err error) {
+	var ours, others bool
+	if err := db.read.QueryRowContext(ctx, `SELECT coalesce(bool_or(relname = 'goose_db_version'), false), coalesce(bool_or(relname <> 'goose_db_version'), false)
+ FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v')`).Scan(&ours, &others); err != nil {
+		return 0, openFault(ctx, err)
+	}
+	if !ours && others {
+		return 0, fmt.Errorf("%w: schema %s holds tables of something else: give bmsota a database of its own", fleet.ErrStorage, schema)
+	}
+	if !ours {
+		return 0, nil
+	}
+	err = db.read.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&have)
+	if err != nil {
+		return 0, openFault(ctx, err)
+	}
+	return have, nil
+}
+
+// mayMake says whether the tables can be made, or changed.
+func (db *Postgres) mayMake(ctx context.Context, schema, role string, have int64) error {
+	var may, owns bool
+	if err := db.read.QueryRowContext(ctx, `SELECT has_schema_privilege(current_schema(), 'CREATE'),
+ NOT EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND NOT pg_has_role(relowner, 'USAGE'))`).Scan(&may, &owns); err != nil {
+		return openFault(ctx, err)
+	}
+	if !may || !owns {
+		return fmt.Errorf("%w: role %s may not make tables in schema %s, or change those of version %d that are there: give it a database that it owns (CREATE DATABASE … OWNER %s)", fleet.ErrStorage, role, schema, have, role)
+	}
+	return nil
+}
+
+// provider knows the migrations of a kind of database. Those of PostgreSQL are made by one server at a time.
+func provider(dialect goose.Dialect, db *sql.DB, folder string) (*goose.Provider, error) {
+	files, err := migrationsOf(folder)
+	if err != nil {
+		return nil, err
+	}
+	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
+	if dialect == goose.DialectPostgres {
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 60))
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	return goose.NewProvider(dialect, db, files, options...)
+}
+
+// parseFault is an error of the URL without the URL.
+func parseFault(err error) error {
+	if e := (*pgconn.ParseConfigError)(nil); errors.As(err, &e) {
+		if inner := e.Unwrap(); inner != nil {
+			return inner
+		}
+	}
+	return err
+}
+
+// openFault says in one line why a database cannot be opened.
+func openFault(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	why := strings.Join(strings.Fields(err.Error()), " ")
+	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
+		why = e.Message
+		switch e.Code {
+		case "28P01", "28000":
+			why += ": look at password_file, and at pg_hba.conf of the server"
+		case "42501":
+			why += ": let the server be the role that made the tables"
+		case "3D000":
+			why += ": make it (CREATE DATABASE … OWNER …)"
+		}
+	} else if e := (*net.OpError)(nil); errors.As(err, &e) {
+		why = e.Error()
+	}
+	return fmt.Errorf("%w: %s", fleet.ErrStorage, why)
+}
