@@ -28,6 +28,6 @@ func commands() []*cobra.Command {
 	add("releases", newPublishCmd(), newReleasesCmd(), newChannelCmd(), newRolloutCmd(), newUpdateCmd(), newRollbackCmd(), newStatusCmd(), newMonitorCmd())
 	add("fleet", newDevicesCmd(), newAccountsCmd(), newTokensCmd(), newWebhooksCmd(), newAuditCmd())
 	add("boards", newDeviceCmd(), newImageCmd(), newKeysCmd(), newPartitionCmd(), newOTADataCmd(), newSPIFFSCmd())
-	add("tool", newVersionCmd())
+	add("tool", newBenchCmd(), newVersionCmd())
 	return all
 }
