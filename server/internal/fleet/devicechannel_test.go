@@ -50,7 +50,12 @@ func TestADeviceIsOfferedWhatItsChannelPointsTo(t *testing.T) {
 		runs := func(seq uint64, v string) {
 			hear(t, s.Fleet, "d1", status("b", seq, protocol.PhaseIdle), func(s *protocol.Status) { s.CurrentVersion = v })
 		}
-		d, err := s.SetDeviceChannel(t.Context(), anna, "d1", "beta")
+		before := len(auditLog(t, s.store))
+		d, err := s.SetDeviceChannel(t.Context(), anna, "d1", fleet.DefaultChannel)
+		if rows := auditLog(t, s.store)[before:]; err != nil || len(rows) != 0 {
+			t.Errorf("into the channel that it is in: %v, %v", rows, err)
+		}
+		d, err = s.SetDeviceChannel(t.Context(), anna, "d1", "beta")
 		if err != nil || d.Channel != "beta" {
 			t.Fatalf("%+v, %v", d, err)
 		}

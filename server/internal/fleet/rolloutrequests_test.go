@@ -240,6 +240,10 @@ func TestRehearsalRunsThisPolicyOverThisFleet(t *testing.T) {
 		if _, err := y.Rehearse(t.Context(), anna, req); !errors.Is(err, fleet.ErrInvalid) {
 			t.Errorf("an unknown fate: %v", err)
 		}
+		req.Mix = fleet.Mix{fleet.FateGood: 0.9, fleet.FateCrash: 0.2}
+		if _, err := y.Rehearse(t.Context(), anna, req); !errors.Is(err, fleet.ErrInvalid) {
+			t.Errorf("shares of more than one: %v", err)
+		}
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		req.Mix = fleet.Mix{fleet.FateGood: 1}
