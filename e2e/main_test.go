@@ -153,6 +153,8 @@ func runStories(t *testing.T, kind deviceKind) {
 			"interrupt":     cmdInterrupt,
 			"interrupts":    cmdInterrupts,
 			"tool":          cmdTool,
+			"secret":        cmdSecret,
+			"silent":        cmdSilent,
 		},
 	})
 }
@@ -165,6 +167,7 @@ type story struct {
 	hostile     map[string]*hostile
 	links       map[string]*slowLink
 	undo        []func()
+	secrets     map[string]string // that must not be seen, by name
 }
 
 type storyKey struct{}

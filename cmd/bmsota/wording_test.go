@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,8 @@ import (
 	"bmsota/api"
 	"bmsota/deploy"
 	"bmsota/protocol"
+
+	"github.com/spf13/cobra"
 )
 
 func TestWrongUseIsSaidInWordsOfThisTool(t *testing.T) {
@@ -245,5 +248,29 @@ func TestEnrollWarnsOfTheTokenItReplaces(t *testing.T) {
 		if o.code != exitDone || o.out != "TOKEN\n" || strings.Contains(o.errout, "no longer taken") != enrolled {
 			t.Errorf("enrolled %v: exit %d, %q, %q", enrolled, o.code, o.out, o.errout)
 		}
+	}
+}
+
+// What stands on a command line is seen by everybody on the machine, and kept by the shell: a secret comes by a file, the
+// environment or a question.
+func TestNoFlagTakesASecret(t *testing.T) {
+	flags := 0
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, m := range regexp.MustCompile(`--([a-z-]+) ([a-zA-Z]*)`).FindAllStringSubmatch(cmd.LocalFlags().FlagUsages(), -1) {
+			flags++
+			for _, word := range []string{"password", "token", "secret", "passphrase"} {
+				if strings.Contains(m[1], word) && !strings.HasSuffix(m[1], "-file") && m[2] != "" {
+					t.Errorf("%s --%s takes a secret", cmd.CommandPath(), m[1])
+				}
+			}
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot(streams{}))
+	if flags < 100 {
+		t.Errorf("only %d flags were looked at", flags)
 	}
 }

@@ -49,7 +49,7 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 			if c.cert != nil {
 				name, about = c.cert.name, "certificate"
 			}
-			e.noteErr("mqtt login refused", err, "peer", c.source, "name", name)
+			e.noteErr("mqtt login refused", err, "peer", c.source) // without the name: see fleet.Knock
 			e.knock(c, audit.LoginFailed, name, about)
 			return nil
 		}

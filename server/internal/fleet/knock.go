@@ -145,8 +145,9 @@ func (f *Fleet) writeKnocks(ctx context.Context) error {
 	if len(list) == 0 {
 		return nil
 	}
+	var rows map[Knock]tally
 	err := f.update(ctx, theServer, func(tx Tx) error {
-		rows := make(map[Knock]tally, len(list))
+		rows = make(map[Knock]tally, len(list))
 		for n, t := range list {
 			var err error
 			if n.Name, n.Role, err = known(tx, n.Name, now); err != nil {
@@ -169,6 +170,12 @@ func (f *Fleet) writeKnocks(ctx context.Context) error {
 	}
 	for range list {
 		k.spent = append(k.spent, now)
+	}
+	for n, t := range rows {
+		// Only here, where it is known whose the name is: what was typed into that field may be a password.
+		if n.What == audit.LoginFailed && n.Name != "" {
+			f.cfg.Log.Warn("login refused", "name", n.Name, "role", n.Role, "via", n.Via, "address", n.Address, "about", n.About, "times", t.times)
+		}
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (u *ui) login(w http.ResponseWriter, r *http.Request) {
 		_ = busy(w, err)
 		u.showLogin(w, r, http.StatusTooManyRequests, d, sentence(err))
 	case errors.Is(err, fleet.ErrDenied):
-		u.h.cfg.Log.Warn("sign-in refused", "name", d.Name, "address", addressOf(r))
+		u.h.cfg.Log.Warn("sign-in refused", "address", addressOf(r))
 		u.showLogin(w, r, http.StatusUnauthorized, d, sentence(err))
 	case err != nil:
 		u.fault(w, r, fleet.Identity{}, err)
