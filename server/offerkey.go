@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"bmsota/durable"
 	"bmsota/manifest"
 )
 
@@ -37,6 +38,9 @@ func openOfferKey(configured, folder string, random io.Reader, log *slog.Logger)
 		key, err := manifest.NewKey(random)
 		if err != nil {
 			return nil, err
+		}
+		if err := durable.MkdirAll(folder, 0o700); err != nil { // with a certificate of yours nothing else is in there
+			return nil, fmt.Errorf("make offer key: %w", err)
 		}
 		if err := writeKey(path, key); err != nil {
 			return nil, err
