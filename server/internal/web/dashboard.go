@@ -79,6 +79,7 @@ func (h *handler) routeDashboard() {
 		}
 	}
 	u.load()
+	h.lost = u.lost
 	get := func(pattern string, v view) { u.route(http.MethodGet, pattern, fleet.RightView, v) }
 	post := func(pattern string, right fleet.Right, v view) { u.route(http.MethodPost, pattern, right, v) }
 	get("/{$}", u.home)
@@ -232,6 +233,17 @@ func (u *ui) fault(w http.ResponseWriter, r *http.Request, by fleet.Identity, er
 	if shown := u.show(w, p.Status, "fault", page{Title: p.Title, By: by, Data: sentence(err)}); shown != nil {
 		u.h.fail(w, r, shown)
 	}
+}
+
+// lost is where nothing is. Nobody is asked who he is for it, so it shows nothing.
+func (u *ui) lost(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.Contains(r.Header.Get("Accept"), "text/html") ||
+		strings.HasPrefix(r.URL.Path, "/api/") || strings.HasPrefix(r.URL.Path, "/firmware/") {
+		u.h.fail(w, r, errNoPath)
+		return
+	}
+	u.headers(w)
+	u.fault(w, r, fleet.Identity{}, errNoPath)
 }
 
 // sentence is what an error says to a person.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"bmsota/api"
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
 	"bmsota/server/internal/store"
@@ -148,6 +149,23 @@ func (s *site) signIn(role fleet.Role) string {
 }
 
 var digestA, digestB, digestC = strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
+
+// A person whose link leads nowhere is shown a page, a program a problem.
+func TestALinkThatLeadsNowhereIsAPageForPeople(t *testing.T) {
+	s := newSite(t)
+	for _, c := range []struct{ path, accept, kind string }{
+		{"/devics", "text/html,application/xhtml+xml", "text/html"}, {"/a/b/c", "text/html", "text/html"}, {"/devics", "*/*", api.ProblemType},
+		{"/devics", "", api.ProblemType}, {"/api/v1/devics", "text/html", api.ProblemType}, {"/firmware/a/b/c/d", "text/html", api.ProblemType},
+	} {
+		r := s.do("GET", c.path, "", nil, "Accept: "+c.accept)
+		if r.StatusCode != http.StatusNotFound || !strings.HasPrefix(r.Header.Get("Content-Type"), c.kind) {
+			t.Errorf("%s for %q: %d, %s", c.path, c.accept, r.StatusCode, r.Header.Get("Content-Type"))
+		}
+	}
+	if r := s.do("POST", "/devics", "", url.Values{}, "Accept: text/html"); !strings.HasPrefix(r.Header.Get("Content-Type"), api.ProblemType) {
+		t.Errorf("a form to nowhere: %s", r.Header.Get("Content-Type"))
+	}
+}
 
 // people puts a small fleet: two releases, a device that runs one of them, and one that is stuck.
 func (s *site) people() {

@@ -123,6 +123,8 @@ type handler struct {
 	mux      *http.ServeMux
 	images   *imageCache
 	versions versionCache
+	// lost answers where nothing is: with a problem, and where there is a dashboard with a page for those who read pages.
+	lost func(w http.ResponseWriter, r *http.Request)
 	// described is the OpenAPI document, made when it is first asked for.
 	described func() (json.RawMessage, error)
 }
@@ -135,10 +137,11 @@ func New(cfg Config) http.Handler {
 	}
 	h := &handler{cfg: cfg, mux: http.NewServeMux(), images: newImageCache(cfg.CacheBytes)}
 	h.described = h.describe()
+	h.lost = func(w http.ResponseWriter, r *http.Request) { h.fail(w, r, errNoPath) }
 	h.mux.HandleFunc("/{$}", h.landing)
 	h.mux.HandleFunc("/healthz", h.healthz)
 	h.mux.HandleFunc("/readyz", h.readyz)
-	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.fail(w, r, errNoPath) })
+	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.lost(w, r) })
 	h.routeAPI()
 	if cfg.Metrics != nil {
 		h.mux.HandleFunc("/metrics", h.metrics)
