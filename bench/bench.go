@@ -29,7 +29,6 @@ type Options struct {
 	Duration time.Duration // of one turn
 	Clients  int           // at once, where a figure has clients
 	Only     string        // figures whose name has this in it; empty = all
-	Count    int           // of connections, sessions or boards, where a figure holds many at once; 0 = as the figure is meant
 	Say      func(format string, args ...any)
 }
 
@@ -246,9 +245,6 @@ func (b *Bench) named(p Peer) {
 
 // wants says whether a figure was asked for.
 func (b *Bench) wants(name string) bool { return strings.Contains(name, b.Only) }
-
-// count is what a figure is meant for, or what was asked for.
-func (b *Bench) count(meant int) int { return cmp.Or(b.Count, meant) }
 
 func median(v []float64) float64 {
 	if len(v) == 0 {

@@ -16,7 +16,6 @@ const (
 	maxBenchRounds  = 101
 	maxBenchTurn    = time.Minute
 	maxBenchClients = 1000
-	maxBenchCount   = 100_000
 )
 
 func newBenchCmd() *cobra.Command {
@@ -24,12 +23,12 @@ func newBenchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "measure this server on this machine, beside the programs it could be replaced with",
 		Long: `Starts this program's own server with a fresh data folder, and beside it the peer that is named in the table,
-where it is installed (nginx, Mosquitto): on loopback, one load for both, in rounds that alternate. A figure is the
+where it is installed (nginx): on loopback, one load for both, in rounds that alternate. A figure is the
 median of what ours took to what the peer took in each round, in processor time unless it says otherwise, so that
 a busy machine bends it little. Nothing is left behind. The exit code is 0 whether a goal is met or not.`,
 		Example: `  bmsota bench all
   bmsota bench https --rounds 9 --duration 5s
-  bmsota bench memory --json`,
+  bmsota bench https --only version.json --json`,
 		DisableFlagsInUseLine: true,
 		RunE:                  showHelp,
 	}
@@ -55,8 +54,6 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 				return usageFault(cmd, "--duration of %s is not within 10ms to %s", o.Duration, plainDuration(maxBenchTurn))
 			case o.Clients < 1 || o.Clients > maxBenchClients:
 				return usageFault(cmd, "--clients of %d is not within 1 to %d", o.Clients, maxBenchClients)
-			case o.Count < 0 || o.Count > maxBenchCount:
-				return usageFault(cmd, "--count of %d is not within 0 to %d", o.Count, maxBenchCount)
 			}
 			if o.Binary == "" {
 				if o.Binary, err = os.Executable(); err != nil {
@@ -82,7 +79,6 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each figure, of which the median counts")
 	f.DurationVar(&o.Duration, "duration", 3*time.Second, "how long one turn of a round lasts")
 	f.IntVar(&o.Clients, "clients", 50, "clients at once")
-	f.IntVar(&o.Count, "count", 0, "connections, sessions or boards, where a figure holds many (default as many as it is meant for)")
 	f.StringVar(&o.Only, "only", "", "of the figures, those whose name has this in it")
 	f.StringVar(&o.Binary, "binary", "", "the bmsota whose server is measured (default this one)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
