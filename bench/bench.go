@@ -11,7 +11,6 @@
 package bench
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,24 +41,14 @@ type Figure struct {
 	Theirs float64 `json:"theirs,omitempty"`
 	Ratio  float64 `json:"ratio,omitempty"`
 	Peer   string  `json:"peer,omitempty"`
-	// Goal bounds Ratio, or Ours where GoalOf says so; 0 = none.
+	// Goal bounds Ratio; 0 = none.
 	Goal    float64 `json:"goal,omitempty"`
-	GoalOf  Side    `json:"goal_of,omitempty"`
 	Verdict Verdict `json:"verdict"`
 	Rounds  int     `json:"rounds"`
 	// Each is the ratio of every round, or what ours took where there is no peer.
 	Each []float64 `json:"each"`
 	Note string    `json:"note,omitempty"`
 }
-
-// Side says what a goal is for.
-type Side string
-
-// The sides.
-const (
-	OfRatio Side = "ratio"
-	OfOurs  Side = "ours"
-)
 
 // Verdict says whether a figure met its goal.
 type Verdict string
@@ -213,19 +202,12 @@ func (b *Bench) Beside(ctx context.Context, f Figure, ours, theirs Turn) error {
 // Add adds a figure and judges it.
 func (b *Bench) Add(f Figure) {
 	f.Suite = b.suite
-	if f.Goal != 0 {
-		f.GoalOf = cmp.Or(f.GoalOf, OfRatio)
-	}
-	value := f.Ratio
-	if f.GoalOf == OfOurs {
-		value = f.Ours
-	}
 	switch {
 	case f.Goal == 0:
 		f.Verdict = NoGoal
-	case f.GoalOf == OfRatio && f.Ratio == 0:
+	case f.Ratio == 0:
 		f.Verdict = Alone
-	case value <= f.Goal:
+	case f.Ratio <= f.Goal:
 		f.Verdict = Met
 	default:
 		f.Verdict = Missed

@@ -133,27 +133,6 @@ func statFields(b []byte) ([]string, error) {
 	return fields, nil
 }
 
-// Memory is the program's share of the machine's memory in bytes, its children's with it: what is shared between
-// processes counts for each in part (PSS).
-func (p *Process) Memory() (int64, error) {
-	var sum int64
-	err := p.each(func(pid int) error {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(string(b)) {
-			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-				kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-				sum += kb << 10
-				return err
-			}
-		}
-		return errors.New("smaps_rollup has no Pss")
-	})
-	return sum, err
-}
-
 // each calls do for the program and the children it has.
 func (p *Process) each(do func(pid int) error) error {
 	pid := p.cmd.Process.Pid
