@@ -617,6 +617,14 @@ func TestMutantsAreNoticed(t *testing.T) {
 			t.Error("a failed image that stays bootable goes unnoticed")
 		}
 	})
+	t.Run(string(agent.MutantUnsteadyRecords), func(t *testing.T) {
+		if lost := withUnsureRecord(t, agent.MutantNone); lost != 0 {
+			t.Errorf("%d of 16 boards are not at rest", lost)
+		}
+		if withUnsureRecord(t, agent.MutantUnsteadyRecords) == 0 {
+			t.Error("a record that reads now so and now so goes unnoticed")
+		}
+	})
 	t.Run(string(agent.MutantConfirmFirst), func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			next := image(t, "1.1.0", trial(appimage.BehaviourUnhealthy))

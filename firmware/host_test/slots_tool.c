@@ -4,7 +4,7 @@
 //
 // Each line on standard input is one life: KEY=VALUE words for the board, then the operation.
 //
-//   running=ota_0 reset=panic chip=0 rollback=1 anti=0 efuse=0 cut=0 how=before seed=1 OPERATION [ARGUMENTS]
+//   running=ota_0 reset=panic chip=0 rollback=1 anti=0 efuse=0 weak=0:0 cut=0 how=before seed=1 OPERATION [ARGUMENTS]
 //
 // It is answered with one line on standard output: the error's name, the number of operations, the secure version, and what
 // the operation found. "power-cut" in place of the error says that the power failed where cut asked for it.
@@ -179,6 +179,10 @@ static void set(const char *key, char *value)
         host_board.efuse = (uint32_t)strtoul(value, NULL, 10);
     } else if (strcmp(key, "encrypted") == 0) {
         host_board.encrypted = atoi(value) != 0;
+    } else if (strcmp(key, "weak") == 0) {
+        char *bits;
+        host_board.weak_at = (uint32_t)strtoul(value, &bits, 10);
+        host_board.weak_bits = *bits == ':' ? (uint8_t)atoi(bits + 1) : 0;
     } else if (strcmp(key, "cut") == 0) {
         host_board.cut_at = strtoull(value, NULL, 10);
     } else if (strcmp(key, "how") == 0) {

@@ -170,7 +170,7 @@ type onlyReader struct{ io.Reader }
 // repair settles what the last life left in flash. Only a power cut is returned; another error of the flash is
 // logged, because a board that cannot write a tombstone still has a battery to watch.
 func (a *agent) repair() error {
-	steps := []func() error{a.fallenBack, a.failedSlots, a.finishRollback, a.unprovenSlots, a.readGraves}
+	steps := []func() error{a.steadyRecords, a.fallenBack, a.failedSlots, a.finishRollback, a.unprovenSlots, a.readGraves}
 	for _, step := range steps {
 		if err := step(); gone(err) {
 			return err
@@ -190,6 +190,36 @@ func (a *agent) otherSlots() []parttable.Partition {
 		}
 	}
 	return others
+}
+
+// steadyRecords settles records that read now so and now so, before anything is decided on them.
+func (a *agent) steadyRecords() error {
+	unsteady, err := a.ops.Unsteady()
+	if err != nil {
+		return notFound(err)
+	}
+	if unsteady == [2]bool{} || a.without(MutantUnsteadyRecords) {
+		return nil
+	}
+	recs, err := a.ops.Records()
+	if err != nil {
+		return err
+	}
+	for i, r := range recs {
+		// Before the other record goes: for a moment none would count, and the failed image could be what boots.
+		if slot, ok := a.slotOf(r); ok && !unsteady[i] && slot != a.env.Running {
+			if err := a.failedSlot(i, r, slot); gone(err) {
+				return err
+			} else if err != nil {
+				a.log.Error("failed image not buried", "slot", slot.Name, "err", err)
+			}
+		}
+	}
+	changed, err := a.ops.SteadyRecords()
+	if changed {
+		a.log.Warn("boot records that read differently written anew", "slot", a.env.Running.Name)
+	}
+	return err
 }
 
 // fallenBack mends the records after the bootloader passed over a damaged slot without a word: they still name that

@@ -25,6 +25,13 @@ type life struct {
 	encrypted      bool // flash encryption; only the component knows it
 	efuse          uint32
 	chip           appimage.ChipID
+	weak           weakByte
+}
+
+// weakByte has bits that are neither 1 nor 0; the zero value is none.
+type weakByte struct {
+	at   int64 // in flash
+	bits byte
 }
 
 func (l life) config(efuse *uint32) Config {

@@ -102,8 +102,8 @@ func (c *component) do(l life, k cut, op string) (did, *norflash.Flash) {
 		k.how = "before"
 	}
 	flag := map[bool]int{true: 1}
-	fmt.Fprintf(c.in, "running=%s reset=%s chip=%d rollback=%d anti=%d encrypted=%d efuse=%d cut=%d how=%s seed=%d %s\n", l.running.SubtypeName(), l.reset,
-		l.chip, flag[l.rollback], flag[l.anti], flag[l.encrypted], l.efuse, k.at, k.how, k.seed, op)
+	fmt.Fprintf(c.in, "running=%s reset=%s chip=%d rollback=%d anti=%d encrypted=%d efuse=%d weak=%d:%d cut=%d how=%s seed=%d %s\n", l.running.SubtypeName(), l.reset,
+		l.chip, flag[l.rollback], flag[l.anti], flag[l.encrypted], l.efuse, l.weak.at, l.weak.bits, k.at, k.how, k.seed, op)
 	line, err := c.out.ReadString('\n')
 	if err != nil {
 		c.t.Fatalf("%s: slots_tool ended: %v", op, err)

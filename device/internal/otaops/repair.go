@@ -143,6 +143,11 @@ func (o *Ops) replaceRecord(p parttable.Partition, i int, old, rec otadata.Recor
 			return err
 		}
 	}
+	return o.putRecord(p, i, rec)
+}
+
+// putRecord writes rec where nothing counts. Its CRC comes last.
+func (o *Ops) putRecord(p parttable.Partition, i int, rec otadata.Record) error {
 	off := recordOffset(p, i)
 	if err := o.flash.Erase(off, otadata.SectorSize); err != nil {
 		return fmt.Errorf("erase record %d: %w", i, err)

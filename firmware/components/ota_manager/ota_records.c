@@ -31,6 +31,12 @@ bool ota_record_usable(const ota_record_t *r)
            ota_record_crc_ok(r);
 }
 
+bool ota_record_on_trial(const ota_record_t *r)
+{
+    bool named = r->ota_state <= ESP_OTA_IMG_ABORTED || r->ota_state == ESP_OTA_IMG_UNDEFINED;
+    return r->ota_state == ESP_OTA_IMG_PENDING_VERIFY || !named;
+}
+
 int ota_record_slot(const ota_slots_t *s, const ota_record_t *r)
 {
     // In 32 bits, so that the number 0 is legal and means what the bootloader takes it for.
@@ -98,16 +104,13 @@ esp_err_t ota_record_silence(const ota_slots_t *s, int i, const ota_record_t *r)
     return err == ESP_OK ? ota_flash_equals(s->otadata, at, &zero, sizeof zero) : err;
 }
 
-esp_err_t ota_record_replace(const ota_slots_t *s, int i, const ota_record_t *old, const ota_record_t *rec)
+// Writes rec where nothing counts. Its CRC comes last.
+static esp_err_t put_record(const ota_slots_t *s, int i, const ota_record_t *rec)
 {
     if (s->otadata->encrypted) {
         return ota_record_write_over(s, i, rec);
     }
-    // Silenced before the erase: one that stops early can turn a record that was given up into one that boots.
-    esp_err_t err = ota_record_crc_ok(old) ? ota_record_silence(s, i, old) : ESP_OK;
-    if (err == ESP_OK) {
-        err = ota_flash_erase_sector(s->otadata, sector_of(i));
-    }
+    esp_err_t err = ota_flash_erase_sector(s->otadata, sector_of(i));
     if (err == ESP_OK) {
         err = esp_partition_write(s->otadata, sector_of(i), rec, CRC_AT);
     }
@@ -115,6 +118,16 @@ esp_err_t ota_record_replace(const ota_slots_t *s, int i, const ota_record_t *ol
         err = esp_partition_write(s->otadata, sector_of(i) + CRC_AT, &rec->crc, sizeof rec->crc);
     }
     return err == ESP_OK ? ota_flash_equals(s->otadata, sector_of(i), rec, sizeof *rec) : err;
+}
+
+esp_err_t ota_record_replace(const ota_slots_t *s, int i, const ota_record_t *old, const ota_record_t *rec)
+{
+    if (s->otadata->encrypted) {
+        return ota_record_write_over(s, i, rec);
+    }
+    // Silenced before the erase: one that stops early can turn a record that was given up into one that boots.
+    esp_err_t err = ota_record_crc_ok(old) ? ota_record_silence(s, i, old) : ESP_OK;
+    return err == ESP_OK ? put_record(s, i, rec) : err;
 }
 
 // ---- what the records ask for
@@ -208,4 +221,97 @@ esp_err_t ota_records_repair(const ota_slots_t *s, bool *changed)
     // moment without a record; erasing first could bring back a record that was given up.
     err = ota_record_silence(s, active, &rec[active]);
     return err == ESP_OK && rec[1 - active].ota_state != ESP_OTA_IMG_VALID ? take_over(s, rec, active) : err;
+}
+
+// ---- records that read now so and now so
+
+#define LOOKS 16 // one bit that is a coin toss passes for steady one time in 32,768
+
+typedef struct {
+    ota_record_t rec[OTA_RECORDS]; // as they were read the last time
+    bool steady[OTA_RECORDS];      // and each time before
+    bool proven[OTA_RECORDS];      // each time it said that the image needs no trial
+} look_t;
+
+static esp_err_t look_at(const ota_slots_t *s, look_t *l)
+{
+    esp_err_t err = ESP_OK;
+    for (int k = 0; err == ESP_OK && k < LOOKS; k++) {
+        ota_record_t now[OTA_RECORDS];
+        err = ota_records_read(s, now);
+        for (int i = 0; err == ESP_OK && i < OTA_RECORDS; i++) {
+            bool same = k == 0 || memcmp(&now[i], &l->rec[i], sizeof now[i]) == 0;
+            bool proven = now[i].ota_state == ESP_OTA_IMG_VALID || now[i].ota_state == ESP_OTA_IMG_UNDEFINED;
+            l->steady[i] = same && (k == 0 || l->steady[i]);
+            l->proven[i] = proven && (k == 0 || l->proven[i]);
+            l->rec[i] = now[i];
+        }
+    }
+    return err;
+}
+
+esp_err_t ota_records_unsteady(const ota_slots_t *s, bool unsteady[OTA_RECORDS])
+{
+    look_t l;
+    esp_err_t err = look_at(s, &l);
+    for (int i = 0; i < OTA_RECORDS; i++) {
+        unsteady[i] = err == ESP_OK && !l.steady[i];
+    }
+    return err;
+}
+
+// Silences a record of which nobody can say what it is.
+static esp_err_t quiet(const ota_slots_t *s, int i)
+{
+    const ota_record_t any = { .crc = UINT32_MAX };
+    return ota_record_silence(s, i, &any);
+}
+
+// Erases it. It stops counting before: an erase that stops early could bring it back.
+static esp_err_t wipe(const ota_slots_t *s, int i)
+{
+    esp_err_t err = quiet(s, i);
+    return err == ESP_OK ? ota_flash_erase_sector(s->otadata, sector_of(i)) : err;
+}
+
+static esp_err_t make_steady(const ota_slots_t *s, const look_t *l, int i)
+{
+    const ota_record_t *other = &l->rec[1 - i];
+    bool firm = l->steady[1 - i];
+    if (s->running_slot < 0 || (firm && ota_record_names(s, other, s->running_slot))) {
+        return wipe(s, i);
+    }
+    int at = i;
+    uint32_t seq = (uint32_t)s->running_slot + 1;
+    if (!firm || !ota_record_crc_ok(other) || ota_record_erased(other)) {
+        at = 1 - i; // the sector that says nothing: there is no moment without any record
+    } else if (!ota_record_seq_for(s, s->running_slot, other->ota_seq + UINT64_C(1), &seq)) {
+        // The other record means another slot, and decides until the new one is complete; or it tells of a failed one, and
+        // what it tells is needed. Only that the numbers are used up: ota_records_repair knows what to do then.
+        return wipe(s, i);
+    }
+    const ota_record_t mine =
+        new_record(seq, l->proven[i] || !s->rollback ? ESP_OTA_IMG_VALID : ESP_OTA_IMG_PENDING_VERIFY);
+    esp_err_t err = quiet(s, at);
+    if (err == ESP_OK) {
+        err = put_record(s, at, &mine);
+    }
+    return err == ESP_OK && at != i ? wipe(s, i) : err;
+}
+
+esp_err_t ota_records_steady(const ota_slots_t *s, bool *changed)
+{
+    *changed = false;
+    for (int i = 0; i < OTA_RECORDS; i++) {
+        look_t l;
+        esp_err_t err = look_at(s, &l); // anew for the second: the first may have been written
+        if (err == ESP_OK && !l.steady[i]) {
+            *changed = true;
+            err = make_steady(s, &l, i);
+        }
+        if (err != ESP_OK) {
+            return err;
+        }
+    }
+    return ESP_OK;
 }

@@ -101,17 +101,10 @@ static esp_err_t bury(const settle_t *st, int i, const ota_record_t *r, const es
     return ota_tombstone_write(st->slots, slot, note.digest, ota_reason_name(note.cause));
 }
 
-static bool is_named(uint32_t state)
-{
-    return state <= ESP_OTA_IMG_ABORTED || state == ESP_OTA_IMG_UNDEFINED;
-}
-
 // What the record of the running slot says: whether this is a trial, and an order to leave it that was not carried out.
 static void own_slot(const settle_t *st, int i, const ota_record_t *r, const ota_note_t *note, bool noted)
 {
-    // A state that ESP-IDF has no name for is a record whose erase the power cut short: the bootloader takes it for one that
-    // needs no trial, but this image has passed none.
-    if (st->slots->rollback && (r->ota_state == ESP_OTA_IMG_PENDING_VERIFY || !is_named(r->ota_state))) {
+    if (st->slots->rollback && ota_record_on_trial(r)) {
         st->story->trial = true;
     }
     if (noted && !note->voided) {
@@ -154,6 +147,13 @@ static esp_err_t failed_slot(const settle_t *st, int i, const ota_record_t *r, c
     return ESP_OK;
 }
 
+// The slot that a record means, usable or not; NULL where it means none.
+static const esp_partition_t *slot_of(const ota_slots_t *s, const ota_record_t *r)
+{
+    int slot = ota_record_slot(s, r);
+    return slot < 0 || ota_record_erased(r) || !ota_record_crc_ok(r) ? NULL : s->slot[slot];
+}
+
 // Buries every image that was given up or aborted: its slot is made unbootable BEFORE anything is told. As long as the
 // image is there, a few flipped bits in the records, which no checksum covers, boot it again for ever on a board without
 // a factory image.
@@ -168,18 +168,48 @@ static esp_err_t failed_slots(const settle_t *st)
     // The running slot's own record first: what it says decides about the other.
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < OTA_RECORDS; i++) {
-            int slot = ota_record_slot(s, &rec[i]);
-            if (slot < 0 || ota_record_erased(&rec[i]) || !ota_record_crc_ok(&rec[i]) ||
-                ota_slots_same(s->slot[slot], s->running) != (pass == 0)) {
+            const esp_partition_t *slot = slot_of(s, &rec[i]);
+            if (slot == NULL || ota_slots_same(slot, s->running) != (pass == 0)) {
                 continue;
             }
-            err = failed_slot(st, i, &rec[i], s->slot[slot]);
+            err = failed_slot(st, i, &rec[i], slot);
             if (err != ESP_OK) {
                 return err;
             }
         }
     }
     return ESP_OK;
+}
+
+// Settles records that read now so and now so, before anything is decided on them.
+static esp_err_t steady_records(const settle_t *st)
+{
+    const ota_slots_t *s = st->slots;
+    ota_record_t rec[OTA_RECORDS];
+    bool unsteady[OTA_RECORDS], changed;
+    esp_err_t err = ota_records_unsteady(s, unsteady);
+    if (err != ESP_OK || (!unsteady[0] && !unsteady[1])) {
+        return err == ESP_ERR_NOT_FOUND ? ESP_OK : err;
+    }
+    err = ota_records_read(s, rec);
+    if (err != ESP_OK) {
+        return err;
+    }
+    for (int i = 0; i < OTA_RECORDS; i++) {
+        // Before the other record goes: for a moment none would count, and the failed image could be what boots.
+        const esp_partition_t *slot = unsteady[i] ? NULL : slot_of(s, &rec[i]);
+        if (slot != NULL && !ota_slots_same(slot, s->running)) {
+            err = failed_slot(st, i, &rec[i], slot);
+            if (err != ESP_OK) {
+                ESP_LOGE(TAG, "failed image in %s not buried: %s", slot->label, esp_err_to_name(err));
+            }
+        }
+    }
+    err = ota_records_steady(s, &changed);
+    if (changed) {
+        ESP_LOGW(TAG, "boot records that read differently written anew for %s", s->running->label);
+    }
+    return err;
 }
 
 // Settles a note that the running image left about itself. Either the image that it went back to failed, and then the note
@@ -274,7 +304,7 @@ static esp_err_t read_graves(const settle_t *st)
 
 esp_err_t ota_slots_settle(const ota_slots_t *s, const char *reset, ota_boot_story_t *out)
 {
-    static esp_err_t (*const steps[])(const settle_t *) = { fallen_back, failed_slots, finish_rollback, unproven_slots, read_graves };
+    static esp_err_t (*const steps[])(const settle_t *) = { steady_records, fallen_back, failed_slots, finish_rollback, unproven_slots, read_graves };
     const settle_t st = { .slots = s, .reset = reset, .story = out };
     ota_record_t rec[OTA_RECORDS];
     memset(out, 0, sizeof *out);

@@ -66,7 +66,7 @@ esp_err_t esp_partition_read_raw(const esp_partition_t *partition, size_t src_of
 {
     esp_err_t err = within(partition, src_offset, size);
     if (err == ESP_OK) {
-        memcpy(dst, host_flash_bytes() + partition->address + src_offset, size);
+        host_flash_read(partition->address + (uint32_t)src_offset, dst, size);
     }
     return err;
 }

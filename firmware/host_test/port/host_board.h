@@ -34,6 +34,8 @@ typedef struct {
     uint64_t cut_at;          // operation that the power fails in, the first being 1; 0: none
     host_cut_t cut;
     uint64_t cut_seed;
+    uint32_t weak_at;         // of a byte with bits that read as 1 every second time, as a cut erase can leave them; 0: none
+    uint8_t weak_bits;        // of it; firm again once programmed or erased
     void (*power_cut)(void);  // does not return; NULL: host_end(HOST_EXIT_POWER_CUT)
 } host_board_t;
 
@@ -53,6 +55,7 @@ uint32_t host_chip_secure_bits(uint16_t chip);          // width of the secure v
 bool host_flash_open(const char *path);
 void host_flash_stop(void);                             // no operation begins or goes on after it
 uint8_t *host_flash_bytes(void);                        // the chip's content, for reading
+void host_flash_read(uint32_t at, void *out, size_t len);   // … with the bits that are weak
 uint32_t host_flash_size(void);
 // What a byte of an encrypted partition is mixed with. It is no cipher; what counts is that erased flash reads as anything,
 // and that a block of 16 bytes takes one write.

@@ -68,6 +68,15 @@ void host_flash_new_life(void)
     host_partitions_forget();
 }
 
+void host_flash_read(uint32_t at, void *out, size_t len)
+{
+    static unsigned reads;
+    memcpy(out, chip + at, len);
+    if (host_board.weak_bits != 0 && host_board.weak_at - at < len && reads++ % 2 == 1) {
+        ((uint8_t *)out)[host_board.weak_at - at] |= host_board.weak_bits;
+    }
+}
+
 // splitmix64: what a torn operation leaves is decided by the seed alone.
 static uint64_t next_random(uint64_t *state)
 {
@@ -162,6 +171,9 @@ void host_flash_program(uint32_t at, const void *bytes, size_t len)
         n = n < len ? n : len;
         pthread_mutex_lock(&busy);
         program_piece(chip + at, from, n);
+        if (host_board.weak_at - at < n) {
+            host_board.weak_bits &= from[host_board.weak_at - at];
+        }
         pthread_mutex_unlock(&busy);
         at += (uint32_t)n;
         from += n;
@@ -187,6 +199,9 @@ void host_flash_erase(uint32_t at, size_t len)
     for (; len > 0; at += HOST_SECTOR, len -= HOST_SECTOR) {
         pthread_mutex_lock(&busy);
         erase_sector(chip + at);
+        if (host_board.weak_at - at < HOST_SECTOR) {
+            host_board.weak_bits = 0;
+        }
         pthread_mutex_unlock(&busy);
     }
 }

@@ -53,6 +53,9 @@ uint32_t ota_record_crc(uint32_t seq);
 bool ota_record_crc_ok(const ota_record_t *r);
 bool ota_record_erased(const ota_record_t *r);
 bool ota_record_usable(const ota_record_t *r);                  // may boot: not given up, and the CRC fits
+// Whether the image of the record has still to prove itself. A state that ESP-IDF has no name for is a record whose erase the
+// power cut short: the bootloader takes it for one that needs no trial, but its image has passed none.
+bool ota_record_on_trial(const ota_record_t *r);
 int ota_record_slot(const ota_slots_t *s, const ota_record_t *r);   // that its number means, usable or not; OTA_NO_SLOT
 bool ota_record_names(const ota_slots_t *s, const ota_record_t *r, int slot);     // usable, and means slot
 int ota_records_active(const ota_record_t rec[OTA_RECORDS]);    // index, -1 where neither is usable
@@ -60,6 +63,9 @@ int ota_records_active(const ota_record_t rec[OTA_RECORDS]);    // index, -1 whe
 esp_err_t ota_records_asked(const ota_slots_t *s, const esp_partition_t **out);
 // Gives the running slot its record back where another one is active, see otaops.RepairRecords.
 esp_err_t ota_records_repair(const ota_slots_t *s, bool *changed);
+// Which records do not read the same each time, and what makes them, see otaops.SteadyRecords.
+esp_err_t ota_records_unsteady(const ota_slots_t *s, bool unsteady[OTA_RECORDS]); // ESP_ERR_NOT_FOUND without otadata
+esp_err_t ota_records_steady(const ota_slots_t *s, bool *changed);
 // The smallest sequence number of at least least that means slot. False where the numbers are used up.
 bool ota_record_seq_for(const ota_slots_t *s, int slot, uint64_t least, uint32_t *seq);
 // Writes rec over old so that no power cut can make anything else of the two: old stops counting before its sector is
