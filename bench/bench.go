@@ -100,6 +100,8 @@ type suite struct {
 var suites = []suite{
 	{"https", "processor time of downloads, version.json and resumes over TLS, beside nginx", https},
 	{"mqtt", "memory of idle devices, logins over TLS and a message to all of them, beside Mosquitto", mqtt},
+	{"ingest", "statuses of many devices at QoS 1 into the database, none lost, beside Mosquitto", ingest},
+	{"validate", "full validation of an image, beside one SHA-256 pass over it", validate},
 }
 
 // Names are the suites; About says what each measures.

@@ -258,7 +258,7 @@ func tellAll(logins []login, operator login, topics protocol.Topics) Turn {
 			return 0, err
 		}
 		defer c.leave()
-		if err := eachOf(len(c), func(i int) error { return c[i].subscribe(topics.CommandAll()) }); err != nil {
+		if err := eachOf(len(c), func(i int) error { return c[i].subscribe(topics.CommandAll(), 1) }); err != nil {
 			return 0, err
 		}
 		payload, err := protocol.Command{Action: protocol.ActionStatus, ID: "bench"}.Append(nil)

@@ -78,10 +78,10 @@ func (s *session) connect(l login) error {
 	return err
 }
 
-// subscribe asks for filter at QoS 1, and insists on it.
-func (s *session) subscribe(filter string) error {
-	answer, err := s.ask(0x82, append(text([]byte{0, 1}, filter), 1), packetSuback)
-	if err == nil && (len(answer) != 3 || answer[2] != 1) {
+// subscribe asks for filter at a QoS, and insists on it.
+func (s *session) subscribe(filter string, qos byte) error {
+	answer, err := s.ask(0x82, append(text([]byte{0, 1}, filter), qos), packetSuback)
+	if err == nil && (len(answer) != 3 || answer[2] != qos) {
 		err = fmt.Errorf("SUBACK % x to %s", answer, filter)
 	}
 	return err
