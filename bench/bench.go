@@ -11,6 +11,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type Options struct {
 	Duration time.Duration // of one turn
 	Clients  int           // at once, where a figure has clients
 	Only     string        // figures whose name has this in it; empty = all
+	Count    int           // sessions or boards, where a figure holds many at once; 0 = as many as it is meant for
 	Say      func(format string, args ...any)
 }
 
@@ -41,8 +43,10 @@ type Figure struct {
 	Theirs float64 `json:"theirs,omitempty"`
 	Ratio  float64 `json:"ratio,omitempty"`
 	Peer   string  `json:"peer,omitempty"`
-	// Goal bounds Ratio; 0 = none.
+	// Goal bounds Ratio from above, or Ours where Own is set; from below with AtLeast. 0 = none.
 	Goal    float64 `json:"goal,omitempty"`
+	Own     bool    `json:"goal_of_ours,omitempty"`
+	AtLeast bool    `json:"goal_at_least,omitempty"`
 	Verdict Verdict `json:"verdict"`
 	Rounds  int     `json:"rounds"`
 	// Each is the ratio of every round, or what ours took where there is no peer.
@@ -95,6 +99,9 @@ type suite struct {
 // suites are all there are, in the order in which they run. A new one is a row here and a file.
 var suites = []suite{
 	{"https", "processor time of downloads, version.json and resumes over TLS, beside nginx", https},
+	{"mqtt", "memory of idle devices, logins over TLS and a message to all of them, beside Mosquitto", mqtt},
+	{"ingest", "statuses of many devices at QoS 1 into the database, none lost, beside Mosquitto", ingest},
+	{"validate", "full validation of an image, beside one SHA-256 pass over it", validate},
 }
 
 // Names are the suites; About says what each measures.
@@ -202,12 +209,16 @@ func (b *Bench) Beside(ctx context.Context, f Figure, ours, theirs Turn) error {
 // Add adds a figure and judges it.
 func (b *Bench) Add(f Figure) {
 	f.Suite = b.suite
+	judged := f.Ratio
+	if f.Own {
+		judged = f.Ours
+	}
 	switch {
 	case f.Goal == 0:
 		f.Verdict = NoGoal
-	case f.Ratio == 0:
+	case judged == 0 && !f.Own:
 		f.Verdict = Alone
-	case f.Ratio <= f.Goal:
+	case judged == f.Goal, (judged > f.Goal) == f.AtLeast:
 		f.Verdict = Met
 	default:
 		f.Verdict = Missed
@@ -227,6 +238,9 @@ func (b *Bench) named(p Peer) {
 
 // wants says whether a figure was asked for.
 func (b *Bench) wants(name string) bool { return strings.Contains(name, b.Only) }
+
+// count is what a figure is meant for, or what was asked for.
+func (b *Bench) count(meant int) int { return cmp.Or(b.Count, meant) }
 
 func median(v []float64) float64 {
 	if len(v) == 0 {

@@ -37,6 +37,12 @@ func TestVerdicts(t *testing.T) {
 		{Figure{Ratio: 0.76, Goal: 0.75}, Missed},
 		{Figure{Ours: 1, Goal: 0.75}, Alone},
 		{Figure{Ours: 1}, NoGoal},
+		{Figure{Ours: 12, Own: true, Goal: 12}, Met},
+		{Figure{Ours: 13, Ratio: 0.1, Own: true, Goal: 12}, Missed},
+		{Figure{Ours: 20_000, Own: true, AtLeast: true, Goal: 20_000}, Met},
+		{Figure{Ours: 21_000, Own: true, AtLeast: true, Goal: 20_000}, Met},
+		{Figure{Ours: 19_000, Own: true, AtLeast: true, Goal: 20_000}, Missed},
+		{Figure{Own: true, AtLeast: true, Goal: 20_000}, Missed},
 	} {
 		b := testBench(1)
 		b.Add(c.f)

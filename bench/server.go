@@ -27,6 +27,10 @@ type Server struct {
 	CAPEM  []byte
 	Data   string // folder
 	Key    *ecdsa.PrivateKey
+
+	b                  *Bench
+	config             string // file
+	mqttTLS, mqttPlain string // host:port
 }
 
 // What the releases of a run are called.
@@ -67,16 +71,26 @@ func (b *Bench) serve(ctx context.Context, settings map[string]any) (*Server, er
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
-	p, err := b.start("bmsota", b.Binary, "serve", "--config", file)
-	if err != nil {
-		return nil, err
+	s := &Server{Data: data, b: b, config: file, mqttTLS: at(1), mqttPlain: at(2)}
+	return s, s.start(ctx)
+}
+
+// start starts serve with the folder it has, and waits until it is ready.
+func (s *Server) start(ctx context.Context) (err error) {
+	if s.Process, err = s.b.start("bmsota", s.b.Binary, "serve", "--config", s.config); err != nil {
+		return err
 	}
-	s := &Server{Process: p, Data: data}
-	if err := p.ready(ctx, func() error { return s.open(ctx) }); err != nil {
-		p.stop()
-		return nil, err
+	if err := s.ready(ctx, func() error { return s.open(ctx) }); err != nil {
+		s.stop()
+		return err
 	}
-	return s, nil
+	return nil
+}
+
+// again ends the server and starts it anew with the same folder: a process that holds nothing of what went before.
+func (s *Server) again(ctx context.Context) error {
+	s.stop()
+	return s.start(ctx)
 }
 
 // open reads operator.json and asks whether the server is ready.

@@ -16,6 +16,7 @@ const (
 	maxBenchRounds  = 101
 	maxBenchTurn    = time.Minute
 	maxBenchClients = 1000
+	maxBenchCount   = 100_000
 )
 
 func newBenchCmd() *cobra.Command {
@@ -23,12 +24,13 @@ func newBenchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "measure this server on this machine, beside the programs it could be replaced with",
 		Long: `Starts this program's own server with a fresh data folder, and beside it the peer that is named in the table,
-where it is installed (nginx): on loopback, one load for both, in rounds that alternate. A figure is the
+where it is installed (nginx, Mosquitto): on loopback, one load for both, in rounds that alternate. A figure is the
 median of what ours took to what the peer took in each round, in processor time unless it says otherwise, so that
 a busy machine bends it little. Nothing is left behind. The exit code is 0 whether a goal is met or not.`,
 		Example: `  bmsota bench all
   bmsota bench https --rounds 9 --duration 5s
-  bmsota bench https --only version.json --json`,
+  bmsota bench https --only version.json --json
+  bmsota bench mqtt --only memory --count 1000`,
 		DisableFlagsInUseLine: true,
 		RunE:                  showHelp,
 	}
@@ -54,6 +56,8 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 				return usageFault(cmd, "--duration of %s is not within 10ms to %s", o.Duration, plainDuration(maxBenchTurn))
 			case o.Clients < 1 || o.Clients > maxBenchClients:
 				return usageFault(cmd, "--clients of %d is not within 1 to %d", o.Clients, maxBenchClients)
+			case o.Count < 0 || o.Count > maxBenchCount:
+				return usageFault(cmd, "--count of %d is not within 0 to %d", o.Count, maxBenchCount)
 			}
 			if o.Binary == "" {
 				if o.Binary, err = os.Executable(); err != nil {
@@ -79,6 +83,7 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each figure, of which the median counts")
 	f.DurationVar(&o.Duration, "duration", 3*time.Second, "how long one turn of a round lasts")
 	f.IntVar(&o.Clients, "clients", 50, "clients at once")
+	f.IntVar(&o.Count, "count", 0, "sessions or boards, where a figure holds many (default as many as it is meant for)")
 	f.StringVar(&o.Only, "only", "", "of the figures, those whose name has this in it")
 	f.StringVar(&o.Binary, "binary", "", "the bmsota whose server is measured (default this one)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -95,6 +100,12 @@ func showBench(cmd *cobra.Command, r bench.Report) error {
 		}
 		if f.Goal != 0 {
 			goal = "≤ " + amount(f.Goal)
+			if f.AtLeast {
+				goal = "≥ " + amount(f.Goal)
+			}
+			if f.Own {
+				goal += " of ours"
+			}
 		}
 		return fmt.Sprintf("%s\t%s\t%s %s\t%s\t%s\t%s\t%s", f.Suite, f.Name, amount(f.Ours), f.Unit, peer, ratio, goal, f.Verdict)
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,10 @@ type conn struct {
 	wanted      []packets.Subscription // as asked for, see hook.OnSubscribe
 	known       []bool
 	snapshot    []packets.Subscription // granted to an operator, retained messages not sent yet
+
+	// For an operator: messages in mochi's queue, and whether a question for rights may be one of a subscription. See room.
+	queued      atomic.Int64
+	subscribing atomic.Bool
 
 	client atomic.Pointer[mqtt.Client] // set by the login
 	noWill atomic.Bool                 // taken over, or the server is closing
@@ -211,6 +216,33 @@ func (c *conn) isCut() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// maxYields bounds how long one message waits for room.
+const maxYields = 10_000
+
+// room counts a message that is about to be put into mochi's queue for an operator, and lets the goroutine that empties it
+// catch up first. The queue is short, because every session has one; who looks at a whole fleet gets bursts that are longer.
+// Emptying it waits for nobody (see Write), so this does not either: it gives the processor away, a bounded number of times.
+func (c *conn) room() {
+	c.queued.Add(1)
+	for range maxYields {
+		if c.queued.Load() <= maxQueue/2 || c.isCut() {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// left counts a message that was taken out of the queue. What was put in while the operator subscribed was not counted, so
+// this stops at none, and the count is right again when the queue is empty.
+func (c *conn) left() {
+	for {
+		n := c.queued.Load()
+		if n <= 0 || c.queued.CompareAndSwap(n, n-1) {
+			return
+		}
 	}
 }
 

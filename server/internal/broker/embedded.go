@@ -30,7 +30,8 @@ import (
 const (
 	maxPacket        = 8 << 10 // bytes of one MQTT packet; a status is at most 4 KiB, a command 512 bytes
 	maxInflight      = 32      // unacknowledged QoS 1 and 2 messages, each way
-	maxQueue         = 1024    // packets that wait to be encoded for one connection; costs 8 KiB for each
+	maxQueue         = 64      // packets that wait to be encoded for one connection; each costs 8 bytes of every session
+	readAhead        = 512     // bytes read at once from a peer; the rest of a longer packet goes where it is decoded
 	maxSubscriptions = 32      // of one operator session; a device has two topics
 	maxSessions      = 4       // of one device: the original firmware opens three
 	maxOperator      = 32      // sessions of one operator
@@ -193,9 +194,10 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	// Serve is never called: its loop would publish $SYS, copy the list of clients each second, expire sessions
 	// (without their subscriptions) and send wills past the rights. What remains of it is in sweep.
 	e.srv = mqtt.New(&mqtt.Options{
-		Capabilities: caps,
-		InlineClient: true,
-		Logger:       slog.New(slog.DiscardHandler), // it logs whole packets, passwords included
+		Capabilities:            caps,
+		InlineClient:            true,
+		ClientNetReadBufferSize: readAhead,
+		Logger:                  slog.New(slog.DiscardHandler), // it logs whole packets, passwords included
 	})
 	if err := e.srv.AddHook(&hook{e: e}, nil); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)

@@ -257,7 +257,10 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		c.cut(packets.ErrQuotaExceeded)
 		return false
 	}
-	return allowed
+	if !write && c.id.Role == fleet.RoleOperator && !c.subscribing.Load() {
+		c.room()
+	}
+	return true
 }
 
 // OnPacketRead paces devices, and keeps packet ids apart. MQTT numbers the two directions separately, mochi has one
@@ -293,6 +296,7 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 		}
 		c.held = nil
 	}
+	c.subscribing.Store(false)
 	granted := c.snapshot
 	c.snapshot = nil
 	if err == nil && pk.FixedHeader.Type == packets.Subscribe {
@@ -300,10 +304,15 @@ func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	}
 }
 
-// OnPacketEncode tells a 5.0 client the largest packet.
-func (h *hook) OnPacketEncode(_ *mqtt.Client, pk packets.Packet) packets.Packet {
-	if pk.FixedHeader.Type == packets.Connack {
+// OnPacketEncode tells a 5.0 client the largest packet. A message to an operator has left mochi's queue: see conn.room.
+func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	switch pk.FixedHeader.Type {
+	case packets.Connack:
 		pk.Properties.MaximumPacketSize = maxPacket
+	case packets.Publish:
+		if c := connOf(cl); c != nil && c.id.Role == fleet.RoleOperator {
+			c.left()
+		}
 	}
 	return pk
 }
@@ -319,11 +328,15 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	operator := c.id.Role == fleet.RoleOperator
 	receive := cl.Properties.Props.ReceiveMaximum
 	pk.Filters = slices.Clone(pk.Filters)
-	c.wanted, c.known = slices.Clone(pk.Filters), make([]bool, len(pk.Filters))
+	known := make([]bool, len(pk.Filters))
+	if operator {
+		c.subscribing.Store(true)
+		c.wanted, c.known = slices.Clone(pk.Filters), known
+	}
 	room := maxSubscriptions - len(cl.State.Subscriptions.GetAll())
 	for i := range pk.Filters {
 		sub := &pk.Filters[i]
-		if _, c.known[i] = cl.State.Subscriptions.Get(sub.Filter); !c.known[i] {
+		if _, known[i] = cl.State.Subscriptions.Get(sub.Filter); !known[i] {
 			if room--; room < 0 {
 				sub.Filter = "" // is refused as a malformed one
 				continue
@@ -378,7 +391,11 @@ func (h *hook) sendRetained(cl *mqtt.Client, granted []packets.Subscription) {
 			if sub.Identifier > 0 {
 				out.Properties.SubscriptionIdentifier = []int{sub.Identifier}
 			}
-			if !c.written(maxWaitingOperator/4, maxKeepalive) || cl.WritePacket(out) != nil {
+			if !c.written(maxWaitingOperator/4, maxKeepalive) {
+				return
+			}
+			c.queued.Add(1)
+			if cl.WritePacket(out) != nil {
 				return
 			}
 		}

@@ -343,6 +343,38 @@ func TestWatcherGetsEveryRetainedStatus(t *testing.T) {
 	})
 }
 
+// TestWatcherKeepsUpWithABurst longer than a queue, also where one processor does everything and who publishes lets nobody
+// else have it.
+func TestWatcherKeepsUpWithABurst(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFleet(), nil)
+		o := r.operator()
+		for i := range maxQueue { // a question for rights each, that puts nothing into the queue
+			o.subscribed(uint16(i+1), 0, "bms/ota/status/#")
+		}
+		r.mu.Lock()
+		for c := range r.conns {
+			if n := c.queued.Load(); n != 0 {
+				t.Errorf("%d messages are counted before there is one", n)
+			}
+		}
+		r.mu.Unlock()
+		const n = 30 * maxQueue
+		for i := range n {
+			if err := r.srv.Publish("bms/ota/status/d1", fmt.Append(nil, i), false, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range n {
+			if got, want := string(o.recv().Payload), fmt.Sprint(i); got != want {
+				t.Fatalf("message %s, want %s", got, want)
+			}
+		}
+		o.sync()
+	})
+}
+
 // TestReaderThatDoesNotReadIsCut: it costs the others nothing and its place is free after the write deadline.
 func TestReaderThatDoesNotReadIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
