@@ -47,6 +47,7 @@ const (
 	CommandTakeBack Action = "command.takeback"
 	AttemptBegin    Action = "attempt.begin"
 	AttemptEnd      Action = "attempt.end"
+	AttemptPrune    Action = "attempt.prune" // old attempts were forgotten
 
 	RolloutCreate  Action = "rollout.create"
 	RolloutPause   Action = "rollout.pause"
@@ -77,6 +78,7 @@ const (
 	AccessDenied Action = "access.denied"
 
 	BackupRestore Action = "backup.restore"
+	LogPrune      Action = "audit.prune" // the log begins behind the row that About names ("N:HASH")
 )
 
 // Actions lists them, in the order in which docs/audit.md explains them.
@@ -84,17 +86,17 @@ func Actions() []Action {
 	return []Action{
 		ReleasePublish, ReleaseWithdraw, ReleaseChange, ChannelSet, KeyAdd, KeyChange,
 		DeviceSeen, DeviceEnroll, DeviceRevoke, DeviceLabel, DeviceChannel, DeviceSuspect, DeviceClear,
-		CommandSend, CommandTakeBack, AttemptBegin, AttemptEnd,
+		CommandSend, CommandTakeBack, AttemptBegin, AttemptEnd, AttemptPrune,
 		RolloutCreate, RolloutPause, RolloutResume, RolloutAbort, RolloutHalt, RolloutAdvance, RolloutDone, RolloutChange,
 		QuarantineSet, QuarantineLift,
 		AccountAdd, AccountRole, AccountPassword, AccountRemove, TokenAdd, TokenChange, TokenRemove, WebhookAdd, WebhookChange, WebhookRemove,
-		LoginOK, LoginFailed, LoginOut, AccessDenied, BackupRestore,
+		LoginOK, LoginFailed, LoginOut, AccessDenied, BackupRestore, LogPrune,
 	}
 }
 
 // Entry is one row.
 type Entry struct {
-	Seq     int64     `json:"seq"`            // from 1, without gaps
+	Seq     int64     `json:"seq"`            // from 1, without gaps; the first ones may have been pruned (LogPrune)
 	At      time.Time `json:"at"`             // when the row was written: UTC, whole milliseconds
 	Who     string    `json:"who"`            // account, token, device, "server" or "stranger"
 	Role    string    `json:"role,omitempty"` // of Who at that time

@@ -148,6 +148,34 @@ func TestALogThatWasMadeAnewIsShownByAHead(t *testing.T) {
 	}
 }
 
+// A log that was pruned says so itself. One that was cut and does not, or says another row, is not whole.
+func TestAPrunedLogVerifiesBecauseItSaysSo(t *testing.T) {
+	says := func(rows []audit.Entry, what audit.Action, through string) []audit.Entry {
+		return append(rows[:9:9], audit.Entry{At: rows[8].At, Who: "server", What: what, About: through}.Seal(rows[8].Head()))
+	}
+	rows := says(chain(9), audit.LogPrune, chain(9)[3].Head().String())
+	c, err := verify(export(rows[4:]), rows[3].Head(), rows[4].Head(), rows[9].Head())
+	if err != nil || c.Rows != 6 || c.Pruned != rows[3].Head() || c.Head() != rows[9].Head() {
+		t.Errorf("%+v: %v", c, err)
+	}
+	if _, err := verify(export(rows)); err != nil {
+		t.Errorf("an export that was made before: %v", err)
+	}
+	mustBreak(t, export(rows[3:]), 1, "begins with row 4") // not where it says
+	mustBreak(t, export(rows[5:]), 1, "begins with row 6")
+	mustBreak(t, export(rows[4:9]), 1, "no row of it says")
+	mustBreak(t, export(says(chain(9), audit.AttemptEnd, chain(9)[3].Head().String())[4:]), 1, "no row of it says")
+	mustBreak(t, export(says(chain(9), audit.LogPrune, "4:"+strings.Repeat("1", 64))[4:]), 1, "no row of it says")
+	mustBreak(t, export(append(rows[4:6:6], rows[7:]...)), 7, "row 7 (line 3): is missing")
+	altered := append([]audit.Entry{}, rows[4:]...)
+	altered[1].Who = "carl"
+	mustBreak(t, export(altered), 6, "was altered")
+	mustBreak(t, export(rows[4:]), 3, "pruned since", rows[2].Head())
+	mustBreak(t, export(rows[4:]), 4, "was replaced", audit.Head{Seq: 4, Hash: strings.Repeat("1", 64)})
+	mustBreak(t, export(rows[4:]), 11, "tail was cut off", audit.Head{Seq: 12, Hash: rows[1].Hash})
+	mustBreak(t, bytes.TrimSuffix(export(rows[4:]), []byte("\n")), 10, "cut off in the middle")
+}
+
 func TestWhatARowSaysIsBoundedAndText(t *testing.T) {
 	long := strings.Repeat("ß\x00", 4000)
 	e := audit.Entry{Who: long, About: "\xff" + long, What: audit.LoginOK}
@@ -206,22 +234,24 @@ func TestTheScriptInTheDocumentVerifies(t *testing.T) {
 	if m == nil {
 		t.Fatal("docs/audit.md has no script in Python")
 	}
-	if lines := bytes.Count(m[1], []byte("\n")); lines > 12 {
+	if lines := bytes.Count(m[1], []byte("\n")); lines > 14 {
 		t.Errorf("it has %d lines", lines)
 	}
 	good, bad := export(chain(9)), export(chain(9))
 	bad[bytes.LastIndex(bad, []byte("anna"))] = 'b'
 	gone := export(append(chain(9)[:4], chain(9)[5:]...))
+	rows := append(chain(9), audit.Entry{What: audit.LogPrune, About: chain(9)[3].Head().String()}.Seal(chain(9)[8].Head()))
 	for name, c := range map[string]struct {
 		log  []byte
 		want string
-	}{"good": {good, "9:" + chain(9)[8].Hash}, "bad": {bad, "row 9"}, "gone": {gone, "row 5"}} {
+	}{"good": {good, "9:" + chain(9)[8].Hash}, "bad": {bad, "row 9"}, "gone": {gone, "row 5"},
+		"pruned": {export(rows[4:]), "10:" + rows[9].Hash}, "cut": {export(rows[4:9]), "begins with row 5"}} {
 		path := filepath.Join(t.TempDir(), "log.jsonl")
 		if err := os.WriteFile(path, c.log, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.Command("python3", "-c", string(m[1]), path).CombinedOutput()
-		if !strings.Contains(string(out), c.want) || (err == nil) != (name == "good") {
+		if !strings.Contains(string(out), c.want) || (err == nil) != (name == "good" || name == "pruned") {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}

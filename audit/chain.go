@@ -25,12 +25,18 @@ func (b *Broken) Error() string {
 }
 
 // Chain checks a log from its first row on. The zero value has seen nothing. It is not for concurrent use.
+//
+// A log whose first rows were pruned begins with another row than 1. It is whole when one of its rows (LogPrune) names the
+// row before its first, with that row's hash, which the first row holds as well: whoever cuts the beginning off has to say so in
+// the log, and what is left hangs together as before.
 type Chain struct {
 	// Expect are heads that were written down: the log must have these rows with these hashes.
 	Expect []Head
 
 	Rows        int64
 	First, Last time.Time // of the rows
+	Pruned      Head      // the row before the first, where that is not row 1
+	accounted   bool      // a row says that Pruned and what was before it is gone
 	last        Entry
 }
 
@@ -44,9 +50,10 @@ func (c *Chain) Head() Head {
 
 // Next takes the next line, without its line feed. The error is *Broken, and the chain is of no use after it.
 func (c *Chain) Next(line []byte) error {
-	want, prev := c.Rows+1, c.Head()
+	number, prev := c.Rows+1, c.Head()
+	want := prev.Seq + 1
 	broken := func(seq int64, format string, args ...any) error {
-		return &Broken{Seq: seq, Line: want, Why: fmt.Sprintf(format, args...)}
+		return &Broken{Seq: seq, Line: number, Why: fmt.Sprintf(format, args...)}
 	}
 	var e Entry
 	dec := json.NewDecoder(bytes.NewReader(line))
@@ -56,6 +63,9 @@ func (c *Chain) Next(line []byte) error {
 	}
 	if err := dec.Decode(&e); err != nil {
 		return broken(want, "is no row: %v", err)
+	}
+	if c.Rows == 0 && e.Seq > 1 {
+		want, prev = e.Seq, Head{e.Seq - 1, e.Prev}
 	}
 	switch {
 	case e.Seq > want:
@@ -73,22 +83,33 @@ func (c *Chain) Next(line []byte) error {
 		return broken(want, "does not follow row %d: one of the two was put in another's place", want-1)
 	}
 	for _, h := range c.Expect {
-		if h.Seq == e.Seq && h.Hash != e.Hash {
-			return broken(want, "has another hash than was written down: this row, or one before it, was replaced")
+		if h.Seq == e.Seq && h.Hash != e.Hash || want > 1 && c.Rows == 0 && h.Seq == prev.Seq && h.Hash != prev.Hash {
+			return broken(h.Seq, "has another hash than was written down: this row, or one before it, was replaced")
 		}
 	}
 	if c.Rows == 0 {
 		c.First = e.At
+		if want > 1 {
+			c.Pruned = prev
+		}
 	}
-	c.Rows, c.Last, c.last = want, e.At, e
+	c.accounted = c.accounted || e.What == LogPrune && e.About == c.Pruned.String()
+	c.Rows, c.Last, c.last = number, e.At, e
 	return nil
 }
 
-// End says whether the log goes as far as the heads that were written down.
+// End says whether the log goes as far as the heads that were written down, and back to row 1 or to where it was pruned.
 func (c *Chain) End() error {
+	if c.Pruned.Seq > 0 && !c.accounted {
+		return &Broken{Seq: 1, Why: fmt.Sprintf("is missing: the log begins with row %d, and no row of it says that those before were pruned", c.Pruned.Seq+1)}
+	}
+	last := c.Head().Seq
 	for _, h := range c.Expect {
-		if h.Seq > c.Rows {
-			return &Broken{Seq: c.Rows + 1, Why: fmt.Sprintf("is missing: the log ends before it, and row %d was written down: its tail was cut off", h.Seq)}
+		if h.Seq < c.Pruned.Seq {
+			return &Broken{Seq: h.Seq, Why: fmt.Sprintf("was written down and is pruned since: the log begins with row %d; hold it against a later head, and that one against an export of then", c.Pruned.Seq+1)}
+		}
+		if h.Seq > last {
+			return &Broken{Seq: last + 1, Why: fmt.Sprintf("is missing: the log ends before it, and row %d was written down: its tail was cut off", h.Seq)}
 		}
 	}
 	return nil
@@ -103,9 +124,9 @@ func (c *Chain) Verify(r io.Reader) error {
 		case errors.Is(err, io.EOF) && len(line) == 0:
 			return c.End()
 		case errors.Is(err, io.EOF):
-			return &Broken{Seq: c.Rows + 1, Line: c.Rows + 1, Why: "is cut off in the middle: the export is not whole"}
+			return &Broken{Seq: c.Head().Seq + 1, Line: c.Rows + 1, Why: "is cut off in the middle: the export is not whole"}
 		case errors.Is(err, bufio.ErrBufferFull):
-			return &Broken{Seq: c.Rows + 1, Line: c.Rows + 1, Why: fmt.Sprintf("is longer than %d bytes", MaxLine)}
+			return &Broken{Seq: c.Head().Seq + 1, Line: c.Rows + 1, Why: fmt.Sprintf("is longer than %d bytes", MaxLine)}
 		case err != nil:
 			return fmt.Errorf("read the log: %w", err)
 		}

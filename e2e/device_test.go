@@ -83,7 +83,8 @@ func onPostgres(all []string) ([]string, error) {
 			return nil, err
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
-		long := os.Getenv("BMSOTA_E2E_DATABASE") == "postgres" && notOnPostgres[name] == "" && bytes.Contains(text, []byte("\nserver "))
+		ofC := toldOnce[name].kind == "component" // its boards here are those in Go
+		long := os.Getenv("BMSOTA_E2E_DATABASE") == "postgres" && notOnPostgres[name] == "" && !ofC && bytes.Contains(text, []byte("\nserver "))
 		if long || slices.Contains(fewOnPostgres, name) {
 			files = append(files, file)
 		}

@@ -74,6 +74,9 @@ type Config struct {
 
 	// Database is where the rows are kept: in a file of the data folder, or in PostgreSQL.
 	Database Database `json:"database"`
+
+	// Retention is for how long what is past is kept.
+	Retention Retention `json:"retention"`
 }
 
 // off closes a listener.
@@ -240,7 +243,7 @@ func (c Config) Check() error {
 	if !onLoopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen: %q would show the fleet to the network without a login: use a loopback address such as 127.0.0.1:9464, or /metrics of the web side with a viewer's token", c.Metrics.Listen)
 	}
-	if err := c.Database.check(); err != nil {
+	if err := errors.Join(c.Database.check(), c.Retention.check()); err != nil {
 		return err
 	}
 	if !onLoopback(c.Debug.Listen) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"time"
 )
 
 // Database is the section "database".
@@ -22,6 +23,30 @@ type Database struct {
 
 	// MaxConnections is how many connections are open to it at most, one of them for changes. Default 9.
 	MaxConnections int64 `json:"max_connections"`
+}
+
+// Retention is the section "retention": what is forgotten, and when. What is needed is kept however old it is.
+type Retention struct {
+	// Attempts is for how long attempts are kept after their end, at least 30d. Default: for good.
+	Attempts Duration `json:"attempts"`
+
+	// Audit is for how long rows of the audit log are kept, at least 30d. Default: for good.
+	Audit Duration `json:"audit"`
+}
+
+// shortestRetention is beyond all that pages and figures count back.
+const shortestRetention = 30 * 24 * time.Hour
+
+func (r Retention) check() error {
+	for _, k := range []struct {
+		key  string
+		keep Duration
+	}{{"attempts", r.Attempts}, {"audit", r.Audit}} {
+		if k.keep != 0 && time.Duration(k.keep) < shortestRetention {
+			return fmt.Errorf("retention.%s: %v is less than 30d", k.key, time.Duration(k.keep))
+		}
+	}
+	return nil
 }
 
 // Webhooks is the section "webhooks".

@@ -209,6 +209,7 @@ func (s *Server) openFleet(ctx context.Context) error {
 	s.fleet, err = fleet.New(fleet.Config{
 		Store: db, Blobs: blobs, Log: s.log,
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
+		KeepAttempts: time.Duration(s.cfg.Retention.Attempts), KeepAudit: time.Duration(s.cfg.Retention.Audit),
 		AllowUnsigned: !s.cfg.Fleet.RequireSigned, DefaultProject: s.cfg.Fleet.DefaultProject,
 		AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus, ForeignSessions: s.cfg.MQTT.External.URL != "",
 		Observer: s.metrics, Issue: issue, OfferKey: s.offers.key,

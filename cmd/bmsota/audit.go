@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -212,13 +213,14 @@ is: check it with 'bmsota audit verify FILE', here or wherever it is kept.`,
 
 // auditVerdict is what verify prints with --json.
 type auditVerdict struct {
-	Valid bool      `json:"valid"`
-	Rows  int64     `json:"rows"` // that are as they were written, from the first on
-	First time.Time `json:"first,omitzero"`
-	Last  time.Time `json:"last,omitzero"`
-	Head  string    `json:"head,omitempty"` // of the last of them
-	Row   int64     `json:"row,omitempty"`  // the first that is not
-	Error string    `json:"error,omitempty"`
+	Valid  bool      `json:"valid"`
+	Rows   int64     `json:"rows"` // that are as they were written, from the first on
+	First  time.Time `json:"first,omitzero"`
+	Last   time.Time `json:"last,omitzero"`
+	Head   string    `json:"head,omitempty"`   // of the last of them
+	Pruned int64     `json:"pruned,omitempty"` // rows before the first, which the log says are gone
+	Row    int64     `json:"row,omitempty"`    // the first that is not
+	Error  string    `json:"error,omitempty"`
 }
 
 func newAuditVerifyCmd() *cobra.Command {
@@ -280,7 +282,7 @@ func openAudit(cmd *cobra.Command, a *access, args []string) (log io.ReadCloser,
 }
 
 func judgeAudit(cmd *cobra.Command, c *audit.Chain, err error, what string, asJSON bool) error {
-	v := auditVerdict{Valid: err == nil, Rows: c.Rows, First: c.First, Last: c.Last}
+	v := auditVerdict{Valid: err == nil, Rows: c.Rows, First: c.First, Last: c.Last, Pruned: c.Pruned.Seq}
 	if c.Rows > 0 {
 		v.Head = c.Head().String()
 	}
@@ -307,6 +309,9 @@ func judgeAudit(cmd *cobra.Command, c *audit.Chain, err error, what string, asJS
 		return nil
 	case c.Rows == 0:
 		return printf(cmd, "%s holds no rows\n", what)
+	}
+	if c.Pruned.Seq > 0 {
+		what += " from row " + strconv.FormatInt(c.Pruned.Seq+1, 10) + " on, behind what it says was pruned,"
 	}
 	return printf(cmd, "%s is whole: %s from %s to %s\nhead %s\n", what, count(int(c.Rows), "row"), c.First.Format(time.RFC3339), c.Last.Format(time.RFC3339), v.Head)
 }

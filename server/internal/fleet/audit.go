@@ -14,12 +14,15 @@ import (
 	"bmsota/audit"
 )
 
-// AuditTx is the part of Tx that keeps the audit log, to which nothing is done but appending.
+// AuditTx is the part of Tx that keeps the audit log, to which nothing is done but appending, and pruning what it says is pruned.
 type AuditTx interface {
 	AuditHead() (audit.Head, error) // audit.Genesis before the first row
 	// AppendAudit adds rows behind the head. Rows that do not follow it in number and hash are ErrConflict.
 	AppendAudit([]audit.Entry) error
 	AuditPage(AuditQuery) ([]audit.Entry, error)
+	// PruneAudit removes the rows up to one. The newest audit.LogPrune of the log must name it, or one behind it; else it
+	// is ErrConflict.
+	PruneAudit(through audit.Head) error
 }
 
 // AuditQuery chooses rows of the audit log. What is left zero does not choose.
@@ -119,6 +122,7 @@ type book struct {
 	entries  []audit.Entry
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
+	pruned   audit.Head              // to be removed up to it, once the log says so
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
@@ -137,6 +141,11 @@ func (b *book) write(tx Tx) error {
 	}
 	if err := tx.AppendAudit(b.entries); err != nil {
 		return fmt.Errorf("audit log: %w", err)
+	}
+	if b.pruned.Seq > 0 {
+		if err := tx.PruneAudit(b.pruned); err != nil {
+			return fmt.Errorf("audit log: %w", err)
+		}
 	}
 	return nil
 }

@@ -31,6 +31,9 @@ type Config struct {
 	Silence time.Duration
 	// Expiry is the life of an update command that sets none; 0 means 7 days.
 	Expiry time.Duration
+	// KeepAttempts is for how long attempts are kept after their end, KeepAudit for how long rows of the audit log are; 0 = for
+	// good. What is needed is kept in any case (EndedAttempt).
+	KeepAttempts, KeepAudit time.Duration
 	// AllowUnsigned lets releases without a manifest in.
 	AllowUnsigned bool
 	// DefaultProject is taken for requests that name none where several projects exist.
@@ -94,8 +97,8 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Expiry == 0 {
 		cfg.Expiry = 7 * 24 * time.Hour
 	}
-	if cfg.Silence < 0 || cfg.Expiry < 0 {
-		return nil, errors.New("fleet: silence and expiry cannot be negative")
+	if cfg.Silence < 0 || cfg.Expiry < 0 || cfg.KeepAttempts < 0 || cfg.KeepAudit < 0 {
+		return nil, errors.New("fleet: silence, expiry and what is kept cannot be negative")
 	}
 	books := &ledger{cfg.Store, cfg.Now}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same

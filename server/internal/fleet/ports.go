@@ -40,6 +40,10 @@ type Tx interface {
 	OpenAttempts() ([]Attempt, error)                       // oldest first
 	OpenAttemptsOf(device string) ([]Attempt, error)        // oldest first
 	PutAttempt(Attempt) error
+	// EndedAttempts are those that ended behind the mark and before a time, and have not rolled back: by end and id, at most
+	// limit. Which of them are needed is said at EndedAttempt.
+	EndedAttempts(after EndedAttempt, before time.Time, limit int) ([]EndedAttempt, error)
+	DeleteAttempts(ids []string) error
 
 	Keys(project string) ([]ProjectKey, error) // oldest first; of every project where it is empty
 	PutKey(ProjectKey) error

@@ -41,7 +41,7 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	f.heardSince.Store(&now)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.runCommitter(ctx) })
-	l := &loop{fleet: f, out: out, sent: make(map[string]sending)}
+	l := &loop{fleet: f, out: out, sent: make(map[string]sending), pruner: pruner{fleet: f}}
 	l.rollouts = rollouts{next: make(map[string]time.Time), asked: make(map[string]time.Time)}
 	l.run(ctx)
 	wg.Wait()
@@ -104,6 +104,7 @@ type loop struct {
 	sent  map[string]sending // by device: what this process last sent there, or cleared for
 
 	rollouts rollouts
+	pruner   pruner
 
 	// Of the present pass: how many devices the broker could not be told about, and why the last of them. A broker that
 	// is away is one line in the log then and not one for each device.
@@ -140,6 +141,7 @@ func (l *loop) run(ctx context.Context) {
 			l.logged(ctx, "sweep", l.fleet.sweep)
 			l.logged(ctx, "suspicions", l.fleet.endSuspicions)
 			l.logged(ctx, "send commands", l.all)
+			l.logged(ctx, "retention", l.pruner.step)
 		}
 	}
 }

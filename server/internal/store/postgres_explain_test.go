@@ -87,6 +87,23 @@ func TestListingsAreAnsweredFromIndexesOfPostgres(t *testing.T) {
 		return all(err, e2, tx.PutDevice(d))
 	})
 	ask("device: its attempts", func(tx fleet.Tx) error { _, err := tx.AttemptsOf("bms-0000500", 20); return err })
+	ask("retention: a batch of attempts", func(tx fleet.Tx) error {
+		list, err := tx.EndedAttempts(fleet.EndedAttempt{EndedAt: now.Add(-time.Duration(n) * time.Millisecond)}, now, 1000)
+		if err == nil && len(list) != 1000 {
+			err = fmt.Errorf("%d attempts", len(list))
+		}
+		return err
+	})
+	ask("retention: a batch of the log", func(tx fleet.Tx) error {
+		page, err := tx.AuditPage(fleet.AuditQuery{Limit: 1000})
+		if err != nil {
+			return err
+		}
+		head, err := tx.AuditHead()
+		through := page[len(page)-1].Head()
+		says := audit.Entry{At: now, Who: "server", What: audit.LogPrune, About: through.String()}.Seal(head)
+		return all(err, tx.AppendAudit([]audit.Entry{says}), tx.PruneAudit(through))
+	})
 	ask("planner: counts", func(tx fleet.Tx) error {
 		_, e1 := tx.RolloutsToTend()
 		_, e2 := tx.MemberCounts("r")

@@ -132,6 +132,8 @@ var contract = []struct {
 	{"the audit log takes only what follows", auditFollows},
 	{"rows of the audit log are found", auditIsFound},
 	{"attempts of a device have pages", attemptsHavePages},
+	{"attempts that are old and not needed are forgotten", attemptsAreForgotten},
+	{"the audit log is pruned as far as it says", auditIsPruned},
 	{"webhooks and what waits for them come back and go", webhooksComeAndGo},
 }
 
