@@ -87,7 +87,8 @@ var theServer = Identity{Name: "server", Role: RoleServer}
 // and Delete has changed. So no verb has to remember its row, and none can forget it. What a verb must say is who acts.
 type ledger struct {
 	Store
-	now func() time.Time
+	now    func() time.Time
+	askers *askers // from which a device is struck out when a row of it is put; nil = there are none
 }
 
 // Update is an Update by the server itself.
@@ -95,13 +96,18 @@ func (l *ledger) Update(ctx context.Context, fn func(Tx) error) error {
 	return l.update(ctx, theServer, fn)
 }
 
-func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) error {
+func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) (err error) {
+	change, refused := l.askers.begin(), false
+	defer func() { change.end(err != nil && !refused, l.now()) }()
 	return l.Store.Update(ctx, func(tx Tx) error {
-		t := &audited{Tx: tx, book: &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState)}, by: by}
-		if err := fn(t); err != nil {
-			return err
+		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), change: change}
+		t := &audited{Tx: tx, book: book, by: by}
+		err := fn(t)
+		if err == nil {
+			err = t.book.write(tx)
 		}
-		return t.book.write(tx)
+		refused = err != nil // and nothing is committed
+		return err
 	})
 }
 
@@ -123,6 +129,7 @@ type book struct {
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
 	pruned   audit.Head              // to be removed up to it, once the log says so
+	change   *change                 // of what askers remember
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
@@ -354,6 +361,7 @@ func (t *audited) PutDevice(d Device) error {
 		t.add(audit.Entry{What: what, Device: d.ID, Who: who.Name, Role: string(who.Role), Details: details})
 	}
 	t.book.devices[d.ID] = now
+	t.book.change.strike(d.ID)
 	return t.Tx.PutDevice(d)
 }
 
@@ -452,6 +460,7 @@ func (t *audited) PutAttempt(a Attempt) error {
 		tell(audit.AttemptEnd, audit.Of("state", string(a.State), "phase", string(a.Phase), "reason", string(a.Reason), "message", message)...)
 	}
 	t.book.attempts[a.ID] = a.State
+	t.book.change.strike(a.DeviceID)
 	return t.Tx.PutAttempt(a)
 }
 

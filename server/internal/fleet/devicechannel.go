@@ -67,7 +67,7 @@ func (f *Fleet) aim(tx Tx, cat *catalog, d Device) error {
 			continue
 		}
 		a.SHA256 = ""
-		if o, err := cat.offer(Query{Device: d.ID}, &d, nil, f.cfg.DefaultProject); err == nil {
+		if o, err := cat.offer(Query{Device: d.ID}, askerOf(d, nil), f.cfg.DefaultProject); err == nil {
 			a.SHA256 = o.Release.SHA256
 		}
 		if err := tx.PutAttempt(a); err != nil {

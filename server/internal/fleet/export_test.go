@@ -25,7 +25,7 @@ func LookAt(ctx context.Context, f *Fleet, rollout string) error {
 
 // Audited is a store whose updates write the audit log, as somebody.
 func Audited(s Store, by Identity, now func() time.Time) Store {
-	return &auditedStore{ledger{s, now}, by}
+	return &auditedStore{ledger{Store: s, now: now}, by}
 }
 
 type auditedStore struct {
@@ -46,3 +46,18 @@ func Knocks(f *Fleet) int {
 
 // WriteKnocks writes who was turned away, as the loop does.
 func WriteKnocks(ctx context.Context, f *Fleet) error { return f.writeKnocks(ctx) }
+
+// ChangeRows changes rows by the way of every verb.
+func ChangeRows(ctx context.Context, f *Fleet, fn func(Tx) error) error {
+	return f.update(ctx, theServer, fn)
+}
+
+// Unstruck has f go on remembering what a device asked with, whatever changes: the mutant of askers.
+func Unstruck(f *Fleet) { f.ledger.askers = nil }
+
+// Remembered is how many devices are remembered, and how many there may be.
+func Remembered(f *Fleet) (n, limit int) {
+	f.askers.mu.Lock()
+	defer f.askers.mu.Unlock()
+	return len(f.askers.known), maxAskers
+}

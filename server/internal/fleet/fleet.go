@@ -63,6 +63,7 @@ type Fleet struct {
 	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
 
 	catalog    catalogCache
+	askers     *askers
 	census     censusCache
 	guard      *guard // of logins
 	ledger     *ledger
@@ -100,11 +101,12 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Silence < 0 || cfg.Expiry < 0 || cfg.KeepAttempts < 0 || cfg.KeepAudit < 0 {
 		return nil, errors.New("fleet: silence, expiry and what is kept cannot be negative")
 	}
-	books := &ledger{cfg.Store, cfg.Now}
+	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newAskers()}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
 		ledger:  books,
+		askers:  books.askers,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -194,7 +193,7 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 		return Offer{}, err
 	}
 	if q.Device == "" {
-		return cat.offer(q, nil, nil, f.cfg.DefaultProject)
+		return cat.offer(q, asker{}, f.cfg.DefaultProject)
 	}
 	if err := protocol.CheckDeviceID(q.Device); err != nil {
 		return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -204,31 +203,14 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 			return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
-	var device *Device
-	var open []Attempt
-	err = f.cfg.Store.View(ctx, func(tx Tx) error {
-		d, err := tx.Device(q.Device)
-		if errors.Is(err, ErrNotFound) {
-			return nil // it has not said anything yet: what it asks is all that is known
-		}
-		if err != nil {
-			return err
-		}
-		device = &d
-		open, err = tx.OpenAttemptsOf(q.Device)
-		return err
-	})
+	who, err := f.asker(ctx, q.Device)
 	if err != nil {
 		return Offer{}, err
 	}
-	if device != nil && device.Revoked {
+	if who.revoked {
 		return Offer{}, fmt.Errorf("%w: device %q is revoked", ErrDenied, q.Device)
 	}
-	var assigned *Attempt
-	if n := len(open); n > 0 && open[n-1].Action == protocol.ActionUpdate && open[n-1].Version != "" {
-		assigned = &open[n-1]
-	}
-	o, err := cat.offer(q, device, assigned, f.cfg.DefaultProject)
+	o, err := cat.offer(q, who, f.cfg.DefaultProject)
 	if err != nil || q.Nonce == "" || f.cfg.OfferKey == nil {
 		return o, err
 	}
@@ -237,30 +219,27 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 	return o, err
 }
 
-func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject string) (Offer, error) {
-	if d != nil {
-		q.Channel = first(q.Channel, d.Channel)
-		q.Project = first(q.Project, d.Status.Project)
-		q.Chip = first(q.Chip, d.Status.Chip)
-	}
-	q.Channel = first(q.Channel, DefaultChannel)
+func (c *catalog) offer(q Query, who asker, defaultProject string) (Offer, error) {
+	q.Channel = first(first(q.Channel, who.channel), DefaultChannel)
+	q.Project = first(q.Project, who.project)
+	q.Chip = first(q.Chip, who.chip)
 	l, err := c.find(q, defaultProject)
 	if err != nil {
 		return Offer{}, err
 	}
 	target := c.bySHA[c.channels[channelKey{l.project, l.chip, q.Channel}]]
-	if assigned != nil {
-		if o := c.byVersion[keyOf(l.project, l.chip, assigned.Version)]; o != nil {
+	if who.assigned != "" {
+		if o := c.byVersion[keyOf(l.project, l.chip, who.assigned)]; o != nil {
 			target = o
 		}
 	}
 	if target == nil || !c.offered(target.Release) {
 		return Offer{}, fmt.Errorf("%w: no release of %s in channel %q", ErrNotFound, l, q.Channel)
 	}
-	if d == nil || d.Status.CurrentVersion == "" || !protocol.Older(d.Status.CurrentVersion, target.Release.MinVersion) {
+	if who.version == "" || !protocol.Older(who.version, target.Release.MinVersion) {
 		return *target, nil
 	}
-	if step := c.step(l, target, *d); step != nil {
+	if step := c.step(l, target, who); step != nil {
 		return *step, nil
 	}
 	return *target, nil
@@ -269,9 +248,9 @@ func (c *catalog) offer(q Query, d *Device, assigned *Attempt, defaultProject st
 // offered says whether anybody may be offered r.
 func (c *catalog) offered(r Release) bool { return !r.Withdrawn && !c.quarantined[r.SHA256] }
 
-// step is the newest release that d can take and that is not above target; nil when there is none.
-func (c *catalog) step(l line, target *Offer, d Device) *Offer {
-	key := stepKey{target.Release.SHA256, d.Status.CurrentVersion, d.Status.ImageSHA256, d.Status.SlotSize, d.Status.SecureVersion}
+// step is the newest release that who asks can take and that is not above target; nil when there is none.
+func (c *catalog) step(l line, target *Offer, who asker) *Offer {
+	key := stepKey{target.Release.SHA256, who.version, who.sha256, who.slotSize, who.secureVersion}
 	c.mu.Lock()
 	step, known := c.steps[key]
 	c.mu.Unlock()

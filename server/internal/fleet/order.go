@@ -188,7 +188,7 @@ func (f *Fleet) newAttempt(cat *catalog, d Device, cmd protocol.Command, by Iden
 			if o := cat.byVersion[keyOf(d.Status.Project, d.Status.Chip, a.Version)]; o != nil {
 				a.SHA256 = o.Release.SHA256
 			}
-		} else if o, err := cat.offer(Query{Device: d.ID}, &d, nil, f.cfg.DefaultProject); err == nil {
+		} else if o, err := cat.offer(Query{Device: d.ID}, askerOf(d, nil), f.cfg.DefaultProject); err == nil {
 			a.SHA256 = o.Release.SHA256
 		}
 	}

@@ -380,7 +380,7 @@ func (f *Fleet) OffersFor(ctx context.Context, d Device) (list []Release, offere
 	if err != nil {
 		return nil, "", err
 	}
-	o, err := cat.offer(Query{Device: d.ID}, &d, nil, f.cfg.DefaultProject)
+	o, err := cat.offer(Query{Device: d.ID}, askerOf(d, nil), f.cfg.DefaultProject)
 	switch {
 	case err == nil:
 		offered = o.Release.Version

@@ -219,7 +219,7 @@ func (c *catalog) cannot(r Release, p Policy, d *Device, rolledBack bool) *Canno
 		case protocol.ReasonUpToDate:
 			refusal = nil
 		case protocol.ReasonNeedsIntermediate:
-			if o := c.bySHA[r.SHA256]; o != nil && c.step(line{r.Project, r.Chip}, o, *d) != nil {
+			if o := c.bySHA[r.SHA256]; o != nil && c.step(line{r.Project, r.Chip}, o, askerOf(*d, nil)) != nil {
 				refusal = nil // it is offered the step, and then this
 			}
 		}
