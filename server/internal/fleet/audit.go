@@ -84,7 +84,8 @@ var theServer = Identity{Name: "server", Role: RoleServer}
 // and Delete has changed. So no verb has to remember its row, and none can forget it. What a verb must say is who acts.
 type ledger struct {
 	Store
-	now func() time.Time
+	now   func() time.Time
+	place string // of this server, where others are told what changes; empty = nobody is
 }
 
 // Update is an Update by the server itself.
@@ -95,10 +96,16 @@ func (l *ledger) Update(ctx context.Context, fn func(Tx) error) error {
 func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) error {
 	return l.Store.Update(ctx, func(tx Tx) error {
 		t := &audited{Tx: tx, book: &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState)}, by: by}
+		if l.place != "" {
+			t.book.change = newChanged()
+		}
 		if err := fn(t); err != nil {
 			return err
 		}
-		return t.book.write(tx)
+		if err := t.book.write(tx); err != nil {
+			return err
+		}
+		return t.book.change.write(tx, l.place)
 	})
 }
 
@@ -119,6 +126,7 @@ type book struct {
 	entries  []audit.Entry
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
+	change   *changed                // for the other servers; nil where there are none
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
@@ -212,6 +220,7 @@ func (t *audited) PutRelease(r Release) error {
 	case !sameRelease(old, r):
 		t.add(audit.Entry{What: audit.ReleaseChange, About: r.SHA256, Details: said})
 	}
+	inform(t, func(c *changed) { c.Catalog = true })
 	return t.Tx.PutRelease(r)
 }
 
@@ -239,6 +248,7 @@ func (t *audited) PutChannel(c Channel) error {
 		}
 		t.add(audit.Entry{What: audit.ChannelSet, About: c.SHA256, Details: details})
 	}
+	inform(t, func(told *changed) { told.Catalog = true })
 	return t.Tx.PutChannel(c)
 }
 
@@ -313,6 +323,13 @@ func (t *audited) PutDevice(d Device) error {
 		old = t.book.devices[d.ID]
 	}
 	now := thenOf(d)
+	inform(t, func(c *changed) {
+		c.devices[d.ID] = struct{}{}
+		// Whoever had a login that no longer is one.
+		if old.token+old.certificate != "" && (now.token != old.token || now.certificate != old.certificate) || now.revoked && !old.revoked {
+			c.Logins = append(c.Logins, d.ID)
+		}
+	})
 	tell := func(what audit.Action, details audit.Details) {
 		t.add(audit.Entry{What: what, Device: d.ID, Details: details})
 	}
@@ -428,6 +445,13 @@ func (t *audited) PutAttempt(a Attempt) error {
 		}
 		version = r.Version
 	}
+	inform(t, func(c *changed) {
+		if old != a.State {
+			c.attempts[a.DeviceID] = struct{}{}
+		} else {
+			c.devices[a.DeviceID] = struct{}{}
+		}
+	})
 	said := audit.Of("command", a.CommandID, "action", string(a.Action), "version", version, "sha256", a.SHA256, "force", yes(a.Force))
 	tell := func(what audit.Action, details ...audit.Detail) {
 		t.add(audit.Entry{What: what, About: a.ID, Device: a.DeviceID, Rollout: a.RolloutID, Details: append(said[:len(said):len(said)], details...)})
@@ -452,6 +476,7 @@ func (t *audited) PutQuarantine(q Quarantine) error {
 		return err
 	}
 	there = there && old.Stands()
+	inform(t, func(c *changed) { c.Catalog, c.Lifted = true, append(c.Lifted, q.SHA256) })
 	switch {
 	case q.Stands() && (!there || old.Why != q.Why || old.RolloutID != q.RolloutID):
 		t.add(audit.Entry{What: audit.QuarantineSet, About: q.SHA256, Rollout: q.RolloutID, Details: audit.Of("why", q.Why)})

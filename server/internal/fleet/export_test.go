@@ -25,7 +25,7 @@ func LookAt(ctx context.Context, f *Fleet, rollout string) error {
 
 // Audited is a store whose updates write the audit log, as somebody.
 func Audited(s Store, by Identity, now func() time.Time) Store {
-	return &auditedStore{ledger{s, now}, by}
+	return &auditedStore{ledger{Store: s, now: now}, by}
 }
 
 type auditedStore struct {

@@ -44,6 +44,8 @@ type Config struct {
 	Issue Issuer
 	// OfferKey signs the answers to devices that ask for that (ECDSA P-256); nil = none are signed.
 	OfferKey crypto.Signer
+	// Share is what several fleets on Store agree by; nil = this is the only one.
+	Share *Share
 	// Observer is told what was committed; nil = nobody.
 	Observer Observer
 }
@@ -70,6 +72,7 @@ type Fleet struct {
 	planning   chan struct{} // capacity 1: a rollout wants a look
 	noticed    chan struct{} // capacity 1: there may be notices to deliver
 	zones      zones
+	share      *share // nil: nobody else is on the store
 
 	mu       sync.Mutex
 	dirty    map[string]struct{}  // devices whose attempts changed; guarded by mu
@@ -97,11 +100,22 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Silence < 0 || cfg.Expiry < 0 {
 		return nil, errors.New("fleet: silence and expiry cannot be negative")
 	}
-	books := &ledger{cfg.Store, cfg.Now}
+	books := &ledger{Store: cfg.Store, now: cfg.Now}
+	var others *share
+	if cfg.Share != nil {
+		if cfg.Share.Place == "" {
+			return nil, errors.New("fleet: a server that shares its store has a place")
+		}
+		others = &share{Share: cfg.Share, foreign: make(map[string]struct{})}
+		if cfg.Share.Name != "" {
+			books.place = cfg.Share.Place
+		}
+	}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
 		ledger:  books,
+		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -79,8 +79,8 @@ type stepKey struct {
 // maxSteps is how many steps are remembered, whatever devices say of themselves.
 const maxSteps = 4096
 
-// catalogCache keeps the catalog between changes, because every poll of every device reads it. The process that owns
-// the store is the only one that changes it.
+// catalogCache keeps the catalog between changes, because every poll of every device reads it. Of changes by another server it
+// is told (share.go).
 type catalogCache struct {
 	now atomic.Pointer[catalog]
 	mu  sync.Mutex // held while loading, so that a load that began before a change cannot be kept after it
@@ -206,6 +206,7 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 	}
 	var device *Device
 	var open []Attempt
+	var last int64
 	err = f.cfg.Store.View(ctx, func(tx Tx) error {
 		d, err := tx.Device(q.Device)
 		if errors.Is(err, ErrNotFound) {
@@ -215,9 +216,17 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 			return err
 		}
 		device = &d
-		open, err = tx.OpenAttemptsOf(q.Device)
+		if open, err = tx.OpenAttemptsOf(q.Device); err == nil && f.shared() {
+			last, err = tx.LastChange()
+		}
 		return err
 	})
+	if err == nil {
+		// What the attempt is about may be a moment old, and of another server.
+		if err = f.fresh(ctx, last); err == nil {
+			cat, err = f.catalogue(ctx)
+		}
+	}
 	if err != nil {
 		return Offer{}, err
 	}
@@ -358,6 +367,11 @@ func (f *Fleet) Firmware(ctx context.Context, sha256 string) (Blob, error) {
 	cat, err := f.catalogue(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if cat.bySHA[sha256] == nil && f.shared() {
+		if cat, err = f.catalogueNow(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if cat.bySHA[sha256] == nil {
 		return nil, fmt.Errorf("firmware %.64q: %w", sha256, ErrNotFound)
