@@ -46,3 +46,12 @@ func Knocks(f *Fleet) int {
 
 // WriteKnocks writes who was turned away, as the loop does.
 func WriteKnocks(ctx context.Context, f *Fleet) error { return f.writeKnocks(ctx) }
+
+// Plans says whether f does what goes by the clock.
+func Plans(f *Fleet) bool { return f.plans() }
+
+// Planned is a change that goes by the clock.
+func Planned(ctx context.Context, f *Fleet, fn func(Tx) error) error { return f.planned(ctx, fn) }
+
+// UpdateAs is a change by somebody, as a verb makes it.
+func UpdateAs(ctx context.Context, f *Fleet, by Identity, fn func(Tx) error) error { return f.update(ctx, by, fn) }
