@@ -331,7 +331,7 @@ func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 	kind, device := x.cfg.Topics.Parse(msg.Topic())
 	var once func() (verdict, error)
 	switch {
-	case device == x.madeUp:
+	case device == x.madeUp, x.cfg.Group != "" && strings.HasPrefix(device, madeUpPrefix):
 		return true
 	case kind == protocol.KindStatus && device != "" && len(msg.Payload()) > 0:
 		once = func() (verdict, error) {
