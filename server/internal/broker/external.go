@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -85,7 +86,8 @@ type External struct {
 	echoes map[[sha256.Size]byte]time.Time
 	queue  []echo // in order of time
 
-	look chan struct{} // capacity 1: the retained statuses are to be looked at
+	awake atomic.Pointer[time.Time] // when this process last ran, as far as watchSleep has seen
+	look  chan struct{}             // capacity 1: the retained statuses are to be looked at
 }
 
 type echo struct {
@@ -240,6 +242,10 @@ func (x *External) receive(ctx context.Context) error {
 			for {
 				select {
 				case p := <-shards[i]:
+					if x.slept() {
+						cancel()
+						return nil
+					}
 					if x.handle(ctx, p.msg) {
 						close(p.done)
 					}
@@ -248,6 +254,10 @@ func (x *External) receive(ctx context.Context) error {
 				}
 			}
 		})
+	}
+	if x.cfg.Group != "" {
+		x.wakeUp()
+		group.Go(func() error { x.watchSleep(ctx); cancel(); return nil })
 	}
 	group.Go(func() error {
 		for {

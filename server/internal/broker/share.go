@@ -75,7 +75,9 @@ func (x *External) lookAtRetained(ctx context.Context) error {
 			for {
 				select {
 				case msg := <-shards[i]:
-					x.handle(ctx, msg)
+					if !x.slept() {
+						x.handle(ctx, msg)
+					}
 					open.Add(-1)
 				case <-ctx.Done():
 					return nil
@@ -120,6 +122,39 @@ func (x *External) lookAtRetained(ctx context.Context) error {
 	cancel()
 	_ = group.Wait() // they return nil
 	return err
+}
+
+// sleptFor is how long a process of a group may have stood still and still store what it was given before. What it was given
+// may be of a boot that is over since, and the device has spoken to others; its last word is retained.
+const sleptFor = keepAliveShared / 2
+
+func (x *External) wakeUp() {
+	now := time.Now()
+	x.awake.Store(&now)
+}
+
+// slept says whether this process has stood still for too long.
+func (x *External) slept() bool {
+	at := x.awake.Load()
+	return x.cfg.Group != "" && at != nil && time.Since(*at) > sleptFor
+}
+
+// watchSleep returns when ctx ends or the process has stood still: the session is then to end, and nothing of it is stored.
+func (x *External) watchSleep(ctx context.Context) {
+	tick := time.NewTicker(sleptFor / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if x.slept() {
+			x.log.Warn("this process stood still: what it was given before is left to the retained statuses")
+			return
+		}
+		x.wakeUp()
+	}
 }
 
 // sentByAnother says whether a command is one that another server of the group has published.

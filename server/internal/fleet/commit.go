@@ -222,7 +222,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 			f.ring()
 		}
 		e := results[i].effects
-		if e.Unlawful != "" {
+		if e.Unlawful != "" && f.late() == 0 { // else it is the order in which servers have stored it
 			f.cfg.Log.Warn("unlawful step", "device", fo.device, "phase", e.Unlawful)
 		}
 		if e.Ended || results[i].waiting {
@@ -265,7 +265,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 	var e Effects
 	var next *Attempt
 	before := r.device.Status.Phase
-	examined, doubtful := Examine(r.device, fo.status, now)
+	examined, doubtful := examine(r.device, fo.status, now, f.late())
 	stray, err := examineImage(tx, &examined, a, fo.status, now)
 	if err != nil {
 		return result{}, err

@@ -107,6 +107,14 @@ func (f *Fleet) plans() bool {
 // sends says whether this server keeps the commands at its broker: each its own, or, at one for all, the planner alone.
 func (f *Fleet) sends() bool { return !f.cfg.ForeignSessions || f.plans() }
 
+// late is for how long statuses may come out of order because servers share them.
+func (f *Fleet) late() time.Duration {
+	if f.shared() && f.cfg.ForeignSessions {
+		return lateByShare
+	}
+	return 0
+}
+
 // planned is update for what goes by the clock: it is written only where the right to it is this server's still, by the row in
 // the same transaction.
 func (f *Fleet) planned(ctx context.Context, fn func(Tx) error) error {
