@@ -87,6 +87,10 @@ rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 20
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'RandomFleets|SwitchedOff' -v ./server/internal/fleet
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
 
+.PHONY: replicas
+replicas: ## two servers on one PostgreSQL behind one Mosquitto, 60 boards, 60 kills of either
+	BMSOTA_REPLICAS=long go test -count=1 -timeout 60m -run 'TestScripts/postgres/replicas' -v ./e2e
+
 .PHONY: system-sim
 system-sim: ## boards, network, broker and server from N seeds (default 40), each twice; a day of 200 boards; SEED=5 replays one, with its trace
 	$(if $(SEED),go test -count=1 -run 'TestSystem$$' -v ./server/internal/simulation -system-seed $(SEED),BMSOTA_SYSTEM=long go test -count=1 -timeout 120m -run 'TestSystem$$|Churn' -v ./server/internal/simulation -system-worlds $(or $(N),40))

@@ -147,6 +147,7 @@ func runStories(t *testing.T, kind deviceKind) {
 			"killpublishes": cmdKillPublishes,
 			"browse":        cmdBrowse,
 			"killrollouts":  cmdKillRollouts,
+			"killreplicas":  cmdKillReplicas,
 			"untouched":     cmdUntouched,
 			"realidf":       cmdRealIDF,
 			"sshd":          cmdSSHD,
@@ -192,8 +193,11 @@ func setup(env *testscript.Env, application string) error {
 		env.Setenv(k, v)
 	}
 	boards, kills := rolloutFigures()
+	replicaBoards, replicaKills := replicaFigures()
 	env.Setenv("BOARDS", boards)
 	env.Setenv("KILLS", kills)
+	env.Setenv("REPLICA_BOARDS", replicaBoards)
+	env.Setenv("REPLICA_KILLS", replicaKills)
 	// What the person who runs the tests has set must not reach the stories.
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "BMSOTA_") {

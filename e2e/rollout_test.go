@@ -30,6 +30,14 @@ func rolloutFigures() (boards, kills string) {
 	return "200", "20"
 }
 
+// replicaFigures are too: of the stories about several servers.
+func replicaFigures() (boards, kills string) {
+	if os.Getenv("BMSOTA_REPLICAS") == "long" {
+		return "60", "60"
+	}
+	return "20", "2"
+}
+
 // asked runs a command that prints JSON.
 func asked(ts *testscript.TestScript, ctx context.Context, v any, args ...string) error {
 	stdout, stderr, err := output(ts, ctx, args)
@@ -98,7 +106,55 @@ func cmdKillRollouts(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 4 {
 		ts.Fatalf("usage: killrollouts N NAME KEY LOG")
 	}
-	n, err := strconv.Atoi(args[0])
+	killDuring(ts, args[0], args[2], args[3], func(*rand.Rand) {
+		ts.Check(running(ts, args[1]).end(syscall.SIGKILL))
+		cmdServer(ts, false, args[1:2])
+	})
+}
+
+// cmdKillReplicas does so with servers on one database: killreplicas N KEY LOG NAME… Each is a process that the story has
+// started, with $WORK/NAME as its data folder. The one that is killed comes back while the next rollout is looked at by way of
+// another.
+func cmdKillReplicas(ts *testscript.TestScript, neg bool, args []string) {
+	plain(ts, neg, "killreplicas")
+	if len(args) < 5 {
+		ts.Fatalf("usage: killreplicas N KEY LOG NAME NAME…")
+	}
+	names := args[3:]
+	killDuring(ts, args[0], args[1], args[2], func(random *rand.Rand) {
+		at := random.IntN(len(names))
+		victim, other := names[at], names[(at+1)%len(names)]
+		p := running(ts, victim)
+		ts.Check(p.end(syscall.SIGKILL))
+		ts.Setenv("BMSOTA_DATA", ts.MkAbs(other))
+		ts.Check(begin(ts, victim, p.cmd.Args...))
+		ts.Logf("killed %s", victim)
+		waitHealthy(ts, ts.MkAbs(victim))
+	})
+}
+
+// waitHealthy waits until the server of a data folder answers.
+func waitHealthy(ts *testscript.TestScript, data string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	before := ts.Getenv("BMSOTA_DATA")
+	ts.Setenv("BMSOTA_DATA", data)
+	defer ts.Setenv("BMSOTA_DATA", before)
+	for {
+		_, stderr, err := output(ts, ctx, []string{"bmsota", "releases", "list", "--json"})
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			ts.Fatalf("%s: %v\n%s", data, err, stderr)
+		}
+		time.Sleep(pollEvery)
+	}
+}
+
+// killDuring is what both do; kill kills a server and has it come back.
+func killDuring(ts *testscript.TestScript, times, key, log string, kill func(*rand.Rand)) {
+	n, err := strconv.Atoi(times)
 	ts.Check(err)
 	ts.Logf("seed %d: repeat with -seed=%d", newSeed(), newSeed())
 	random := rand.New(rand.NewPCG(newSeed(), 17))
@@ -116,7 +172,7 @@ func cmdKillRollouts(ts *testscript.TestScript, neg bool, args []string) {
 		version := fmt.Sprintf("2.%d.0", len(versions))
 		versions = append(versions, version)
 		must("bmsota", "image", "new", "--chip", "esp32", "--project", "bms", "--version", version, "--size", "40K", "-o", "next.bin")
-		must("bmsota", "publish", "next.bin", "--key", args[2], "--channel", "next")
+		must("bmsota", "publish", "next.bin", "--key", key, "--channel", "next")
 		var r api.Rollout
 		ts.Check(asked(ts, ctx, &r, "bmsota", "rollout", "create", version, "--all", "--waves", "10%,50%:1s,100%", "--max-failed", "0",
 			"--concurrency", "15", "--retries", "9", "--retry-after", "1s", "--json"))
@@ -129,10 +185,8 @@ func cmdKillRollouts(ts *testscript.TestScript, neg bool, args []string) {
 				r = before
 				break
 			}
-			server := running(ts, args[1])
-			ts.Check(server.end(syscall.SIGKILL))
 			kills++
-			cmdServer(ts, false, args[1:2])
+			kill(random)
 			ts.Check(asked(ts, ctx, &r, "bmsota", "rollout", "show", r.ID, "--json"))
 			if r.Figures.Succeeded < before.Figures.Succeeded || r.Wave < before.Wave || len(r.Events) < len(before.Events) {
 				ts.Fatalf("kill %d: before it %+v in wave %d, after it %+v in wave %d", kills, before.Figures, before.Wave, r.Figures, r.Wave)
@@ -153,7 +207,7 @@ func cmdKillRollouts(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Check(checkAttempts(ts, ctx, m, end.ID))
 		}
 	}
-	ts.Check(installedOnce(ts.ReadFile(args[3]), versions, members))
+	ts.Check(installedOnce(ts.ReadFile(log), versions, members))
 	ts.Logf("%d kills in %d rollouts to %d devices", kills, len(versions), members)
 }
 

@@ -15,8 +15,15 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-// operatorName is the account made at first start.
+// operatorName is the account made at first start. Of several servers each has its own, because each has its own file.
 const operatorName = "operator"
+
+func (s *Server) operatorName() string {
+	if s.cfg.Replicas.Name == "" {
+		return operatorName
+	}
+	return operatorName + "-" + s.cfg.Replicas.Name
+}
 
 // openAccess makes operator.json say how tools on this machine reach the server. Its token stays the same from start to
 // start; where the file is gone or its token no longer works, the operator gets a new one.
@@ -38,7 +45,7 @@ func (s *Server) openAccess(ctx context.Context) error {
 	}
 	if s.access.Token == "" {
 		// Row before file: a crash between the two leaves a token that does not work, and the next start makes another.
-		if s.access.Token, err = s.fleet.NewOperator(ctx, operatorName); err != nil {
+		if s.access.Token, err = s.fleet.NewOperator(ctx, s.operatorName()); err != nil {
 			return fmt.Errorf("make operator account: %w", err)
 		}
 		s.log.Info("operator token was made", "path", s.AccessFile())
@@ -63,7 +70,7 @@ func (s *Server) fillAccess() {
 	} else {
 		a.Server = "http://" + hostPort(nearHost(s.plain), portOf(s.plain), 80)
 	}
-	a.MQTT = api.AccessMQTT{Username: operatorName, Password: a.Token, Prefix: s.cfg.MQTT.Prefix}
+	a.MQTT = api.AccessMQTT{Username: s.operatorName(), Password: a.Token, Prefix: s.cfg.MQTT.Prefix}
 	switch {
 	case s.cfg.MQTT.External.URL != "":
 		// The broker knows the server's login, not ours.
@@ -117,7 +124,7 @@ func (s *Server) Banner() string {
 	fmt.Fprintf(&b, "  firmware   %s/firmware/\n", s.URL())
 	fmt.Fprintf(&b, "  mqtt       %s://%s  (topics below %s)\n\n", scheme, net.JoinHostPort(s.mqtt.Host, fmt.Sprint(s.mqtt.Port)), s.mqtt.Prefix)
 	fmt.Fprintf(&b, "The bmsota tool on this machine finds its token in\n  %s\n\n", s.AccessFile())
-	fmt.Fprintf(&b, "To sign in to the web side, take the name %s and that token, or make an account:\n  bmsota accounts add NAME --role admin\n\n", operatorName)
+	fmt.Fprintf(&b, "To sign in to the web side, take the name %s and that token, or make an account:\n  bmsota accounts add NAME --role admin\n\n", s.operatorName())
 	fmt.Fprintf(&b, "To let a device in, give it a token and put the two files into its storage partition:\n  bmsota devices enroll %s --files FOLDER\n", deviceHere)
 	if !s.firstStart {
 		return b.String()

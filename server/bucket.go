@@ -26,6 +26,9 @@ import (
 
 // Firmware is the section "firmware".
 type Firmware struct {
+	// Folder keeps firmware there, in place of <data_dir>/firmware, as where several servers share it.
+	Folder string `json:"folder"`
+
 	// Bucket keeps firmware in an S3-compatible store, in place of <data_dir>/firmware.
 	Bucket BucketConfig `json:"bucket"`
 }
@@ -189,7 +192,7 @@ func (s *Server) openBucket(ctx context.Context) error {
 		}
 	}
 	// The note before the bucket learns the name in it: a start that is cut off in between finds its own name there.
-	now := bucketNote{cmp.Or(note.Owner, newOwner()), cfg.Endpoint, cfg.Bucket, cfg.Prefix}
+	now := bucketNote{cmp.Or(s.cfg.bucketOwner(), note.Owner, newOwner()), cfg.Endpoint, cfg.Bucket, cfg.Prefix}
 	b.Owner = now.Owner
 	if now != note {
 		if err := writeBucketNote(path, now); err != nil {
@@ -244,9 +247,14 @@ const orphansAfter = 7 * 24 * time.Hour
 
 // openBlobs opens where firmware is.
 func (s *Server) openBlobs(ctx context.Context) (fleet.Blobs, error) {
-	folder := filepath.Join(s.cfg.DataDir, firmwareName)
+	folder := cmp.Or(s.cfg.Firmware.Folder, filepath.Join(s.cfg.DataDir, firmwareName))
+	shared := s.cfg.Replicas.Name != ""
 	if s.bucket == nil {
-		blobs, err := store.OpenFolder(folder)
+		open := store.OpenFolder
+		if shared {
+			open = store.OpenSharedFolder
+		}
+		blobs, err := open(folder)
 		if err != nil {
 			return nil, err
 		}
@@ -267,7 +275,11 @@ func (s *Server) openBlobs(ctx context.Context) (fleet.Blobs, error) {
 	}); err != nil {
 		return nil, err
 	}
-	done, err := s.bucket.Settle(ctx, releases, before, s.started.Add(-orphansAfter))
+	leftovers := s.started.Add(-orphansAfter)
+	if shared { // another server may be about to find one there
+		leftovers = time.Time{}
+	}
+	done, err := s.bucket.Settle(ctx, releases, before, leftovers)
 	if err != nil {
 		s.log.Warn("the bucket was not held against the releases", "err", err)
 	}

@@ -77,6 +77,9 @@ type Config struct {
 
 	// Retention is for how long what is past is kept.
 	Retention Retention `json:"retention"`
+
+	// Replicas lets several servers work on one database.
+	Replicas Replicas `json:"replicas"`
 }
 
 // off closes a listener.
@@ -246,6 +249,9 @@ func (c Config) Check() error {
 	if err := errors.Join(c.Database.check(), c.Retention.check()); err != nil {
 		return err
 	}
+	if err := c.checkReplicas(); err != nil {
+		return err
+	}
 	if !onLoopback(c.Debug.Listen) {
 		return fmt.Errorf("debug.listen: %q would show the memory of the server to the network: use a loopback address such as 127.0.0.1:6060, and a tunnel", c.Debug.Listen)
 	}
@@ -274,8 +280,11 @@ func (d Database) check() error {
 	return nil
 }
 
-// certifiesDevices says whether devices may have certificates: where there is a broker of ours that asks for them.
-func (c Config) certifiesDevices() bool { return c.MQTT.External.URL == "" && c.MQTT.TLSListen != off }
+// certifiesDevices says whether devices may have certificates: where there is a broker of ours that asks for them, and no other
+// server whose authority for them would be another.
+func (c Config) certifiesDevices() bool {
+	return c.MQTT.External.URL == "" && c.MQTT.TLSListen != off && c.Replicas.Name == ""
+}
 
 func (t TLS) check() error {
 	for _, name := range t.Names {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,6 +40,14 @@ const maxPassword = 4096
 // elsewhere is database.json.
 type elsewhere struct {
 	Postgres string `json:"postgres"` // host and database, for people
+	Place    string `json:"place"`    // of this data folder, by which the servers on a database know each other
+}
+
+// placeID is the id of a data folder whose rows are elsewhere.
+func placeID(dataDir string) (string, error) {
+	var e elsewhere
+	err := readSmall(filepath.Join(dataDir, elsewhereName), &e)
+	return e.Place, err
 }
 
 // DatabaseElsewhere is the PostgreSQL database that holds the rows of a data folder, as host and name; empty where they are in
@@ -112,7 +121,11 @@ func settle(ctx context.Context, cfg Config, db *store.Postgres, log *slog.Logge
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, databaseName)); err == nil {
 		log.Warn("the data folder holds a database that is not used: its devices and releases are not in PostgreSQL", "file", databaseName)
 	}
-	if err := writeSmall(filepath.Join(cfg.DataDir, elsewhereName), elsewhere{placeOf(cfg.Database.URL)}); err != nil {
+	place, err := placeID(cfg.DataDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := writeSmall(filepath.Join(cfg.DataDir, elsewhereName), elsewhere{placeOf(cfg.Database.URL), cmp.Or(place, newOwner())}); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	owed := filepath.Join(cfg.DataDir, restoredName)

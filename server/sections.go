@@ -49,6 +49,19 @@ func (r Retention) check() error {
 	return nil
 }
 
+// Replicas is the section "replicas". All servers on one database have it, each with a name of its own; docs/scaling.md says what
+// else they share.
+type Replicas struct {
+	// Name is this server's among them: 1 to 32 letters, digits and hyphens. Needs database.url, firmware.folder or
+	// firmware.bucket, fleet.offer_key_file, and a certificate (tls.cert_file) for what listens with TLS. Default: none, this
+	// server works alone.
+	Name string `json:"name"`
+
+	// ShareGroup is the group by which the servers share what an external broker brings ($share/<group>/…), "off" for a broker
+	// that knows no groups: then everything comes to every server, and what has come already is dropped. Default "bmsota".
+	ShareGroup string `json:"share_group"`
+}
+
 // Webhooks is the section "webhooks".
 type Webhooks struct {
 	// AllowLoopback lets webhooks go to this machine itself. Addresses at which a cloud gives a machine its credentials

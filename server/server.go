@@ -206,7 +206,12 @@ func (s *Server) openFleet(ctx context.Context) error {
 	if s.devices != nil {
 		issue = s.devices.issue
 	}
+	share, err := s.join(ctx, db)
+	if err != nil {
+		return err
+	}
 	s.fleet, err = fleet.New(fleet.Config{
+		Share: share,
 		Store: db, Blobs: blobs, Log: s.log,
 		Silence: time.Duration(s.cfg.Fleet.Silence), Expiry: time.Duration(s.cfg.Fleet.Expiry),
 		KeepAttempts: time.Duration(s.cfg.Retention.Attempts), KeepAudit: time.Duration(s.cfg.Retention.Audit),
@@ -285,9 +290,13 @@ func (s *Server) openExternal(topics protocol.Topics) error {
 			conf.RootCAs.AppendCertsFromPEM(pem)
 		}
 	}
+	sent := s.fleet.Sent
+	if s.cfg.Replicas.Name == "" {
+		sent = nil
+	}
 	external, err := broker.NewExternal(broker.ExternalConfig{
 		Handler: s.fleet, Topics: topics, URL: u.String(), TLS: conf,
-		Username: ext.Username, Password: ext.Password, ClientID: ext.ClientID,
+		Username: ext.Username, Password: ext.Password, ClientID: s.cfg.clientID(), Group: s.cfg.shareGroup(), Sent: sent,
 		TestUsername: ext.TestUsername, TestPassword: ext.TestPassword, Log: s.log,
 	})
 	if err != nil {

@@ -11,7 +11,9 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -42,6 +44,12 @@ type ExternalConfig struct {
 	// ClientID names the two sessions, as <ClientID>-in and <ClientID>-out; "bmsota". It stays the same over restarts,
 	// so that the broker keeps statuses while the server is away. Two servers need two.
 	ClientID string
+	// Group is the name by which several servers share what arrives ($share/<Group>/…), so that each message comes to one of
+	// them; empty = everything comes to this one. A broker keeps nothing for a server of a group that is away, and retained
+	// statuses do not come to a group: they are looked at, each server's own way, when it connects and when LookAgain says so.
+	Group string
+	// Sent says whether a command was published by another of these servers; nil = there is none.
+	Sent func(ctx context.Context, device string, cmd protocol.Command) (bool, error)
 	// Operator is the name under which commands of others are recorded, because MQTT does not say who published;
 	// "external broker".
 	Operator string
@@ -77,6 +85,9 @@ type External struct {
 	up     bool // subscribed
 	echoes map[[sha256.Size]byte]time.Time
 	queue  []echo // in order of time
+
+	awake atomic.Pointer[time.Time] // when this process last ran, as far as watchSleep has seen
+	look  chan struct{}             // capacity 1: the retained statuses are to be looked at
 }
 
 type echo struct {
@@ -98,11 +109,14 @@ func NewExternal(cfg ExternalConfig) (*External, error) {
 	if err != nil || u.Host == "" || !slices.Contains([]string{"tcp", "mqtt", "ssl", "tls", "mqtts"}, u.Scheme) {
 		return nil, fmt.Errorf("broker: %q is no address like tcp://host:1883 or ssl://host:8883", cfg.URL)
 	}
+	if _, ok := cutShare("$share/" + cfg.Group + "/x"); !ok && cfg.Group != "" || strings.Contains(cfg.Group, "/") {
+		return nil, fmt.Errorf("broker: %q is no name of a group: it has none of + # /", cfg.Group)
+	}
 	cfg.ClientID = cmp.Or(cfg.ClientID, "bmsota")
 	cfg.Operator = cmp.Or(cfg.Operator, "external broker")
 	cfg.Timeout = cmp.Or(cfg.Timeout, 10*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &External{cfg: cfg, log: cfg.Log, madeUp: newMadeUp(), hearing: 2 * time.Second, tested: make(chan struct{}), echoes: make(map[[sha256.Size]byte]time.Time)}, nil
+	return &External{cfg: cfg, log: cfg.Log, madeUp: newMadeUp(), hearing: 2 * time.Second, tested: make(chan struct{}), echoes: make(map[[sha256.Size]byte]time.Time), look: make(chan struct{}, 1)}, nil
 }
 
 // Connected says whether both connections stand and the subscriptions were granted.
@@ -119,6 +133,9 @@ func (x *External) Run(ctx context.Context) error {
 	group.Go(func() error { x.keep(ctx, "receiving", x.receive); return nil })
 	group.Go(func() error { x.keep(ctx, "sending", x.send); return nil })
 	group.Go(func() error { x.selfTest(ctx); return nil })
+	if x.cfg.Group != "" {
+		group.Go(func() error { x.lookWhenAsked(ctx); return nil })
+	}
 	return group.Wait()
 }
 
@@ -151,7 +168,7 @@ func (x *External) login(ctx context.Context, id, username, password string, cle
 	o := paho.NewClientOptions().AddBroker(x.cfg.URL).SetClientID(id).
 		SetUsername(username).SetPassword(password).SetProtocolVersion(4).
 		SetCleanSession(clean).SetAutoReconnect(false).SetConnectRetry(false).
-		SetConnectTimeout(x.cfg.Timeout).SetWriteTimeout(x.cfg.Timeout).SetKeepAlive(30 * time.Second).
+		SetConnectTimeout(x.cfg.Timeout).SetWriteTimeout(x.cfg.Timeout).SetKeepAlive(x.keepAlive()).
 		SetAutoAckDisabled(true).SetOrderMatters(true).
 		SetConnectionLostHandler(func(paho.Client, error) { end() })
 	if x.cfg.TLS != nil {
@@ -225,6 +242,10 @@ func (x *External) receive(ctx context.Context) error {
 			for {
 				select {
 				case p := <-shards[i]:
+					if x.slept() {
+						cancel()
+						return nil
+					}
 					if x.handle(ctx, p.msg) {
 						close(p.done)
 					}
@@ -233,6 +254,10 @@ func (x *External) receive(ctx context.Context) error {
 				}
 			}
 		})
+	}
+	if x.cfg.Group != "" {
+		x.wakeUp()
+		group.Go(func() error { x.watchSleep(ctx); cancel(); return nil })
 	}
 	group.Go(func() error {
 		for {
@@ -270,12 +295,18 @@ func (x *External) receive(ctx context.Context) error {
 }
 
 func (x *External) subscribed(ctx context.Context, take paho.MessageHandler) error {
-	client, lost, err := x.connect(ctx, "-in", false, take)
+	// Of a group a broker goes on giving a share to whoever is away and kept: it would lie there until that one is back.
+	client, lost, err := x.connect(ctx, "-in", x.cfg.Group != "", take)
 	if err != nil {
 		return err
 	}
 	defer client.Disconnect(250)
-	token := client.SubscribeMultiple(map[string]byte{x.cfg.Topics.StatusFilter(): 1, x.cfg.Topics.CommandFilter(): 1}, take)
+	statuses, commands := x.cfg.Topics.StatusFilter(), x.cfg.Topics.CommandFilter()
+	if x.cfg.Group != "" {
+		share := "$share/" + x.cfg.Group + "/"
+		statuses, commands = share+statuses, share+commands
+	}
+	token := client.SubscribeMultiple(map[string]byte{statuses: 1, commands: 1}, take)
 	if err := x.await(ctx, token); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
@@ -289,6 +320,7 @@ func (x *External) subscribed(ctx context.Context, take paho.MessageHandler) err
 	x.setUp(true)
 	defer x.setUp(false)
 	x.log.Info("mqtt connected", "for", "receiving")
+	x.LookAgain() // at what was said while nobody of the group was there
 	select {
 	case <-ctx.Done():
 		return nil
@@ -309,7 +341,7 @@ func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 	kind, device := x.cfg.Topics.Parse(msg.Topic())
 	var once func() (verdict, error)
 	switch {
-	case device == x.madeUp:
+	case device == x.madeUp, x.cfg.Group != "" && strings.HasPrefix(device, madeUpPrefix):
 		return true
 	case kind == protocol.KindStatus && device != "" && len(msg.Payload()) > 0:
 		once = func() (verdict, error) {
@@ -320,6 +352,9 @@ func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 		}
 	case kind == protocol.KindCommand && !msg.Retained() && len(msg.Payload()) > 0 && !x.own(msg.Topic(), msg.Payload()):
 		once = func() (verdict, error) {
+			if sent, err := x.sentByAnother(ctx, device, msg.Payload()); sent || err != nil {
+				return judgeCommand(err, msg.Payload()), err
+			}
 			by := fleet.Identity{Name: x.cfg.Operator, Role: fleet.RoleOperator}
 			call := func() (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, x.cfg.Timeout) }
 			// Whether it was published retained is not said to a subscriber that was there before.

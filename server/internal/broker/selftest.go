@@ -139,5 +139,8 @@ func (x *External) allowed(ctx context.Context, token paho.Token) error {
 	return nil
 }
 
+// madeUpPrefix is what the ids begin with that no device has. Another server's are none of ours, and no device's either.
+const madeUpPrefix = "bmsota-test-"
+
 // newMadeUp is an id that no device has.
-func newMadeUp() string { return "bmsota-test-" + rand.Text()[:8] }
+func newMadeUp() string { return madeUpPrefix + rand.Text()[:8] }

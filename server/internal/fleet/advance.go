@@ -87,7 +87,7 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 		return nil
 	}
 	quarantined := false
-	err := f.update(ctx, theServer, func(tx Tx) error {
+	err := f.planned(ctx, func(tx Tx) error {
 		quarantined = false
 		if err := plan(tx); err != nil { // from the rows as they are now
 			return err
@@ -162,6 +162,7 @@ func (f *Fleet) tell(out Output, quarantined bool) {
 
 // ask has devices say their status, for readings that are new enough to judge. The command is not left behind.
 func (l *loop) ask(ctx context.Context, devices []string, now time.Time) {
+	f := l.fleet
 	for _, id := range devices {
 		if now.Sub(l.rollouts.asked[id]) < askEvery {
 			continue
@@ -170,7 +171,14 @@ func (l *loop) ask(ctx context.Context, devices []string, now time.Time) {
 			clear(l.rollouts.asked)
 		}
 		l.rollouts.asked[id] = now
-		if err := l.out.Send(ctx, id, protocol.Command{Action: protocol.ActionStatus}); err != nil {
+		cmd := protocol.Command{Action: protocol.ActionStatus}
+		if said, err := f.sayElsewhere(ctx, id, cmd); said || err != nil {
+			if err != nil {
+				l.failure("ask", id, err)
+			}
+			continue
+		}
+		if err := l.out.Send(ctx, id, cmd); err != nil {
 			l.failure("ask", id, err)
 			continue
 		}

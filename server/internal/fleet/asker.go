@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -31,31 +30,50 @@ func askerOf(d Device, open []Attempt) asker {
 	return a
 }
 
-// asker reads the rows of a device that asks, or remembers what they say.
+// asker reads the rows of a device that asks, or remembers what they say. Where other servers change them they are read each
+// time, and what was committed before, by whomever, holds when it returns.
 func (f *Fleet) asker(ctx context.Context, device string) (asker, error) {
+	if f.shared() {
+		a, _, last, err := f.readAsker(ctx, device)
+		if err == nil {
+			err = f.fresh(ctx, last)
+		}
+		return a, err
+	}
 	if a, ok := f.askers.get(device); ok {
 		return a, nil
 	}
 	look := f.askers.look(device)
-	var a asker
-	there := false
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		d, err := tx.Device(device)
-		if errors.Is(err, ErrNotFound) {
-			return nil // it has not said anything yet: what it asks is all that is known
-		}
-		if err != nil {
+	a, there, _, err := f.readAsker(ctx, device)
+	f.askers.looked(look, a, err == nil && there, f.cfg.Now())
+	return a, err
+}
+
+// readAsker reads the rows of a device, and with several servers the number of the last change. The zero asker is one that has not
+// said anything yet: what it asks is all that is known.
+func (f *Fleet) readAsker(ctx context.Context, device string) (a asker, there bool, last int64, err error) {
+	err = f.cfg.Store.View(ctx, func(tx Tx) error {
+		var d Device
+		var err error
+		if d, there, err = before(tx.Device(device)); err != nil {
 			return err
 		}
-		open, err := tx.OpenAttemptsOf(device)
-		a, there = askerOf(d, open), true
+		if there {
+			open, err := tx.OpenAttemptsOf(device)
+			if err != nil {
+				return err
+			}
+			a = askerOf(d, open)
+		}
+		if f.shared() {
+			last, err = tx.LastChange()
+		}
 		return err
 	})
-	f.askers.looked(look, a, err == nil && there, f.cfg.Now())
 	if err != nil {
-		return asker{}, err
+		return asker{}, false, 0, err
 	}
-	return a, nil
+	return a, there, last, nil
 }
 
 // maxAskers is how many devices are remembered: some 6 MB. Names that nobody has enrolled take no room.
@@ -68,7 +86,7 @@ const doubtFor = 2 * time.Minute
 // askers remembers what devices asked with, so that a device that asks again costs no transaction. It never gives what an
 // acknowledged change has made untrue: the ledger strikes a device out when a row of it is put, which is before the commit,
 // and until that update has returned nothing about the device is kept. So what is kept was read after the last change of it.
-// The process that owns the store is the only one that changes it.
+// It is for the one process that owns a store: where several share one it is not asked.
 type askers struct {
 	mu      sync.Mutex
 	known   map[string]asker // guarded by mu, as is what follows

@@ -89,6 +89,7 @@ type ledger struct {
 	Store
 	now    func() time.Time
 	askers *askers // from which a device is struck out when a row of it is put; nil = there are none
+	place  string  // of this server, where others are told what changes; empty = nobody is
 }
 
 // Update is an Update by the server itself.
@@ -100,11 +101,16 @@ func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) (er
 	change, refused := l.askers.begin(), false
 	defer func() { change.end(err != nil && !refused, l.now()) }()
 	return l.Store.Update(ctx, func(tx Tx) error {
-		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), change: change}
-		t := &audited{Tx: tx, book: book, by: by}
-		err := fn(t)
+		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), struck: change}
+		if l.place != "" {
+			book.change = newChanged()
+		}
+		err := fn(&audited{Tx: tx, book: book, by: by})
 		if err == nil {
-			err = t.book.write(tx)
+			err = book.write(tx)
+		}
+		if err == nil {
+			err = book.change.write(tx, l.place)
 		}
 		refused = err != nil // and nothing is committed
 		return err
@@ -129,7 +135,8 @@ type book struct {
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
 	pruned   audit.Head              // to be removed up to it, once the log says so
-	change   *change                 // of what askers remember
+	struck   *change                 // of what askers remember
+	change   *changed                // for the other servers; nil where there are none
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
 
@@ -228,6 +235,7 @@ func (t *audited) PutRelease(r Release) error {
 	case !sameRelease(old, r):
 		t.add(audit.Entry{What: audit.ReleaseChange, About: r.SHA256, Details: said})
 	}
+	inform(t, func(c *changed) { c.Catalog = true })
 	return t.Tx.PutRelease(r)
 }
 
@@ -255,6 +263,7 @@ func (t *audited) PutChannel(c Channel) error {
 		}
 		t.add(audit.Entry{What: audit.ChannelSet, About: c.SHA256, Details: details})
 	}
+	inform(t, func(told *changed) { told.Catalog = true })
 	return t.Tx.PutChannel(c)
 }
 
@@ -329,6 +338,13 @@ func (t *audited) PutDevice(d Device) error {
 		old = t.book.devices[d.ID]
 	}
 	now := thenOf(d)
+	inform(t, func(c *changed) {
+		c.devices[d.ID] = struct{}{}
+		// Whoever had a login that no longer is one.
+		if old.token+old.certificate != "" && (now.token != old.token || now.certificate != old.certificate) || now.revoked && !old.revoked {
+			c.Logins = append(c.Logins, d.ID)
+		}
+	})
 	tell := func(what audit.Action, details audit.Details) {
 		t.add(audit.Entry{What: what, Device: d.ID, Details: details})
 	}
@@ -361,7 +377,7 @@ func (t *audited) PutDevice(d Device) error {
 		t.add(audit.Entry{What: what, Device: d.ID, Who: who.Name, Role: string(who.Role), Details: details})
 	}
 	t.book.devices[d.ID] = now
-	t.book.change.strike(d.ID)
+	t.book.struck.strike(d.ID)
 	return t.Tx.PutDevice(d)
 }
 
@@ -445,6 +461,13 @@ func (t *audited) PutAttempt(a Attempt) error {
 		}
 		version = r.Version
 	}
+	inform(t, func(c *changed) {
+		if old != a.State {
+			c.attempts[a.DeviceID] = struct{}{}
+		} else {
+			c.devices[a.DeviceID] = struct{}{}
+		}
+	})
 	said := audit.Of("command", a.CommandID, "action", string(a.Action), "version", version, "sha256", a.SHA256, "force", yes(a.Force))
 	tell := func(what audit.Action, details ...audit.Detail) {
 		t.add(audit.Entry{What: what, About: a.ID, Device: a.DeviceID, Rollout: a.RolloutID, Details: append(said[:len(said):len(said)], details...)})
@@ -460,7 +483,7 @@ func (t *audited) PutAttempt(a Attempt) error {
 		tell(audit.AttemptEnd, audit.Of("state", string(a.State), "phase", string(a.Phase), "reason", string(a.Reason), "message", message)...)
 	}
 	t.book.attempts[a.ID] = a.State
-	t.book.change.strike(a.DeviceID)
+	t.book.struck.strike(a.DeviceID)
 	return t.Tx.PutAttempt(a)
 }
 
@@ -470,6 +493,7 @@ func (t *audited) PutQuarantine(q Quarantine) error {
 		return err
 	}
 	there = there && old.Stands()
+	inform(t, func(c *changed) { c.Catalog, c.Lifted = true, append(c.Lifted, q.SHA256) })
 	switch {
 	case q.Stands() && (!there || old.Why != q.Why || old.RolloutID != q.RolloutID):
 		t.add(audit.Entry{What: audit.QuarantineSet, About: q.SHA256, Rollout: q.RolloutID, Details: audit.Of("why", q.Why)})

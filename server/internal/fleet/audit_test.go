@@ -231,6 +231,12 @@ func TestEveryWayToChangeRowsGoesThroughTheLog(t *testing.T) {
 		"DeleteSessionsUntil": "they have ended by time",
 		"PutDelivery":         "what waits to be sent tells of what has its own row",
 		"DeleteDelivery":      "likewise",
+		"PutLease":            "which server plans changes nothing of what is done",
+		"PutPeer":             "that a server is there is no act",
+		"DeletePeer":          "likewise",
+		"PutChange":           "it tells the other servers of rows that have been told of",
+		"DeleteChanges":       "likewise",
+		"PutHome":             "which broker has a device is no act",
 	}
 	declared, updates := map[string]bool{}, []string{}
 	files := token.NewFileSet()

@@ -24,6 +24,7 @@ func (t *audited) PutOperator(o Operator) error {
 	case !same:
 		t.add(audit.Entry{What: audit.TokenChange, About: o.Name, Details: details})
 	}
+	t.loseLogin(there && !same, o.Name)
 	return t.Tx.PutOperator(o)
 }
 
@@ -35,6 +36,7 @@ func (t *audited) DeleteOperator(name string) error {
 	if there {
 		t.add(audit.Entry{What: audit.TokenRemove, About: name})
 	}
+	t.loseLogin(there, name)
 	return t.Tx.DeleteOperator(name)
 }
 
@@ -53,6 +55,7 @@ func (t *audited) PutAccount(a Account) error {
 			t.add(audit.Entry{What: audit.AccountPassword, About: a.Name})
 		}
 	}
+	t.loseLogin(there && (old.Role != a.Role || old.Password != a.Password), a.Name)
 	return t.Tx.PutAccount(a)
 }
 
@@ -64,6 +67,7 @@ func (t *audited) DeleteAccount(name string) error {
 	if there {
 		t.add(audit.Entry{What: audit.AccountRemove, About: name})
 	}
+	t.loseLogin(there, name)
 	return t.Tx.DeleteAccount(name)
 }
 
@@ -93,4 +97,11 @@ func (t *audited) DeleteSession(sha256 string) error {
 		t.add(audit.Entry{Who: s.Account, Role: string(role), What: audit.LoginOut})
 	}
 	return t.Tx.DeleteSession(sha256)
+}
+
+// loseLogin has the other servers end what is open under a name whose secret, or right, is no longer what it was.
+func (t *audited) loseLogin(lost bool, name string) {
+	if lost {
+		inform(t, func(c *changed) { c.Logins = append(c.Logins, name) })
+	}
 }

@@ -14,6 +14,7 @@ func (t *audited) PutMember(m Member) error {
 	if m.State == MemberSkipped && t.by.Role != RoleServer && t.by.Role != RoleDevice {
 		t.book.leftOut = m.DeviceID
 	}
+	inform(t, func(c *changed) { c.rollouts[m.RolloutID] = struct{}{} })
 	return t.Tx.PutMember(m)
 }
 
@@ -43,6 +44,7 @@ func (t *audited) PutRollout(r Rollout) error {
 	case !sameRollout(old, r):
 		tell(audit.RolloutChange, "version", r.Version)
 	}
+	inform(t, func(c *changed) { c.rollouts[r.ID] = struct{}{} })
 	return t.Tx.PutRollout(r)
 }
 

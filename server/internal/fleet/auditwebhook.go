@@ -54,3 +54,9 @@ func eventNames(events []NoticeType) string {
 	}
 	return strings.Join(names, " ")
 }
+
+// PutDelivery tells nothing: what waits to be sent tells of what has its own row. The server that sends it is told.
+func (t *audited) PutDelivery(d Delivery) error {
+	inform(t, func(c *changed) { c.Notices = true })
+	return t.Tx.PutDelivery(d)
+}

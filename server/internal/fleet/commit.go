@@ -222,7 +222,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 			f.ring()
 		}
 		e := results[i].effects
-		if e.Unlawful != "" {
+		if e.Unlawful != "" && f.late() == 0 { // else it is the order in which servers have stored it
 			f.cfg.Log.Warn("unlawful step", "device", fo.device, "phase", e.Unlawful)
 		}
 		if e.Ended || results[i].waiting {
@@ -241,12 +241,21 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 		if *fo.online {
 			r.device.LastSeen = now
 		}
+		if moved, err := f.moveHome(tx, fo.device, *fo.online); err != nil || moved {
+			return result{}, err
+		}
 		r.device.Online, r.deviceChanged = *fo.online, true
 		return result{waiting: *fo.online && len(r.open) > 0}, nil
 	}
 	// The last will of a connection that a newer one has replaced.
-	if fo.status.Phase == protocol.PhaseOffline && f.live(fo.device) {
-		return result{effects: Effects{Dropped: "offline"}}, nil
+	if fo.status.Phase == protocol.PhaseOffline {
+		elsewhere, err := f.elsewhere(tx, fo.device)
+		if err != nil {
+			return result{}, err
+		}
+		if elsewhere || f.live(fo.device) {
+			return result{effects: Effects{Dropped: "offline"}}, nil
+		}
 	}
 	i := r.pick(fo.status.CommandID)
 	var a *Attempt
@@ -256,7 +265,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 	var e Effects
 	var next *Attempt
 	before := r.device.Status.Phase
-	examined, doubtful := Examine(r.device, fo.status, now)
+	examined, doubtful := examine(r.device, fo.status, now, f.late())
 	stray, err := examineImage(tx, &examined, a, fo.status, now)
 	if err != nil {
 		return result{}, err

@@ -115,7 +115,7 @@ func (f *Fleet) endSuspicions(ctx context.Context) error {
 	if err != nil || !any {
 		return err
 	}
-	return f.update(ctx, theServer, func(tx Tx) error { return each(tx, tx.PutDevice) })
+	return f.planned(ctx, func(tx Tx) error { return each(tx, tx.PutDevice) })
 }
 
 // Clear takes away what a device is suspected of, as somebody has looked into it: rollouts count it again. Twice is no

@@ -61,3 +61,14 @@ func Remembered(f *Fleet) (n, limit int) {
 	defer f.askers.mu.Unlock()
 	return len(f.askers.known), maxAskers
 }
+
+// Plans says whether f does what goes by the clock.
+func Plans(f *Fleet) bool { return f.plans() }
+
+// Planned is a change that goes by the clock.
+func Planned(ctx context.Context, f *Fleet, fn func(Tx) error) error { return f.planned(ctx, fn) }
+
+// UpdateAs is a change by somebody, as a verb makes it.
+func UpdateAs(ctx context.Context, f *Fleet, by Identity, fn func(Tx) error) error {
+	return f.update(ctx, by, fn)
+}

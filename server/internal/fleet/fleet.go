@@ -47,6 +47,8 @@ type Config struct {
 	Issue Issuer
 	// OfferKey signs the answers to devices that ask for that (ECDSA P-256); nil = none are signed.
 	OfferKey crypto.Signer
+	// Share is what several fleets on Store agree by; nil = this is the only one.
+	Share *Share
 	// Observer is told what was committed; nil = nobody.
 	Observer Observer
 }
@@ -74,6 +76,7 @@ type Fleet struct {
 	planning   chan struct{} // capacity 1: a rollout wants a look
 	noticed    chan struct{} // capacity 1: there may be notices to deliver
 	zones      zones
+	share      *share // nil: nobody else is on the store
 
 	mu       sync.Mutex
 	dirty    map[string]struct{}  // devices whose attempts changed; guarded by mu
@@ -102,11 +105,22 @@ func New(cfg Config) (*Fleet, error) {
 		return nil, errors.New("fleet: silence, expiry and what is kept cannot be negative")
 	}
 	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newAskers()}
+	var others *share
+	if cfg.Share != nil {
+		if cfg.Share.Place == "" {
+			return nil, errors.New("fleet: a server that shares its store has a place")
+		}
+		others = &share{Share: cfg.Share, foreign: make(map[string]struct{})}
+		if cfg.Share.Name != "" {
+			books.place = cfg.Share.Place
+		}
+	}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
 		ledger:  books,
 		askers:  books.askers,
+		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),

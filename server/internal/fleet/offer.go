@@ -78,8 +78,8 @@ type stepKey struct {
 // maxSteps is how many steps are remembered, whatever devices say of themselves.
 const maxSteps = 4096
 
-// catalogCache keeps the catalog between changes, because every poll of every device reads it. The process that owns
-// the store is the only one that changes it.
+// catalogCache keeps the catalog between changes, because every poll of every device reads it. Of changes by another server it
+// is told (share.go).
 type catalogCache struct {
 	now atomic.Pointer[catalog]
 	mu  sync.Mutex // held while loading, so that a load that began before a change cannot be kept after it
@@ -188,11 +188,11 @@ func versionFile(r Release) protocol.VersionFile {
 // says that there is nothing to offer, ErrInvalid that the question must name a project or chip, ErrDenied that the
 // device is revoked.
 func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
-	cat, err := f.catalogue(ctx)
-	if err != nil {
-		return Offer{}, err
-	}
 	if q.Device == "" {
+		cat, err := f.catalogue(ctx)
+		if err != nil {
+			return Offer{}, err
+		}
 		return cat.offer(q, asker{}, f.cfg.DefaultProject)
 	}
 	if err := protocol.CheckDeviceID(q.Device); err != nil {
@@ -203,7 +203,12 @@ func (f *Fleet) Offer(ctx context.Context, q Query) (Offer, error) {
 			return Offer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
+	// Before the catalogue: what an attempt is about may be a moment old, and of another server.
 	who, err := f.asker(ctx, q.Device)
+	if err != nil {
+		return Offer{}, err
+	}
+	cat, err := f.catalogue(ctx)
 	if err != nil {
 		return Offer{}, err
 	}
@@ -337,6 +342,11 @@ func (f *Fleet) Firmware(ctx context.Context, sha256 string) (Blob, error) {
 	cat, err := f.catalogue(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if cat.bySHA[sha256] == nil && f.shared() {
+		if cat, err = f.catalogueNow(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if cat.bySHA[sha256] == nil {
 		return nil, fmt.Errorf("firmware %.64q: %w", sha256, ErrNotFound)

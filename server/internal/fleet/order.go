@@ -100,7 +100,7 @@ func (f *Fleet) takeBack(ctx context.Context, by Identity, device string) error 
 // attempts makes the rows of a command. It returns the command with the version of a rollback filled in, where it is
 // for one device.
 func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd protocol.Command, now time.Time, retained bool) (protocol.Command, error) {
-	cat, err := f.catalogue(ctx)
+	cat, err := f.catalogueNow(ctx)
 	if err != nil {
 		return cmd, err
 	}
@@ -265,4 +265,28 @@ func (f *Fleet) Attempts(ctx context.Context, device string, limit int) ([]Attem
 		return err
 	})
 	return list, err
+}
+
+// Sent says whether a command that came from a broker which several servers share is one of theirs: MQTT 3.1.1 does not say who
+// published. The question that a planner asks has no id, and nobody records it.
+func (f *Fleet) Sent(ctx context.Context, device string, cmd protocol.Command) (bool, error) {
+	if cmd.ID == "" {
+		return cmd.Action == protocol.ActionStatus, nil
+	}
+	sent := false
+	err := f.cfg.Store.View(ctx, func(tx Tx) error {
+		if device != "" {
+			open, err := tx.AttemptsOf(device, 1)
+			if err != nil {
+				return err
+			}
+			if sent = len(open) > 0 && open[0].CommandID == cmd.ID; sent {
+				return nil
+			}
+		}
+		rows, err := tx.AuditPage(AuditQuery{What: audit.CommandSend, Device: device, NewestFirst: true, Limit: 100})
+		sent = slices.ContainsFunc(rows, func(e audit.Entry) bool { return e.About == cmd.ID })
+		return err
+	})
+	return sent, err
 }

@@ -95,6 +95,7 @@ type Tx interface {
 	OverviewTx
 	AuditTx
 	WebhookTx
+	ShareTx
 }
 
 // Blobs keeps firmware bytes under their digest. Put reads exactly size bytes from r, checks the digest and is durable

@@ -31,6 +31,14 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	if !f.started.CompareAndSwap(false, true) {
 		return errors.New("fleet: Run was called before")
 	}
+	if f.share != nil {
+		if err := f.startShare(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("start: %w", err)
+		}
+	}
 	if err := f.markAllOffline(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -41,7 +49,10 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	f.heardSince.Store(&now)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.runCommitter(ctx) })
-	l := &loop{fleet: f, out: out, sent: make(map[string]sending), pruner: pruner{fleet: f}}
+	l := &loop{fleet: f, out: out, sent: make(map[string]sending), pruner: pruner{fleet: f}, took: make(chan struct{}, 1)}
+	if f.share != nil {
+		wg.Go(func() { f.runShare(ctx, l.took) })
+	}
 	l.rollouts = rollouts{next: make(map[string]time.Time), asked: make(map[string]time.Time)}
 	l.run(ctx)
 	wg.Wait()
@@ -55,6 +66,9 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 func (f *Fleet) markAllOffline(ctx context.Context) error {
 	if f.cfg.ForeignSessions {
 		return nil
+	}
+	if f.shared() {
+		return f.emptyHome(ctx, f.share.Place)
 	}
 	return f.update(ctx, theServer, func(tx Tx) error {
 		devices, err := tx.Devices()
@@ -105,6 +119,8 @@ type loop struct {
 
 	rollouts rollouts
 	pruner   pruner
+	took     chan struct{} // capacity 1: this server plans from now on
+	told     []string      // devices that were sent or cleared something in this pass, where another may have taken over meanwhile
 
 	// Of the present pass: how many devices the broker could not be told about, and why the last of them. A broker that
 	// is away is one line in the log then and not one for each device.
@@ -124,6 +140,12 @@ func (l *loop) run(ctx context.Context) {
 	plan := time.NewTicker(planEvery)
 	defer plan.Stop()
 	l.logged(ctx, "first pass", l.first)
+	// What another does is left to it.
+	planner := func(what string, do func(context.Context) error) {
+		if l.fleet.plans() {
+			l.logged(ctx, what, do)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -132,14 +154,16 @@ func (l *loop) run(ctx context.Context) {
 			l.logged(ctx, "send commands", l.touched)
 		case <-plan.C:
 			l.fleet.endExpired()
-			l.logged(ctx, "advance rollouts", l.advanceAll)
+			planner("advance rollouts", l.advanceAll)
 			l.logged(ctx, "audit log", l.fleet.writeKnocks)
 			l.logged(ctx, "contested logins", l.fleet.writeContests)
 		case <-l.fleet.planning:
-			l.logged(ctx, "advance rollouts", l.advanceAll)
+			planner("advance rollouts", l.advanceAll)
+		case <-l.took:
+			l.logged(ctx, "take over", l.takeOver)
 		case <-tick.C:
-			l.logged(ctx, "sweep", l.fleet.sweep)
-			l.logged(ctx, "suspicions", l.fleet.endSuspicions)
+			planner("sweep", l.fleet.sweep)
+			planner("suspicions", l.fleet.endSuspicions)
 			l.logged(ctx, "send commands", l.all)
 			l.logged(ctx, "retention", l.pruner.step)
 		}
@@ -147,13 +171,18 @@ func (l *loop) run(ctx context.Context) {
 }
 
 func (l *loop) logged(ctx context.Context, what string, do func(context.Context) error) {
-	if err := do(ctx); err != nil && ctx.Err() == nil {
+	switch err := do(ctx); {
+	case err == nil || ctx.Err() != nil:
+	case errors.Is(err, ErrNotPlanner):
+		l.fleet.cfg.Log.Info("another server plans", "left", what)
+	default:
 		l.fleet.cfg.Log.Error(what, "err", err)
 	}
 	if l.failed > 0 && ctx.Err() == nil {
 		l.fleet.cfg.Log.Warn("commands wait for the broker", "devices", l.failed, "err", l.failedBy)
 	}
 	l.failed, l.failedBy = 0, nil
+	l.ownUp(ctx)
 }
 
 func (l *loop) failure(what, device string, err error) {
@@ -164,6 +193,9 @@ func (l *loop) failure(what, device string, err error) {
 // first sends everything open, and takes back what the last process may have left retained: the command of an attempt
 // that ended just before that process did and that a device would still obey.
 func (l *loop) first(ctx context.Context) error {
+	if !l.fleet.sends() {
+		return nil
+	}
 	now := l.fleet.cfg.Now()
 	var stale []string
 	err := l.fleet.cfg.Store.View(ctx, func(tx Tx) error {
@@ -200,6 +232,9 @@ type job struct {
 
 // all looks at every open attempt.
 func (l *loop) all(ctx context.Context) error {
+	if !l.fleet.sends() {
+		return l.touched(ctx)
+	}
 	var jobs []job
 	err := l.fleet.cfg.Store.View(ctx, func(tx Tx) error {
 		jobs = nil
@@ -243,7 +278,11 @@ func (l *loop) touched(ctx context.Context) error {
 			f.cfg.Log.Warn("end session", "name", id, "err", err)
 		}
 	}
-	if len(dirty) == 0 {
+	if err := l.heard(ctx); err != nil {
+		f.later(dirty...)
+		return err
+	}
+	if len(dirty) == 0 || !f.sends() { // whose commands are another's to send it hears of too
 		return nil
 	}
 	jobs := make([]job, 0, len(dirty))
@@ -279,6 +318,10 @@ func (l *loop) touched(ctx context.Context) error {
 // tend makes the retained command of one device what its rows say it should be.
 func (l *loop) tend(ctx context.Context, j job) {
 	id := j.device.ID
+	foreign := l.fleet.takeForeign(id)
+	if foreign {
+		delete(l.sent, id)
+	}
 	last, sent := l.sent[id]
 	switch a := j.attempt; {
 	case a == nil:
@@ -294,10 +337,11 @@ func (l *loop) tend(ctx context.Context, j job) {
 	default:
 		now := l.fleet.cfg.Now()
 		same := sent && last.attempt == a.ID
-		if !due(j.device, a, last, same, sent, now) {
+		if !due(j.device, a, last, same, sent, now) && !foreign {
 			return
 		}
 		cmd := protocol.Command{Action: a.Action, Force: a.Force, ID: a.CommandID, Version: a.Version, ExpiresAt: a.ExpiresAt}
+		l.note(id)
 		if err := l.out.Send(ctx, id, cmd); err != nil {
 			l.failure("send command to", id, err)
 			return // the next pass tries again
@@ -333,6 +377,7 @@ func due(d Device, a *Attempt, last sending, same, sent bool, now time.Time) boo
 }
 
 func (l *loop) clear(ctx context.Context, device string) (done bool) {
+	l.note(device)
 	if err := l.out.Clear(ctx, device); err != nil {
 		l.failure("take back command of", device, err)
 		l.fleet.later(device)
@@ -357,7 +402,7 @@ func (f *Fleet) sweep(ctx context.Context) error {
 	if err != nil || !candidates {
 		return err
 	}
-	err = f.update(ctx, theServer, func(tx Tx) error {
+	err = f.planned(ctx, func(tx Tx) error {
 		ended, rows = nil, nil
 		_, err := f.sweepTx(tx, now, func(a Attempt) error {
 			ended, rows = append(ended, a.DeviceID), append(rows, a)

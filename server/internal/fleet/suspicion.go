@@ -79,6 +79,8 @@ type Doubts struct {
 	// Seqs are the highest numbers that boots before the present one had reached, by boot.
 	Seqs map[string]uint64 `json:",omitempty"`
 	List []Suspicion       `json:",omitempty"` // at most one of a kind
+	// BootSince is when the present boot took the place of another, where several servers share statuses.
+	BootSince time.Time `json:",omitzero"`
 }
 
 // Clone copies what d points at; empty parts become nil.
@@ -93,7 +95,7 @@ func (d Doubts) Clone() Doubts {
 }
 
 // Zero says that there are none.
-func (d Doubts) Zero() bool { return len(d.Seqs) == 0 && len(d.List) == 0 }
+func (d Doubts) Zero() bool { return len(d.Seqs) == 0 && len(d.List) == 0 && d.BootSince.IsZero() }
 
 // Suspicions are those about the device that stand.
 func (d Device) Suspicions() (list []Suspicion) {
@@ -156,6 +158,15 @@ func (d *Device) lapse(now time.Time) (changed bool) {
 // device restarted. So a boot that is over is believed to live on when it has said something new twice, and the present
 // boot has spoken between.
 func Examine(d Device, s protocol.Status, now time.Time) (_ Device, changed bool) {
+	return examine(d, s, now, 0)
+}
+
+// lateByShare is for how long a boot may speak on after another has taken its place where several servers share what a broker
+// brings: what is dealt to one may be stored after what is dealt to another and was said later. A broker gives up a server that
+// does not answer after 15 s.
+const lateByShare = time.Minute
+
+func examine(d Device, s protocol.Status, now time.Time, late time.Duration) (_ Device, changed bool) {
 	if s.Phase == protocol.PhaseOffline || s.BootID == "" || s.Seq == 0 || d.Boot == "" {
 		return d, false
 	}
@@ -176,7 +187,7 @@ func Examine(d Device, s protocol.Status, now time.Time) (_ Device, changed bool
 			d.Doubts.Seqs = make(map[string]uint64)
 		}
 		d.Doubts.Seqs[s.BootID], changed = s.Seq, true
-		if known { // else its numbers of before are not remembered
+		if known && now.Sub(d.Doubts.BootSince) >= late { // else its numbers of before are not remembered
 			d.doubt(SuspectBoots, fmt.Sprintf("%s/%d", d.Boot, d.Seq),
 				fmt.Sprintf("boot %.16s says number %d after boot %.16s had taken its place", s.BootID, s.Seq, d.Boot), now)
 		}
@@ -187,6 +198,9 @@ func Examine(d Device, s protocol.Status, now time.Time) (_ Device, changed bool
 			d.Doubts.Seqs = make(map[string]uint64)
 		}
 		d.Doubts.Seqs[d.Boot], changed = d.Seq, true
+		if late > 0 {
+			d.Doubts.BootSince = now.UTC().Truncate(time.Millisecond)
+		}
 	}
 	return d, changed
 }

@@ -51,6 +51,9 @@ func (f *Fleet) Command(ctx context.Context, out Messenger, by Identity, device 
 		return cmd, fmt.Errorf("read back the command: %w", err)
 	}
 	if !kept {
+		if said, err := f.sayElsewhere(ctx, device, cmd); said || err != nil {
+			return cmd, err
+		}
 		return cmd, out.Tell(ctx, device, cmd)
 	}
 	if err := out.Send(ctx, device, cmd); err != nil {

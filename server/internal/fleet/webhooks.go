@@ -224,9 +224,12 @@ type Due struct {
 }
 
 // Deliverable is the oldest notice of every webhook that has one. A webhook gets them in order: the next comes when this
-// one is delivered or given up.
+// one is delivered or given up. Of several servers the planner alone has any.
 func (f *Fleet) Deliverable(ctx context.Context) ([]Due, error) {
 	var list []Due
+	if !f.plans() {
+		return nil, nil
+	}
 	err := f.eachWebhook(ctx, func(tx Tx, h Webhook) error {
 		oldest, err := tx.Deliveries(h.ID, "", 1)
 		for _, d := range oldest {
@@ -263,7 +266,7 @@ func (f *Fleet) NotDelivered(ctx context.Context, d Delivery, why string) error 
 
 func (f *Fleet) tried(ctx context.Context, d Delivery, note func(tx Tx, h *Webhook, now time.Time) error) error {
 	now := f.cfg.Now()
-	err := f.update(ctx, theServer, func(tx Tx) error {
+	err := f.planned(ctx, func(tx Tx) error {
 		h, err := tx.Webhook(d.WebhookID)
 		if err != nil {
 			return err
@@ -273,8 +276,8 @@ func (f *Fleet) tried(ctx context.Context, d Delivery, note func(tx Tx, h *Webho
 		}
 		return tx.PutWebhook(h)
 	})
-	if errors.Is(err, ErrNotFound) {
-		return nil // removed meanwhile, and its queue with it
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotPlanner) {
+		return nil // removed meanwhile, and its queue with it; or another server sends it again, with the same id
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"bmsota/durable"
 	"bmsota/server/internal/fleet"
@@ -20,14 +21,19 @@ const tempPrefix = "upload-"
 
 // Folder is fleet.Blobs in a folder: aa/<sha256>.bin, aa being the first two digits. A file under that name is whole and
 // durable; what is not yet is an upload-* file beside the aa folders, in the same file system. It is safe for
-// concurrent use by one process.
+// concurrent use, by several processes too where they have opened it so.
 type Folder struct {
 	root  *os.Root      // every path is resolved below it, so that no link leads out
 	files durable.Files // what changes the folder: durable.Below of root
 }
 
 // OpenFolder opens the folder, makes it when it is not there, and removes what interrupted uploads have left.
-func OpenFolder(dir string) (*Folder, error) {
+func OpenFolder(dir string) (*Folder, error) { return openFolder(dir, 0) }
+
+// OpenSharedFolder is OpenFolder where other processes work in the folder too: an upload of the last day may be theirs.
+func OpenSharedFolder(dir string) (*Folder, error) { return openFolder(dir, 24*time.Hour) }
+
+func openFolder(dir string, keep time.Duration) (*Folder, error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err)
 	}
@@ -36,19 +42,26 @@ func OpenFolder(dir string) (*Folder, error) {
 		return nil, fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err)
 	}
 	f := &Folder{root: root, files: durable.Below{Root: root}}
-	if err := f.sweep(); err != nil {
+	if err := f.sweep(keep); err != nil {
 		return nil, errors.Join(fmt.Errorf("firmware folder: %w: %w", fleet.ErrStorage, err), root.Close())
 	}
 	return f, nil
 }
 
-func (f *Folder) sweep() error {
+func (f *Folder) sweep(keep time.Duration) error {
 	entries, err := fs.ReadDir(f.root.FS(), ".")
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), tempPrefix) {
+			info, err := e.Info()
+			if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) < keep {
+				continue
+			}
+			if err != nil {
+				return err
+			}
 			if err := f.files.Remove(e.Name()); err != nil {
 				return err
 			}

@@ -36,6 +36,8 @@ type Memory struct {
 	audit      []audit.Entry // by Seq, from 1
 	webhooks   map[string]fleet.Webhook
 	deliveries map[deliveryKey]fleet.Delivery
+
+	shared sharedRows
 }
 
 // keyID is the primary key of a fleet.ProjectKey.
@@ -56,6 +58,7 @@ func NewMemory() *Memory {
 		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
 		webhooks:   make(map[string]fleet.Webhook), deliveries: make(map[deliveryKey]fleet.Delivery),
+		shared: newSharedRows(),
 	}
 }
 

@@ -42,6 +42,7 @@ type Postgres struct {
 	turn        chan struct{} // held by the Update that runs, also while it looks for its number
 	writer      string        // this opening of the database, in operations
 	number      int64         // of the last Update that had something to commit
+	tables      int64         // the version of them that this program knows
 	jitter      func() float64
 	forgetful   bool // for tests: does not look for its number
 }
@@ -102,7 +103,7 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 		err = fault(err)
 		return passing != nil, err
 	}
-	t := &sqlTx{ctx: own, tx: tx, fault: fault, bind: bind}
+	t := &sqlTx{ctx: own, tx: tx, fault: fault, bind: bind, clock: postgresClock, tables: db.tables}
 	if err = fn(t); err == nil {
 		err = t.failed
 	}
@@ -195,7 +196,7 @@ func (db *Postgres) View(ctx context.Context, fn func(fleet.Tx) error) error {
 		}
 	}
 	defer tx.Rollback()
-	return fn(&sqlTx{ctx: ctx, tx: tx, fault: func(err error) error { return faultOf(ctx, err) }, bind: bind, readOnly: true})
+	return fn(&sqlTx{ctx: ctx, tx: tx, fault: func(err error) error { return faultOf(ctx, err) }, bind: bind, clock: postgresClock, tables: db.tables, readOnly: true})
 }
 
 // Probe says whether the database can be written and synced now: it commits a number.

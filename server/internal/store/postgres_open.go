@@ -47,7 +47,8 @@ func CheckPostgresURL(text string) error {
 }
 
 // OpenPostgres opens a database and brings its tables up to date. What cannot be used is refused with a sentence, before
-// anything is written: a database that other tables are in or that a newer version has migrated, a role that may not do
+// anything is written: a database that other tables are in or that a newer version has migrated so that this one cannot work on
+// it (table compatible; ADR 31), a role that may not do
 // what is needed, a standby, and a server that acknowledges what is not on its disk yet.
 func OpenPostgres(ctx context.Context, c PostgresConfig) (_ *Postgres, err error) {
 	if err := CheckPostgresURL(c.URL); err != nil {
@@ -136,9 +137,16 @@ func (db *Postgres) check(ctx context.Context) error {
 	}
 	sources := p.ListSources()
 	newest := sources[len(sources)-1].Version
+	db.tables = newest
 	switch {
 	case have > newest:
-		return refuse("its tables are of version %d and this program knows %d: use the newer program", have, newest)
+		oldest, err := db.oldest(ctx)
+		if err != nil {
+			return err
+		}
+		if oldest > newest {
+			return refuse("its tables are of version %d and this program knows %d, while they want %d at least: use the newer program", have, newest, oldest)
+		}
 	case have < newest:
 		if err := db.mayMake(ctx, schema.String, role, have); err != nil {
 			return err
@@ -177,6 +185,14 @@ func (db *Postgres) version(ctx context.Context, schema string) (have int64, err
 		return 0, openFault(ctx, err)
 	}
 	return have, nil
+}
+
+// oldest is the version of the tables that a program must know at least to work on those that are there.
+func (db *Postgres) oldest(ctx context.Context) (oldest int64, err error) {
+	if err := db.read.QueryRowContext(ctx, "SELECT oldest FROM compatible WHERE id = 1").Scan(&oldest); err != nil {
+		return 0, openFault(ctx, err)
+	}
+	return oldest, nil
 }
 
 // mayMake says whether the tables can be made, or changed.

@@ -221,7 +221,7 @@ func TestPostgresThatCannotBeUsedIsRefused(t *testing.T) {
 		"CREATE DATABASE "+latin+" TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'", "CREATE DATABASE "+newer+" TEMPLATE "+tables, "CREATE DATABASE "+reading+" TEMPLATE "+tables)
 	sql(reading, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO weak")
 	sql(theirs, "CREATE TABLE customers (id int)")
-	sql(newer, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, true)")
+	sql(newer, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, true)", "UPDATE compatible SET oldest = 9999")
 	address := func(database, role string) string { return s.URL(database, role) }
 	secret := "hunter2"
 	for _, c := range []struct{ name, url, want string }{

@@ -18,6 +18,8 @@ type sqlTx struct {
 	bind     func([]any) []any      // values as the columns want them; nil for as they are
 	advised  bool                   // the database chooses indexes by the words of a query
 	readOnly bool
+	clock    string // asks the database for its time; "" = it is this process's
+	tables   int64  // the version of the tables that this program knows
 	wrote    bool
 	members  bool  // of rollouts were written
 	failed   error // of the first Put that failed: the transaction is void after it

@@ -1,0 +1,258 @@
+package fleet_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+)
+
+// sleeper is a store that a process on it can be stopped at, as by SIGSTOP: while it is, its transactions wait to begin.
+type sleeper struct {
+	fleet.Store
+	mu    sync.Mutex
+	awake chan struct{} // closed while it runs
+}
+
+func newSleeper(s fleet.Store) *sleeper {
+	awake := make(chan struct{})
+	close(awake)
+	return &sleeper{Store: s, awake: awake}
+}
+
+func (s *sleeper) stop() (wake func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.awake = make(chan struct{})
+	return sync.OnceFunc(func() { close(s.awake) })
+}
+
+func (s *sleeper) wait() {
+	s.mu.Lock()
+	awake := s.awake
+	s.mu.Unlock()
+	<-awake
+}
+
+func (s *sleeper) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	s.wait()
+	return s.Store.Update(context.WithoutCancel(ctx), fn)
+}
+
+func (s *sleeper) View(ctx context.Context, fn func(fleet.Tx) error) error {
+	s.wait()
+	return s.Store.View(context.WithoutCancel(ctx), fn)
+}
+
+func member(t *testing.T, s fleet.Store, name string, set ...func(*fleet.Config)) *fleet.Fleet {
+	t.Helper()
+	me := &fleet.Share{Place: "place of " + name, Name: name}
+	if err := fleet.Join(t.Context(), s, *me); err != nil {
+		t.Fatal(err)
+	}
+	cfg := fleet.Config{Store: s, Share: me, AllowUnsigned: true}
+	for _, change := range set {
+		change(&cfg)
+	}
+	return newFleet(t, cfg)
+}
+
+// TestAPlannerThatSleptWritesNothing: its lease runs out while it is stopped, another takes over, and what it goes on with when it
+// wakes up is refused by the number of the lease in the same transaction. Without the number it is written: that is the mutant.
+func TestAPlannerThatSleptWritesNothing(t *testing.T) {
+	for _, unfenced := range []bool{false, true} {
+		t.Run(fmt.Sprintf("unfenced=%v", unfenced), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				memory := store.NewMemory()
+				slow := newSleeper(memory)
+				a := member(t, slow, "a", func(c *fleet.Config) { c.Share.Unfenced = unfenced })
+				defer start(t, a, newOutbox())()
+				time.Sleep(5 * time.Second)
+				b := member(t, memory, "b")
+				defer start(t, b, newOutbox())()
+				time.Sleep(5 * time.Second)
+				if !fleet.Plans(a) || fleet.Plans(b) {
+					t.Fatalf("a plans %v, b plans %v", fleet.Plans(a), fleet.Plans(b))
+				}
+				wake := slow.stop()
+				late := make(chan error, 1)
+				wrote := false
+				go func() { // it has read its number, and is about to write
+					late <- fleet.Planned(t.Context(), a, func(tx fleet.Tx) error {
+						wrote = true
+						return tx.PutDevice(fleet.Device{ID: "late", FirstSeen: time.Now()})
+					})
+				}()
+				time.Sleep(time.Minute)
+				if !fleet.Plans(b) || fleet.Plans(a) {
+					t.Fatalf("after a minute: a plans %v, b plans %v", fleet.Plans(a), fleet.Plans(b))
+				}
+				wake()
+				err := <-late
+				var there error
+				if viewErr := memory.View(t.Context(), func(tx fleet.Tx) error { _, there = tx.Device("late"); return nil }); viewErr != nil {
+					t.Fatal(viewErr)
+				}
+				if refused := errors.Is(err, fleet.ErrNotPlanner) && !wrote && errors.Is(there, fleet.ErrNotFound); refused == unfenced {
+					t.Errorf("the late change: %v, ran %v, row %v", err, wrote, there)
+				}
+				time.Sleep(time.Minute)
+				if fleet.Plans(a) || !fleet.Plans(b) {
+					t.Errorf("in the end a plans %v, b plans %v", fleet.Plans(a), fleet.Plans(b))
+				}
+			})
+		})
+	}
+}
+
+// TestTheLeaseIsHandedOn: at once by a server that ends, and there is never more than one planner.
+func TestTheLeaseIsHandedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory()
+		a, b := member(t, memory, "a"), member(t, memory, "b")
+		stop := start(t, a, newOutbox())
+		time.Sleep(time.Second)
+		defer start(t, b, newOutbox())()
+		for range 100 {
+			time.Sleep(time.Second)
+			if fleet.Plans(b) {
+				t.Fatal("b plans beside a")
+			}
+		}
+		stop()
+		time.Sleep(3 * time.Second)
+		if !fleet.Plans(b) {
+			t.Error("b does not plan 3 s after a has ended")
+		}
+	})
+}
+
+func TestWhoDoesNotBelongIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			there, comes fleet.Share
+			want         string // "" = it may
+		}{
+			{fleet.Share{Place: "1", Name: "a"}, fleet.Share{Place: "2", Name: "b"}, ""},
+			{fleet.Share{Place: "1", Name: "a"}, fleet.Share{Place: "1", Name: "a"}, ""},
+			{fleet.Share{Place: "1"}, fleet.Share{Place: "1"}, ""},
+			{fleet.Share{Place: "1", Name: "a"}, fleet.Share{Place: "2", Name: "a"}, `a server of the name "a" works on this database`},
+			{fleet.Share{Place: "1", Name: "a"}, fleet.Share{Place: "2"}, "set replicas.name"},
+			{fleet.Share{Place: "1"}, fleet.Share{Place: "2", Name: "b"}, "a server without replicas.name works on this database"},
+			{fleet.Share{Place: "1"}, fleet.Share{Place: "2"}, "a server without replicas.name works on this database"},
+		} {
+			memory := store.NewMemory()
+			if err := fleet.Join(t.Context(), memory, c.there); err != nil {
+				t.Fatal(err)
+			}
+			err := fleet.Join(t.Context(), memory, c.comes)
+			if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, fleet.ErrRefused) || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%+v beside %+v: %v, want %q", c.comes, c.there, err, c.want)
+			}
+			time.Sleep(11 * time.Second)
+			if err := fleet.Join(t.Context(), memory, c.comes); err != nil {
+				t.Errorf("%+v after %+v was silent: %v", c.comes, c.there, err)
+			}
+		}
+	})
+}
+
+// TestWhatOneServerIsToldHoldsAtTheOther: releases, logins and who watches, within a second.
+func TestWhatOneServerIsToldHoldsAtTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory()
+		blobs, err := store.OpenFolder(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer blobs.Close()
+		one := func(c *fleet.Config) { c.Blobs = blobs }
+		a, b := member(t, memory, "a", one), member(t, memory, "b", one)
+		outA, outB := newOutbox(), newOutbox()
+		defer start(t, a, outA)()
+		defer start(t, b, outB)()
+		synctest.Wait()
+		if _, err := b.Offer(t.Context(), fleet.Query{}); !errors.Is(err, fleet.ErrNotFound) {
+			t.Fatalf("before anything is published: %v", err)
+		}
+		if err := fleet.UpdateAs(t.Context(), a, anna, func(tx fleet.Tx) error {
+			r := fleet.Release{SHA256: strings.Repeat("1", 64), Project: "bms", Chip: "esp32c3", Version: "1.0.0", PublishedAt: time.Now()}
+			return errors.Join(tx.PutRelease(r), tx.PutChannel(fleet.Channel{Project: r.Project, Chip: r.Chip, Name: fleet.DefaultChannel, SHA256: r.SHA256}))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if o, err := b.Offer(t.Context(), fleet.Query{}); err != nil || o.Release.Version != "1.0.0" {
+			t.Errorf("b offers %q, %v", o.Release.Version, err)
+		}
+		// A device is at b's broker, and its login is taken away at a.
+		changes, stop := b.Watch()
+		defer stop()
+		if err := b.Connected(t.Context(), "d1"); err != nil {
+			t.Fatal(err)
+		}
+		hear(t, b, "d1", status("b1", 1, protocol.PhaseIdle))
+		if err := a.Revoke(t.Context(), anna, "d1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if !slices.Contains(outB.drops, "d1") {
+			t.Error("b has not ended the session of d1 a second after a has revoked it")
+		}
+		for open := true; open; { // whoever watches is asked again who he is
+			select {
+			case _, open = <-changes:
+			default:
+				t.Fatal("b's watchers are not ended")
+			}
+		}
+	})
+}
+
+// TestADeviceThatMovesIsOneDevice: what ends late at the broker it has left does not make it offline, and what died with a server
+// does.
+func TestADeviceThatMovesIsOneDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory()
+		slow := newSleeper(memory)
+		a, b := member(t, slow, "a"), member(t, memory, "b")
+		defer start(t, a, newOutbox())()
+		defer start(t, b, newOutbox())()
+		synctest.Wait()
+		online := func() bool {
+			d, err := b.Device(t.Context(), "d1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d.Online
+		}
+		if err := errors.Join(a.Connected(t.Context(), "d1"), b.Connected(t.Context(), "d1"), a.Disconnected(t.Context(), "d1")); err != nil {
+			t.Fatal(err)
+		}
+		hear(t, a, "d1", status("b1", 1, protocol.PhaseOffline)) // its will
+		if !online() {
+			t.Error("d1 is at b, and said to be gone because a's connection ended")
+		}
+		if err := errors.Join(a.Connected(t.Context(), "d1"), b.Disconnected(t.Context(), "d1")); err != nil {
+			t.Fatal(err)
+		}
+		if !online() {
+			t.Error("d1 is back at a, and said to be gone")
+		}
+		wake := slow.stop()
+		time.Sleep(time.Minute)
+		if online() {
+			t.Error("a is dead for a minute, and d1 is said to be connected there")
+		}
+		wake()
+	})
+}
