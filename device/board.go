@@ -94,26 +94,17 @@ type Timing struct {
 	Crash    time.Duration // application start to panic of an image that crashes; 2 s
 	Watchdog time.Duration // until it resets an image that hangs; 10 s
 	Frame    time.Duration // between two readings of the battery; 1 s
-	// Erase is how long a sector of 4 KiB takes, Program a page of 256 bytes; none. A data sheet says 45 ms and 0.7 ms, and for
-	// a chip that is worn 400 ms and 5 ms (Winbond W25Q32JV, t_SE and t_PP). The firmware built in waits for them.
-	Erase, Program time.Duration
+	// Flash is how long the chip takes, in times that Config.Seed decides; none. A data sheet says 45 ms for a sector and 0.7 ms
+	// for a page of 256 bytes, which are four pieces, and for a chip that is worn 400 ms and 5 ms (Winbond W25Q32JV, t_SE and
+	// t_PP). The bootloader and the firmware built in wait for it; a program of yours has its own flash.
+	Flash Pace
 }
 
-// slowFlash takes the time that a chip takes.
-type slowFlash struct {
-	otaops.Flash
-	times Timing
-}
-
-func (s slowFlash) Erase(off, length int64) error {
-	time.Sleep(s.times.Erase * time.Duration((length+norflash.SectorSize-1)/norflash.SectorSize))
-	return s.Flash.Erase(off, length)
-}
-
-func (s slowFlash) Program(off int64, p []byte) error {
-	time.Sleep(s.times.Program * time.Duration((len(p)+255)/256))
-	return s.Flash.Program(off, p)
-}
+// Pace is how long the operations of a flash chip take, and Span a range of times.
+type (
+	Pace = norflash.Pace
+	Span = norflash.Span
+)
 
 func (t Timing) withDefaults() Timing {
 	or := func(d *time.Duration, fallback time.Duration) {
@@ -222,6 +213,9 @@ func Open(cfg Config) (*Board, error) {
 		return nil, fmt.Errorf("open board: %w", err)
 	}
 	b.flash.CutAt(cfg.PowerCut.At, cut)
+	if cfg.Timing.Flash != (Pace{}) {
+		b.flash.Slow(cfg.Timing.Flash, cfg.Seed, time.Sleep)
+	}
 	return b, nil
 }
 
@@ -405,9 +399,6 @@ func (b *Board) runAgent(ctx context.Context, behaviour appimage.Behaviour, p pa
 		return Panic, err
 	}
 	var flash otaops.Flash = b.flash
-	if b.cfg.Timing.Erase > 0 || b.cfg.Timing.Program > 0 {
-		flash = slowFlash{flash, b.cfg.Timing}
-	}
 	if b.cfg.wrap != nil {
 		flash = b.cfg.wrap(flash)
 	}

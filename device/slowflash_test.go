@@ -13,11 +13,24 @@ import (
 	"bmsota/protocol"
 )
 
-// worn is a chip at the end of what its data sheet allows, and beyond it one that takes ten times as long.
-var worn = map[string]Timing{
-	"worn":        {Erase: 400 * time.Millisecond, Program: 5 * time.Millisecond},
-	"beyond worn": {Erase: 4 * time.Second, Program: 50 * time.Millisecond},
-	"one sector takes longer than a server may be silent": {Erase: 20 * time.Second},
+// worn is a chip in the middle of its life, one at the end of what its data sheet allows, and beyond it some that take ten times
+// as long, or longer than a server may be silent. Each erase of a sector makes its next ones longer, and some are stuck.
+var worn = map[string]Pace{
+	"used":        {Erase: span(45*time.Millisecond, 400*time.Millisecond), Program: span(175*time.Microsecond, 1250*time.Microsecond), Wear: 0.05, Stuck: 20, Worst: 4 * time.Second},
+	"worn":        {Erase: span(200*time.Millisecond, 400*time.Millisecond), Program: span(500*time.Microsecond, 1250*time.Microsecond), Wear: 0.5, Stuck: 10, Worst: 10 * time.Second},
+	"beyond worn": {Erase: span(2*time.Second, 4*time.Second), Program: span(5*time.Millisecond, 12500*time.Microsecond), Wear: 0.5, Stuck: 10, Worst: 15 * time.Second},
+	"one sector takes longer than a server may be silent": {Erase: span(10*time.Second, 20*time.Second), Wear: 1, Stuck: 10, Worst: 50 * time.Second},
+}
+
+func span(least, most time.Duration) Span { return Span{Least: least, Most: most} }
+
+// seeds are some that are the same each time, and one that never was.
+func seeds(n int) []uint64 {
+	all := []uint64{uint64(time.Now().UnixNano())}
+	for i := range n {
+		all = append(all, uint64(i+1))
+	}
+	return all
 }
 
 // A board whose flash is slow is as good as another: the time that erasing takes is not the server's silence, and it goes on
@@ -25,25 +38,26 @@ var worn = map[string]Timing{
 func TestSlowFlashIsNotASlowServer(t *testing.T) {
 	next := image(t, "1.1.0")
 	f := release(t, next, nil)
-	for name, times := range worn {
-		synctest.Test(t, func(t *testing.T) {
-			l := layout(image(t, "1.0.0"), `,"timeout_ms":10000`)
-			s := serve(t, f, next)
-			s.respond = func(r *http.Request, body []byte) *http.Response {
-				return reply(r, 200, nil, line{r, bytes.NewReader(body)}, int64(len(body)))
-			}
-			b := newBench(t, l, s, func(c *Config) { c.Timing.Erase, c.Timing.Program = times.Erase, times.Program })
-			b.on()
-			b.settle(5 * time.Second)
-			b.hub.order(update)
-			b.settle(40 * time.Minute)
-			b.off()
-			last := b.hub.last()
-			if last.ImageSHA256 != sha(next) || last.RollbackPending || last.Retries != 0 {
-				t.Errorf("%s: runs %s, %d retries: %s", name, last.CurrentVersion, last.Retries, b.hub.phases())
-			}
-			saysHowFar(t, name, b.hub.all(), times.Erase)
-		})
+	for name, pace := range worn {
+		for _, seed := range seeds(15) {
+			synctest.Test(t, func(t *testing.T) {
+				l := layout(image(t, "1.0.0"), `,"timeout_ms":10000`)
+				s := serve(t, f, next)
+				s.respond = func(r *http.Request, body []byte) *http.Response {
+					return reply(r, 200, nil, line{r, bytes.NewReader(body)}, int64(len(body)))
+				}
+				b := newBench(t, l, s, func(c *Config) { c.Timing.Flash, c.Seed = pace, seed })
+				b.hub.retain(update) // an erase may be stuck before there is a session
+				b.on()
+				b.settle(40 * time.Minute)
+				b.off()
+				last := b.hub.last()
+				if last.ImageSHA256 != sha(next) || last.RollbackPending || last.Retries != 0 || len(b.boots) != 2 {
+					t.Errorf("%s, seed %d: runs %s, %d retries, boots %v: %s", name, seed, last.CurrentVersion, last.Retries, b.boots, b.hub.phases())
+				}
+				saysHowFar(t, fmt.Sprintf("%s, seed %d", name, seed), b.hub.all(), max(pace.Worst, pace.Erase.Most)+64*pace.Program.Most)
+			})
+		}
 	}
 }
 
@@ -84,7 +98,8 @@ func saysHowFar(t *testing.T, name string, all []protocol.Status, operation time
 func TestASlowServerIsLeftHoweverSlowTheFlashIs(t *testing.T) {
 	next := image(t, "1.1.0")
 	f := release(t, next, nil)
-	for _, times := range []Timing{{}, worn["worn"]} {
+	for _, pace := range []Pace{{}, worn["worn"], worn["beyond worn"]} {
+		seed := uint64(time.Now().UnixNano())
 		synctest.Test(t, func(t *testing.T) {
 			s := serve(t, f, next)
 			var began, left time.Time
@@ -98,14 +113,13 @@ func TestASlowServerIsLeftHoweverSlowTheFlashIs(t *testing.T) {
 				}
 				return plain(r, 200, body)
 			}
-			b := newBench(t, layout(image(t, "1.0.0"), ""), s, func(c *Config) { c.Timing.Erase, c.Timing.Program = times.Erase, times.Program })
+			b := newBench(t, layout(image(t, "1.0.0"), ""), s, func(c *Config) { c.Timing.Flash, c.Seed = pace, seed })
+			b.hub.retain(update)
 			b.on()
-			b.settle(5 * time.Second)
-			b.hub.order(update)
 			b.settle(20 * time.Minute)
 			b.off()
 			if took := left.Sub(began); left.IsZero() || took > 2*time.Minute || b.hub.last().ImageSHA256 != sha(next) {
-				t.Errorf("flash %v: left after %v: %s", times, took, b.hub.phases())
+				t.Errorf("flash %v, seed %d: left after %v: %s", pace, seed, took, b.hub.phases())
 			}
 		})
 	}
@@ -117,7 +131,7 @@ func TestPowerCutsWithSlowFlash(t *testing.T) {
 	f := release(t, next, nil)
 	for cut := 1; cut <= 60; cut += 3 {
 		synctest.Test(t, func(t *testing.T) {
-			b := newBench(t, layout(image(t, "1.0.0"), ""), serve(t, f, next), func(c *Config) { c.Timing.Erase, c.Timing.Program = 400*time.Millisecond, 5*time.Millisecond })
+			b := newBench(t, layout(image(t, "1.0.0"), ""), serve(t, f, next), func(c *Config) { c.Timing.Flash, c.Seed = worn["worn"], uint64(cut) })
 			b.hub.retain(update)
 			for i := range 3 {
 				b.flash().CutAt(cut+i, norflash.Torn(uint64(cut+i)))

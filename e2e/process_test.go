@@ -107,7 +107,7 @@ func environment(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "WORK", "LC_ALL", "TMPDIR", "GORACE", "BMSOTA_DATA", "BMSOTA_SERVER",
 		"BMSOTA_TOKEN", "BMSOTA_CA_FILE", "BMSOTA_BROKER", "BMSOTA_USERNAME", "BMSOTA_PASSWORD", "BMSOTA_KEY_PASSPHRASE_FILE", "SSH_AUTH_SOCK",
-		"PGPASSWORD", "OTA_HOST_BATTERY_HANGS", "OTA_HOST_CLOCK", "OTA_HOST_HANG", "OTA_HOST_ORDERS", "OTA_HOST_SPEEDUP"} {
+		"PGPASSWORD", "OTA_HOST_BATTERY_HANGS", "OTA_HOST_CLOCK", "OTA_HOST_HANG", "OTA_HOST_ORDERS", "OTA_HOST_SLOW_FLASH", "OTA_HOST_SPEEDUP"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

@@ -91,6 +91,7 @@ type Flash struct {
 	fault error    // a failed write to the file: memory and file may differ
 	ops   int
 	onOp  func(Op)
+	pacer *pacer // nil takes no time
 
 	weak  map[int]*weakness // by sector
 	cutIn int               // operations until the cut; 0 is none
@@ -128,7 +129,7 @@ func (f *Flash) fill(sector int, content *[SectorSize]byte) {
 }
 
 // Clone returns a chip in memory with the same content, power on, no cut
-// armed, no log and no operations counted. It is a cheap fork: pages are
+// armed, no log, no pace and no operations counted. It is a cheap fork: pages are
 // shared until one side writes them. The clone of a file is not a file.
 func (f *Flash) Clone() *Flash {
 	c := &Flash{pages: make([]*page, len(f.pages)), owned: make([]uint64, len(f.owned))}
@@ -296,6 +297,7 @@ func (f *Flash) begin(op Op) (Cut, bool) {
 	if f.onOp != nil {
 		f.onOp(op)
 	}
+	f.pacer.take(op)
 	if f.cutIn == 0 {
 		return Cut{}, false
 	}

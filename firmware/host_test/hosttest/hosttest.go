@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -14,21 +15,45 @@ import (
 // for sweeps. Test processes that build at once wait for each other.
 func Build(t testing.TB, program string, plain bool) string {
 	t.Helper()
-	folder, variant := source(t), "asan"
-	args := []string{"build/make.lock", "make", "--silent", "-j2", "-C", folder}
-	if plain {
-		variant = "plain"
-		args = append(args, "PLAIN=1")
+	if !plain {
+		return build(t, "build/asan/"+program)
 	}
+	return build(t, "build/plain/"+program, "PLAIN=1")
+}
+
+// BuildMutant is Build of a plain "monitor" in which one file of the component says something else in one place: a protection
+// is off.
+func BuildMutant(t testing.TB, file, says, instead string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(source(t), "../components/ota_manager", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), says); n != 1 {
+		t.Fatalf("%s has %d places that say %q", file, n, says)
+	}
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "changed.c"), []byte(strings.Replace(string(text), says, instead, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return build(t, filepath.Join(folder, "monitor"), "PLAIN=1", "MUTANT="+folder)
+}
+
+// build makes what is asked for and returns its path.
+func build(t testing.TB, program string, variables ...string) string {
+	t.Helper()
+	folder := source(t)
 	if err := os.MkdirAll(filepath.Join(folder, "build"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args[0] = filepath.Join(folder, args[0])
-	out, err := exec.Command("flock", append(args, "build/"+variant+"/"+program)...).CombinedOutput()
-	if err != nil {
+	args := append([]string{filepath.Join(folder, "build/make.lock"), "make", "--silent", "-j2", "-C", folder, program}, variables...)
+	if out, err := exec.Command("flock", args...).CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v (e2e/deps.sh installs what it needs)\n%s", program, err, out)
 	}
-	return filepath.Join(folder, "build", variant, program)
+	if filepath.IsAbs(program) {
+		return program
+	}
+	return filepath.Join(folder, program)
 }
 
 // source is firmware/host_test, the folder above this file's.

@@ -58,13 +58,20 @@ static int64_t monotonic_us(void)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
+static atomic_llong stood_us;
+
+void host_stand_still(int64_t us)
+{
+    atomic_fetch_add(&stood_us, us);
+}
+
 int64_t esp_timer_get_time(void)
 {
     static atomic_llong start;
     long long none = 0;
     int64_t now = monotonic_us();
     atomic_compare_exchange_strong(&start, &none, now);
-    return (now - atomic_load(&start)) * host_speedup();
+    return (now - atomic_load(&start)) * host_speedup() + atomic_load(&stood_us);
 }
 
 esp_err_t esp_read_mac(uint8_t *mac, esp_mac_type_t type)

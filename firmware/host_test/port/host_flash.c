@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "host_board.h"
+#include "host_chip.h"
 
 #define MIB (1u << 20)
 
@@ -86,6 +88,36 @@ static uint64_t next_random(uint64_t *state)
     return z ^ z >> 31;
 }
 
+// Reads a number and the comma behind it; 0 where there is none.
+static uint64_t number(char **text)
+{
+    uint64_t n = strtoull(*text, text, 10);
+    *text += **text == ',';
+    return n;
+}
+
+// OTA_HOST_SLOW_FLASH=ERASE_MS,PIECE_US,SEED is a flash that takes its time: half to one and a half of what is said, as the
+// seed decides, and one erase in eight four times as long. The chip stands still meanwhile, so nobody waits: its clock moves.
+static void take_time(bool erase)
+{
+    static bool known;
+    static uint64_t erase_us, piece_us, state;
+    if (!known) {
+        char *text = getenv("OTA_HOST_SLOW_FLASH");
+        known = true;
+        if (text != NULL) {
+            erase_us = number(&text) * 1000;
+            piece_us = number(&text);
+            state = number(&text);
+        }
+    }
+    uint64_t us = erase ? erase_us : piece_us;
+    if (us > 0) {
+        us = us / 2 + next_random(&state) % (us + 1);
+        host_stand_still((int64_t)(erase && next_random(&state) % 8 == 0 ? 4 * us : us));
+    }
+}
+
 // A byte in which each bit is 1 with the probability density/256.
 static uint8_t random_bits(uint64_t *state, uint32_t density)
 {
@@ -105,10 +137,11 @@ static void power_cut(void)
     host_end(HOST_EXIT_POWER_CUT);
 }
 
-// Counts an operation, and says whether the power fails in it. Before it, it fails here.
-static bool failing(void)
+// Counts an operation, lets it take its time, and says whether the power fails in it. Before it, it fails here.
+static bool failing(bool erase)
 {
     operations++;
+    take_time(erase);
     if (host_board.cut_at == 0 || operations != host_board.cut_at) {
         return false;
     }
@@ -150,7 +183,7 @@ static void tear_erase(uint8_t *sector)
 
 static void program_piece(uint8_t *to, const uint8_t *from, size_t len)
 {
-    bool cut = failing();
+    bool cut = failing(false);
     if (cut && host_board.cut == HOST_CUT_TORN) {
         tear_program(to, from, len);
         power_cut();
@@ -183,7 +216,7 @@ void host_flash_program(uint32_t at, const void *bytes, size_t len)
 
 static void erase_sector(uint8_t *sector)
 {
-    bool cut = failing();
+    bool cut = failing(true);
     if (cut && host_board.cut == HOST_CUT_TORN) {
         tear_erase(sector);
         power_cut();
