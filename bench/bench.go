@@ -102,6 +102,7 @@ var suites = []suite{
 	{"mqtt", "memory of idle devices, logins over TLS and a message to all of them, beside Mosquitto", mqtt},
 	{"ingest", "statuses of many devices at QoS 1 into the database, none lost, beside Mosquitto", ingest},
 	{"validate", "full validation of an image, beside one SHA-256 pass over it", validate},
+	{"rollout", "whole rollouts to virtual boards: time, processor time of the server, and who waits meanwhile", rollout},
 }
 
 // Names are the suites; About says what each measures.

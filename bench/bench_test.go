@@ -83,6 +83,19 @@ func TestProcessorTimeIsReadWhateverAProgramIsCalled(t *testing.T) {
 	}
 }
 
+func TestThe99thPercentileLeavesOneOfAHundredOut(t *testing.T) {
+	var v []float64
+	for i := range 200 {
+		v = append(v, float64(200-i))
+	}
+	if got := high(v); got != 198 {
+		t.Errorf("%v, want 198", got)
+	}
+	if got := high([]float64{7}); got != 7 || high(nil) != 0 {
+		t.Errorf("%v of one", got)
+	}
+}
+
 func testBench(rounds int) *Bench {
 	return &Bench{Options: Options{Rounds: rounds, Say: func(string, ...any) {}}, report: &Report{}, suite: "test"}
 }

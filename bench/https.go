@@ -25,7 +25,7 @@ func https(ctx context.Context, b *Bench) error {
 		return err
 	}
 	defer s.stop()
-	p, err := s.Publish(ctx, "1.0.0", ImageSize)
+	p, err := s.Publish(ctx, "1.0.0", ImageSize, "")
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +18,7 @@ const (
 	publishers = 1000
 	// Statuses of one device in a turn: a server lets one say fifty at once and ten a second, and this is no measure of that.
 	statusBurst = 45
-	statusRest  = 5 * time.Second // after which it may say as many again
+	statusEach  = 100 * time.Millisecond // after which it may say one more
 )
 
 // ingest measures statuses at QoS 1 from many devices, each of which sends its next when the one before is acknowledged. Ours
@@ -40,6 +42,7 @@ func ingest(ctx context.Context, b *Bench) error {
 	uptime := int64(0) // the one number of a status that a device counts up for ever
 	var acknowledged int
 	turn := func(addr string, check func(ctx context.Context, last map[string]int64) error) Turn {
+		var rested time.Time
 		return func(ctx context.Context) (float64, error) {
 			logins := append([]login(nil), devices...)
 			for i := range logins {
@@ -50,7 +53,7 @@ func ingest(ctx context.Context, b *Bench) error {
 				return 0, err
 			}
 			defer c.leave()
-			if err := pause(ctx, statusRest); err != nil {
+			if err := pause(ctx, time.Until(rested)); err != nil {
 				return 0, err
 			}
 			begin := time.Now()
@@ -59,6 +62,7 @@ func ingest(ctx context.Context, b *Bench) error {
 			if err != nil {
 				return 0, err
 			}
+			rested = time.Now().Add(time.Duration(slices.Max(slices.Collect(maps.Values(last)))-uptime) * statusEach)
 			uptime += statusBurst
 			if check != nil {
 				acknowledged += n

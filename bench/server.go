@@ -107,8 +107,8 @@ func (s *Server) open(ctx context.Context) (err error) {
 	return s.Client.Ready(ctx)
 }
 
-// Publish makes an image of size bytes, signs and publishes it. The channel is the usual one.
-func (s *Server) Publish(ctx context.Context, version string, size int) (*deploy.Prepared, error) {
+// Publish makes an image of size bytes, signs and publishes it. An empty channel is the usual one.
+func (s *Server) Publish(ctx context.Context, version string, size int, channel string) (*deploy.Prepared, error) {
 	if s.Key == nil {
 		key, err := manifest.NewKey(rand.Reader)
 		if err != nil {
@@ -124,7 +124,7 @@ func (s *Server) Publish(ctx context.Context, version string, size int) (*deploy
 	if err != nil {
 		return nil, err
 	}
-	if _, err := deploy.Publish(ctx, s.Client, p, "", nil); err != nil {
+	if _, err := deploy.Publish(ctx, s.Client, p, channel, nil); err != nil {
 		return nil, fmt.Errorf("publish %s: %w", version, err)
 	}
 	return p, nil
