@@ -99,12 +99,14 @@ func reloadOnHangup(srv *server.Server) (stop func()) {
 	}
 }
 
-// openFault tells a bucket that does not let this server in (3) from one that is away (5).
+// openFault tells a database or a bucket that does not let this server in (3) from one that is away (5).
 func openFault(err error) error {
 	switch {
 	case errors.Is(err, server.ErrBucketRefused):
 		return refused(err, "firmware.bucket is described in docs/deploying.md")
-	case errors.Is(err, server.ErrBucketAway):
+	case errors.Is(err, server.ErrDatabaseRefused):
+		return refused(err, "docs/install.md says what a database has to be")
+	case errors.Is(err, server.ErrBucketAway), errors.Is(err, server.ErrDatabaseAway):
 		return &fault{code: exitUnreachable, err: err}
 	}
 	return err
