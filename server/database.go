@@ -101,7 +101,13 @@ func inspectDatabase(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return store.InspectPostgres(ctx, where)
+	tables, err := store.InspectPostgres(ctx, where)
+	if err == nil && had != "" && !tables {
+		// Another database than before, or one that waits for its dump: a start would make a fleet without devices of it.
+		return fmt.Errorf("%w: the rows of data folder %s are in PostgreSQL, in %s, and %s holds none: restore the dump of them (pg_restore), or remove %s to begin with none",
+			ErrDatabaseRefused, cfg.DataDir, had, placeOf(cfg.Database.URL), elsewhereName)
+	}
+	return err
 }
 
 func postgresConfig(cfg Config) (store.PostgresConfig, error) {

@@ -54,16 +54,20 @@ func OpenPostgres(ctx context.Context, c PostgresConfig) (*Postgres, error) {
 	return openPostgres(ctx, c, (*Postgres).ready)
 }
 
-// InspectPostgres says why OpenPostgres would refuse a database, or not reach it, and changes nothing there.
-func InspectPostgres(ctx context.Context, c PostgresConfig) error {
+// InspectPostgres says why OpenPostgres would refuse a database, or not reach it, and whether it has tables. It changes nothing.
+func InspectPostgres(ctx context.Context, c PostgresConfig) (tables bool, err error) {
 	db, err := openPostgres(ctx, c, func(db *Postgres, ctx context.Context) error {
-		_, err := db.inspect(ctx)
+		if _, err := db.inspect(ctx); err != nil {
+			return err
+		}
+		have, err := db.version(ctx, "")
+		tables = have > 0
 		return err
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
-	return db.Close()
+	return tables, db.Close()
 }
 
 func openPostgres(ctx context.Context, c PostgresConfig, ready func(*Postgres, context.Context) error) (_ *Postgres, err error) {
