@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"bmsota/server"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -183,6 +186,84 @@ func TestComposeFileNamesWhatThereIs(t *testing.T) {
 	}
 	if !s.ReadOnly || !slices.Contains(s.CapDrop, "ALL") || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
 		t.Errorf("the container is open: %+v", s)
+	}
+}
+
+// TestComposeVariantsNameWhatThereIs: what is added to compose.yaml names files, volumes, services and secrets that are there, and
+// the configuration it hands in is one that the server takes: every secret is where a key of that looks for it.
+func TestComposeVariantsNameWhatThereIs(t *testing.T) {
+	const folder = "docs/servers"
+	type service struct {
+		Image       string
+		Command     []string
+		Volumes     []string
+		Secrets     []string
+		Restart     string
+		Environment map[string]string
+		DependsOn   map[string]struct{ Condition string } `yaml:"depends_on"`
+		Healthcheck *struct {
+			Test     []string
+			Interval string
+		}
+	}
+	for name, hand := range map[string]func(server.Config) string{
+		"postgres": func(c server.Config) string { return c.Database.PasswordFile },
+		"bucket":   func(c server.Config) string { return c.Firmware.Bucket.SecretKeyFile },
+	} {
+		var file struct {
+			Services map[string]service
+			Volumes  map[string]struct{}
+			Secrets  map[string]struct{ File string }
+		}
+		text, err := os.ReadFile(filepath.Join(folder, "compose."+name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := yaml.NewDecoder(bytes.NewReader(text))
+		d.KnownFields(true)
+		if err := d.Decode(&file); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for who, s := range file.Services {
+			for _, v := range s.Volumes {
+				from, _, _ := strings.Cut(v, ":")
+				_, named := file.Volumes[from]
+				if _, err := os.Stat(filepath.Join(folder, from)); err != nil && !named {
+					t.Errorf("%s: volume %s: %v", name, v, err)
+				}
+			}
+			for _, secret := range s.Secrets {
+				if file.Secrets[secret].File == "" || !strings.Contains(string(text), folder+"/"+secret) {
+					t.Errorf("%s: secret %s of %s is not said how to make", name, secret, who)
+				}
+			}
+			for on, how := range s.DependsOn {
+				if other, ok := file.Services[on]; !ok || how.Condition != "service_healthy" || other.Healthcheck == nil {
+					t.Errorf("%s: %s waits for %s to be %s", name, who, on, how.Condition)
+				}
+			}
+			if path := s.Environment["POSTGRES_PASSWORD_FILE"]; who == "db" && (len(s.Secrets) != 1 || path != "/run/secrets/"+s.Secrets[0]) {
+				t.Errorf("%s: the password of the database is in %s, its secrets are %v", name, path, s.Secrets)
+			}
+		}
+		s := file.Services["bmsota"]
+		if len(s.Command) != 3 || s.Command[0] != "serve" || s.Command[1] != "--config" || len(s.Volumes) != 1 || len(s.Secrets) != 1 {
+			t.Fatalf("%s: %+v", name, s)
+		}
+		config, at, _ := strings.Cut(strings.TrimSuffix(s.Volumes[0], ":ro"), ":")
+		c, err := server.Load(filepath.Join(folder, config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at != s.Command[2] || hand(c) != "/run/secrets/"+s.Secrets[0] || c.DataDir != "/var/lib/bmsota" {
+			t.Errorf("%s: %s is mounted for %v, and looks for its secret in %s", name, s.Volumes[0], s.Command, hand(c))
+		}
+		if u, err := url.Parse(c.Database.URL); name == "postgres" {
+			db := file.Services[u.Hostname()].Environment
+			if err != nil || db["POSTGRES_USER"] != u.User.Username() || "/"+db["POSTGRES_DB"] != u.Path {
+				t.Errorf("%s is not the database that is made: %v (%v)", c.Database.URL, db, err)
+			}
+		}
 	}
 }
 

@@ -89,23 +89,54 @@ func writeSmall(path string, v any) error {
 	return durable.WriteFile(path, append(b, '\n'), private)
 }
 
-// openDatabase opens the database that cfg names.
-func openDatabase(ctx context.Context, cfg Config, log *slog.Logger) (database, error) {
+// Errors of Open: the database does not let this server in or must not be used, or is not reached.
+var (
+	ErrDatabaseRefused = store.ErrDatabaseRefused
+	ErrDatabaseAway    = store.ErrDatabaseAway
+)
+
+// inspectDatabase says why the database that cfg names cannot be opened, while nothing is written there or here.
+func inspectDatabase(ctx context.Context, cfg Config) error {
 	had, err := DatabaseElsewhere(cfg.DataDir)
+	switch {
+	case err != nil:
+		return fmt.Errorf("data folder: %w", err)
+	case cfg.Database.URL == "" && had != "":
+		return fmt.Errorf("the rows of data folder %s are in PostgreSQL, in %s: set database.url, or remove %s to begin with none", cfg.DataDir, had, elsewhereName)
+	case cfg.Database.URL == "":
+		return nil
+	}
+	where, err := postgresConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("data folder: %w", err)
+		return err
 	}
-	if cfg.Database.URL == "" {
-		if had != "" {
-			return nil, fmt.Errorf("the rows of data folder %s are in PostgreSQL, in %s: set database.url, or remove %s to begin with none", cfg.DataDir, had, elsewhereName)
-		}
-		return store.OpenSQLite(ctx, filepath.Join(cfg.DataDir, databaseName))
+	tables, err := store.InspectPostgres(ctx, where)
+	if err == nil && had != "" && !tables {
+		// Another database than before, or one that waits for its dump: a start would make a fleet without devices of it.
+		return fmt.Errorf("%w: the rows of data folder %s are in PostgreSQL, in %s, and %s holds none: restore the dump of them (pg_restore), or remove %s to begin with none",
+			ErrDatabaseRefused, cfg.DataDir, had, placeOf(cfg.Database.URL), elsewhereName)
 	}
+	return err
+}
+
+func postgresConfig(cfg Config) (store.PostgresConfig, error) {
 	password, err := readPassword(cfg.Database.PasswordFile)
 	if err != nil {
-		return nil, fmt.Errorf("database.password_file: %w", err)
+		return store.PostgresConfig{}, fmt.Errorf("database.password_file: %w", err)
 	}
-	db, err := store.OpenPostgres(ctx, store.PostgresConfig{URL: cfg.Database.URL, Password: password, Connections: int(cfg.Database.MaxConnections) - 1})
+	return store.PostgresConfig{URL: cfg.Database.URL, Password: password, Connections: int(cfg.Database.MaxConnections) - 1}, nil
+}
+
+// openDatabase opens the database that cfg names, which was inspected.
+func openDatabase(ctx context.Context, cfg Config, log *slog.Logger) (database, error) {
+	if cfg.Database.URL == "" {
+		return store.OpenSQLite(ctx, filepath.Join(cfg.DataDir, databaseName))
+	}
+	where, err := postgresConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	db, err := store.OpenPostgres(ctx, where)
 	if err != nil {
 		return nil, err
 	}

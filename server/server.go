@@ -116,6 +116,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (_ *Server, err err
 	}
 	s.keep(lock)
 	// Then what may be refused from outside, while nothing else is written.
+	if err := inspectDatabase(ctx, cfg); err != nil {
+		return nil, err
+	}
 	if err := s.openBucket(ctx); err != nil {
 		return nil, err
 	}

@@ -99,14 +99,16 @@ func reloadOnHangup(srv *server.Server) (stop func()) {
 	}
 }
 
-// openFault tells a bucket, or another server, that does not let this one in (3) from one that is away (5).
+// openFault tells a database, a bucket or another server that does not let this one in (3) from one that is away (5).
 func openFault(err error) error {
 	switch {
 	case errors.Is(err, server.ErrBucketRefused):
 		return refused(err, "firmware.bucket is described in docs/deploying.md")
 	case errors.Is(err, server.ErrReplicaRefused):
 		return refused(err, "several servers on one database are described in docs/scaling.md")
-	case errors.Is(err, server.ErrBucketAway):
+	case errors.Is(err, server.ErrDatabaseRefused):
+		return refused(err, "docs/install.md says what a database has to be")
+	case errors.Is(err, server.ErrBucketAway), errors.Is(err, server.ErrDatabaseAway):
 		return &fault{code: exitUnreachable, err: err}
 	}
 	return err

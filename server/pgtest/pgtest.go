@@ -24,8 +24,12 @@ import (
 // Superuser is the role that may do everything; the tests connect as it unless they say otherwise.
 const Superuser = "bmsota"
 
-// Checked is the one role that is asked for its password, once a test has made it.
-const Checked = "ota"
+// Checked are the roles that are asked for their passwords, once a test has made them: a server's roles are those of every database in it,
+// so two stories beside each other need two.
+const (
+	Checked  = "ota"
+	Checked2 = "ota2"
+)
 
 // Server is a PostgreSQL that runs.
 type Server struct {
@@ -75,7 +79,7 @@ func Start() (_ *Server, err error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	rules := "local all " + Checked + " scram-sha-256\nlocal all all trust\n"
+	rules := "local all " + Checked + "," + Checked2 + " scram-sha-256\nlocal all all trust\n"
 	if err := os.WriteFile(filepath.Join(s.data(), "pg_hba.conf"), []byte(rules), 0); err != nil { // it is there, as initdb has made it
 		return nil, err
 	}

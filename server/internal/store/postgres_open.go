@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/url"
@@ -50,7 +51,27 @@ func CheckPostgresURL(text string) error {
 // anything is written: a database that other tables are in or that a newer version has migrated so that this one cannot work on
 // it (table compatible; ADR 31), a role that may not do
 // what is needed, a standby, and a server that acknowledges what is not on its disk yet.
-func OpenPostgres(ctx context.Context, c PostgresConfig) (_ *Postgres, err error) {
+func OpenPostgres(ctx context.Context, c PostgresConfig) (*Postgres, error) {
+	return openPostgres(ctx, c, (*Postgres).ready)
+}
+
+// InspectPostgres says why OpenPostgres would refuse a database, or not reach it, and whether it has tables. It changes nothing.
+func InspectPostgres(ctx context.Context, c PostgresConfig) (tables bool, err error) {
+	db, err := openPostgres(ctx, c, func(db *Postgres, ctx context.Context) error {
+		if _, err := db.inspect(ctx); err != nil {
+			return err
+		}
+		have, err := db.version(ctx, "")
+		tables = have > 0
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return tables, db.Close()
+}
+
+func openPostgres(ctx context.Context, c PostgresConfig, ready func(*Postgres, context.Context) error) (_ *Postgres, err error) {
 	if err := CheckPostgresURL(c.URL); err != nil {
 		return nil, fmt.Errorf("address of the database: %w", err)
 	}
@@ -91,18 +112,41 @@ func OpenPostgres(ctx context.Context, c PostgresConfig) (_ *Postgres, err error
 	db.write.SetMaxOpenConns(1)
 	db.read.SetMaxOpenConns(c.Connections)
 	db.read.SetMaxIdleConns(c.Connections)
-	if err := db.check(ctx); err != nil {
+	if err := ready(db, ctx); err != nil {
 		return nil, err
-	}
-	// Numbers of servers that ended long ago.
-	if _, err := db.write.ExecContext(ctx, "DELETE FROM operations WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - 2592000000"); err != nil {
-		return nil, openFault(ctx, err)
 	}
 	return db, nil
 }
 
-// check says what is wrong with the server and the database, and brings the tables up to date.
-func (db *Postgres) check(ctx context.Context) error {
+// ready brings the tables up to date.
+func (db *Postgres) ready(ctx context.Context) error {
+	p, err := db.inspect(ctx)
+	if err != nil {
+		return err
+	}
+	if p != nil {
+		if _, err := p.Up(ctx); err != nil {
+			return fmt.Errorf("migrate: %w", openFault(ctx, err))
+		}
+	}
+	if err := db.mayUse(ctx); err != nil {
+		return err
+	}
+	// Numbers of servers that ended long ago.
+	if _, err := db.write.ExecContext(ctx, "DELETE FROM operations WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - 2592000000"); err != nil {
+		return openFault(ctx, err)
+	}
+	return nil
+}
+
+// refuse is a fault that a person has to mend.
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrDatabaseRefused}, args...)...)
+}
+
+// inspect says what is wrong with the server and the database. Where the tables are not of this version it answers with what makes
+// them so, and the role may do that.
+func (db *Postgres) inspect(ctx context.Context) (*goose.Provider, error) {
 	var version int
 	var standby bool
 	var encoding, fsync, commit, role string
@@ -110,30 +154,27 @@ func (db *Postgres) check(ctx context.Context) error {
 	if err := db.read.QueryRowContext(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('server_encoding'),
  current_setting('fsync'), current_setting('synchronous_commit'), current_user, current_schema()`).
 		Scan(&version, &standby, &encoding, &fsync, &commit, &role, &schema); err != nil {
-		return openFault(ctx, err)
-	}
-	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("%w: "+format, append([]any{fleet.ErrStorage}, args...)...)
+		return nil, openFault(ctx, err)
 	}
 	switch {
 	case version/10000 < oldestPostgres:
-		return refuse("it is PostgreSQL %d, and %d is the oldest that will do", version/10000, oldestPostgres)
+		return nil, refuse("it is PostgreSQL %d, and %d is the oldest that will do", version/10000, oldestPostgres)
 	case standby:
-		return refuse("it is a standby, which cannot be written: name the primary")
+		return nil, refuse("it is a standby, which cannot be written: name the primary")
 	case encoding != "UTF8":
-		return refuse("its encoding is %s: make one with ENCODING 'UTF8' TEMPLATE template0", encoding)
+		return nil, refuse("its encoding is %s: make one with ENCODING 'UTF8' TEMPLATE template0", encoding)
 	case fsync == "off" || commit == "off":
-		return refuse("fsync or synchronous_commit is off there: what is acknowledged would not survive a loss of power; switch both on")
+		return nil, refuse("fsync or synchronous_commit is off there: what is acknowledged would not survive a loss of power; switch both on")
 	case !schema.Valid:
-		return refuse("role %s may use no schema of its search_path", role)
+		return nil, refuse("role %s may use no schema of its search_path", role)
 	}
 	have, err := db.version(ctx, schema.String)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p, err := provider(goose.DialectPostgres, db.write, "postgres")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sources := p.ListSources()
 	newest := sources[len(sources)-1].Version
@@ -142,22 +183,22 @@ func (db *Postgres) check(ctx context.Context) error {
 	case have > newest:
 		oldest, err := db.oldest(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if oldest > newest {
-			return refuse("its tables are of version %d and this program knows %d, while they want %d at least: use the newer program", have, newest, oldest)
+			return nil, refuse("its tables are of version %d and this program knows %d, while they want %d at least: use the newer program", have, newest, oldest)
 		}
 	case have < newest:
-		if err := db.mayMake(ctx, schema.String, role, have); err != nil {
-			return err
-		}
-		if _, err := p.Up(ctx); err != nil {
-			return fmt.Errorf("migrate: %w", openFault(ctx, err))
-		}
+		return p, db.mayMake(ctx, schema.String, role, have)
 	}
-	var table string
-	err = db.read.QueryRowContext(ctx, `SELECT c.relname FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
- AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')) LIMIT 1`).Scan(&table)
+	return nil, db.mayUse(ctx)
+}
+
+// mayUse says whether the tables may be read and changed.
+func (db *Postgres) mayUse(ctx context.Context) error {
+	var table, role string
+	err := db.read.QueryRowContext(ctx, `SELECT c.relname, current_user FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+ AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')) LIMIT 1`).Scan(&table, &role)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
@@ -175,7 +216,7 @@ func (db *Postgres) version(ctx context.Context, schema string) (have int64, err
 		return 0, openFault(ctx, err)
 	}
 	if !ours && others {
-		return 0, fmt.Errorf("%w: schema %s holds tables of something else: give bmsota a database of its own", fleet.ErrStorage, schema)
+		return 0, refuse("schema %s holds tables of something else: give bmsota a database of its own", schema)
 	}
 	if !ours {
 		return 0, nil
@@ -203,7 +244,7 @@ func (db *Postgres) mayMake(ctx context.Context, schema, role string, have int64
 		return openFault(ctx, err)
 	}
 	if !may || !owns {
-		return fmt.Errorf("%w: role %s may not make tables in schema %s, or change those of version %d that are there: give it a database that it owns (CREATE DATABASE … OWNER %s)", fleet.ErrStorage, role, schema, have, role)
+		return refuse("role %s may not make tables in schema %s, or change those of version %d that are there: give it a database that it owns (CREATE DATABASE … OWNER %s)", role, schema, have, role)
 	}
 	return nil
 }
@@ -235,12 +276,20 @@ func parseFault(err error) error {
 	return err
 }
 
+// Errors of OpenPostgres, beside what is wrong with the configuration: a database that does not let this program in, or that it
+// must not use, and one that is not reached. OpenSQLite refuses likewise.
+var (
+	ErrDatabaseRefused = errors.New("database refused")
+	ErrDatabaseAway    = errors.New("database not reached")
+)
+
 // openFault says in one line why a database cannot be opened.
 func openFault(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
 	}
 	why := strings.Join(strings.Fields(err.Error()), " ")
+	kind := ErrDatabaseRefused
 	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
 		why = e.Message
 		switch e.Code {
@@ -251,8 +300,18 @@ func openFault(ctx context.Context, err error) error {
 		case "3D000":
 			why += ": make it (CREATE DATABASE … OWNER …)"
 		}
+		switch {
+		case lost(err): // it starts, it ends, it has no connection left
+			kind = ErrDatabaseAway
+		case strings.HasPrefix(e.Code, "5"), strings.HasPrefix(e.Code, "X"): // its disk, its memory, its own fault
+			kind = fleet.ErrStorage
+		}
 	} else if e := (*net.OpError)(nil); errors.As(err, &e) {
-		why = e.Error()
+		kind, why = ErrDatabaseAway, e.Error()
+	} else if e := (*net.DNSError)(nil); errors.As(err, &e) {
+		kind, why = ErrDatabaseAway, e.Error()
+	} else if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		kind = ErrDatabaseAway
 	}
-	return fmt.Errorf("%w: %s", fleet.ErrStorage, why)
+	return fmt.Errorf("%w: %s", kind, why)
 }

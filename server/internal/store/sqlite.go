@@ -116,7 +116,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	}
 	sources := p.ListSources()
 	if newest := sources[len(sources)-1].Version; have > newest {
-		return fmt.Errorf("its tables are of version %d and this program knows %d: use the newer program", have, newest)
+		return refuse("its tables are of version %d and this program knows %d: use the newer program", have, newest)
 	}
 	_, err = p.Up(ctx)
 	return err
@@ -192,7 +192,7 @@ func faultIn(ctx context.Context) func(error) error {
 func fault(err error) error {
 	var e *sqlite.Error
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, fleet.ErrStorage):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, fleet.ErrStorage), errors.Is(err, ErrDatabaseRefused):
 		return err
 	case errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT:
 		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
