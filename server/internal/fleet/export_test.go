@@ -54,4 +54,6 @@ func Plans(f *Fleet) bool { return f.plans() }
 func Planned(ctx context.Context, f *Fleet, fn func(Tx) error) error { return f.planned(ctx, fn) }
 
 // UpdateAs is a change by somebody, as a verb makes it.
-func UpdateAs(ctx context.Context, f *Fleet, by Identity, fn func(Tx) error) error { return f.update(ctx, by, fn) }
+func UpdateAs(ctx context.Context, f *Fleet, by Identity, fn func(Tx) error) error {
+	return f.update(ctx, by, fn)
+}

@@ -52,7 +52,9 @@ func TestWhatServersAgreeBy(t *testing.T) {
 			if err := update(func(tx fleet.Tx) error { return tx.PutLease(fleet.Lease{Holder: "b", Token: 6, Until: at(9)}) }); !errors.Is(err, fleet.ErrConflict) {
 				t.Errorf("a lease of a smaller number: %v", err)
 			}
-			must(func(tx fleet.Tx) error { return errors.Join(tx.DeletePeer("nobody"), tx.PutHome("nobody", ""), tx.PutHome("d3", "")) })
+			must(func(tx fleet.Tx) error {
+				return errors.Join(tx.DeletePeer("nobody"), tx.PutHome("nobody", ""), tx.PutHome("d3", ""))
+			})
 			view := func(fn func(tx fleet.Tx) error) {
 				t.Helper()
 				if err := s.View(context.Background(), fn); err != nil {
