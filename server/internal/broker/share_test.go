@@ -1,0 +1,79 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+)
+
+func shared(t *testing.T, m *mosquitto, f Handler, name string) *External {
+	t.Helper()
+	x, err := NewExternal(ExternalConfig{Handler: f, URL: "tcp://" + m.addr, Username: "server", Password: "server-secret", Timeout: 5 * time.Second,
+		ClientID: name, Group: "bmsota", Sent: func(_ context.Context, _ string, cmd protocol.Command) (bool, error) { return cmd.ID == "ours", nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// TestServersOfAGroupShareWhatArrives: each status and each command of others comes to one of them, and what a server has published
+// is not taken for another's by the next. A status that nobody could store is had from where it is retained, once both have gone.
+func TestServersOfAGroupShareWhatArrives(t *testing.T) {
+	m := newMosquitto(t)
+	var broken atomic.Bool
+	var tried sync.Once
+	trying := make(chan struct{})
+	fleets := []*fakeFleet{newFleet(), newFleet()}
+	var stops []func()
+	var servers []*External
+	for i, f := range fleets {
+		f.onFold = func(string, []byte) error {
+			if broken.Load() {
+				tried.Do(func() { close(trying) })
+				return fleet.ErrStorage
+			}
+			return nil
+		}
+		x := shared(t, m, f, []string{"one", "two"}[i])
+		stops, servers = append(stops, run(t, x)), append(servers, x)
+		until(t, "connected", x.Connected)
+	}
+	total := func(what string) int { return fleets[0].count(what) + fleets[1].count(what) }
+	d := m.dial("d1", nil)
+	for n := 1; n <= 41; n++ {
+		done(t, d.Publish("bms/ota/status/d1", 1, false, status(protocol.PhaseIdle)))
+		until(t, "a status is stored", func() bool { return total("fold") >= n })
+	}
+	if n := total("fold"); n != 41 || fleets[0].count("fold") == 0 || fleets[1].count("fold") == 0 {
+		t.Errorf("41 statuses were stored %d times, by one %d, by two %d", n, fleets[0].count("fold"), fleets[1].count("fold"))
+	}
+	o := m.dial("olga", nil)
+	for n := 1; n <= 4; n++ {
+		for _, x := range servers {
+			if err := x.Tell(t.Context(), "d1", protocol.Command{Action: protocol.ActionCheck, ID: "ours"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done(t, o.Publish("bms/ota/command/d1", 1, false, `{"action":"check","id":"hers"}`))
+		until(t, "an order of another", func() bool { return total("order") >= n })
+	}
+	if n := total("order"); n != 4 {
+		t.Errorf("4 commands of another are %d orders: %q %q", n, fleets[0].seen(), fleets[1].seen())
+	}
+
+	broken.Store(true)
+	done(t, d.Publish("bms/ota/status/d1", 1, true, status(protocol.PhaseTrial)))
+	<-trying
+	for _, stop := range stops {
+		stop()
+	}
+	f := newFleet()
+	x := shared(t, m, f, "three")
+	run(t, x)
+	f.until(t, "fold d1 false "+status(protocol.PhaseTrial))
+}
