@@ -120,6 +120,28 @@ func (p *Process) Used() (time.Duration, error) {
 	return time.Duration(ticks) * tick, err
 }
 
+// Memory is what the program and its children hold in memory now, in bytes: pages they share with others in proportion (PSS).
+func (p *Process) Memory() (int64, error) {
+	var total int64
+	err := p.each(func(pid int) error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 || fields[0] != "Pss:" {
+				continue
+			}
+			kib, err := strconv.ParseInt(fields[1], 10, 64)
+			total += kib << 10
+			return err
+		}
+		return errors.New("/proc/PID/smaps_rollup has no Pss")
+	})
+	return total, err
+}
+
 // tick is one unit of /proc/PID/stat: USER_HZ is 100 on every architecture that Go runs on.
 const tick = 10 * time.Millisecond
 
