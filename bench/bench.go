@@ -94,7 +94,7 @@ type suite struct {
 
 // suites are all there are, in the order in which they run. A new one is a row here and a file.
 var suites = []suite{
-	{"https", "processor time of downloads, version.json and resumes over TLS, beside nginx", https},
+	{"https", "processor time of downloads, version.json and resumes over TLS, memory of stalled ones, beside nginx", https},
 }
 
 // Names are the suites; About says what each measures.
