@@ -98,7 +98,7 @@ type suite struct {
 
 // suites are all there are, in the order in which they run. A new one is a row here and a file.
 var suites = []suite{
-	{"https", "processor time of downloads, version.json and resumes over TLS, beside nginx", https},
+	{"https", "processor time of downloads, version.json and resumes over TLS, memory of stalled ones, beside nginx", https},
 	{"mqtt", "memory of idle devices, logins over TLS and a message to all of them, beside Mosquitto", mqtt},
 	{"ingest", "statuses of many devices at QoS 1 into the database, none lost, beside Mosquitto", ingest},
 	{"validate", "full validation of an image, beside one SHA-256 pass over it", validate},

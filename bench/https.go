@@ -68,7 +68,7 @@ func https(ctx context.Context, b *Bench) error {
 			return err
 		}
 	}
-	return nil
+	return stalled(ctx, b, s, image, files)
 }
 
 // turn measures one side.

@@ -3,10 +3,12 @@ package server
 import (
 	"container/list"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"syscall"
 
 	"bmsota/server/internal/broker"
 )
@@ -46,6 +48,14 @@ func (c *placedConn) Close() error {
 	err := c.Conn.Close()
 	c.at.leave(c)
 	return err
+}
+
+// SyscallConn lets the web side ask the kernel whether there is room for more.
+func (c *placedConn) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := c.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // take finds a place for a connection, and waits for one where it must; nil when the connection was closed instead,

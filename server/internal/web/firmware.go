@@ -194,7 +194,7 @@ func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("ETag", `"`+digest+`"`)
 	oneRange(r, blob.Size())
-	http.ServeContent(paced(w), r, "", time.Time{}, content)
+	http.ServeContent(pacedDownload(w, r), r, "", time.Time{}, content)
 }
 
 // oneRange leaves at most one range in the request, for http.ServeContent to answer. A list of ranges is dropped, so

@@ -2,8 +2,11 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"io"
+	"net"
 	"net/http"
+	"syscall"
 	"time"
 )
 
@@ -17,10 +20,35 @@ const pacedChunk = 64 << 10
 type pacedWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	conn    syscall.RawConn // to await room on before each chunk; nil = the write waits
 }
 
 func paced(w http.ResponseWriter) *pacedWriter {
-	return &pacedWriter{w, http.NewResponseController(w)}
+	return &pacedWriter{w, http.NewResponseController(w), nil}
+}
+
+// pacedDownload is paced for an image: it waits before a chunk is encrypted and not after, so that a download which stalls holds
+// no record of TLS. Many stall at once: boards on a bad link, and whoever means harm.
+func pacedDownload(w http.ResponseWriter, r *http.Request) *pacedWriter {
+	p := paced(w)
+	p.conn, _ = r.Context().Value(rawConnKey{}).(syscall.RawConn)
+	return p
+}
+
+// rawConnKey is what withRawConn puts into the context of a connection's requests.
+type rawConnKey struct{}
+
+// withRawConn is for http.Server.ConnContext.
+func withRawConn(ctx context.Context, conn net.Conn) context.Context {
+	if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = secure.NetConn()
+	}
+	if s, ok := conn.(syscall.Conn); ok {
+		if raw, err := s.SyscallConn(); err == nil {
+			return context.WithValue(ctx, rawConnKey{}, raw)
+		}
+	}
+	return ctx
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -32,6 +60,9 @@ func (p *pacedWriter) Write(b []byte) (int, error) {
 		chunk := b[:min(len(b), pacedChunk)]
 		// A recorder in a test has no deadline; a connection that cannot set one fails in the write that follows.
 		_ = p.control.SetWriteDeadline(time.Now().Add(stallTimeout))
+		if p.conn != nil {
+			awaitRoom(p.conn)
+		}
 		n, err := p.ResponseWriter.Write(chunk)
 		written += n
 		if err != nil {

@@ -162,6 +162,7 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		Protocols:         protocols,
+		ConnContext:       withRawConn,
 		ReadHeaderTimeout: headerTimeout,
 		WriteTimeout:      stallTimeout, // moved on by every chunk that is written (paced.go)
 		IdleTimeout:       idleTimeout,
