@@ -24,7 +24,7 @@ func stalled(ctx context.Context, b *Bench, s *Server, image string, files map[s
 			return 0, err
 		}
 		defer s.stop()
-		if _, err := s.Publish(ctx, "1.0.0", ImageSize); err != nil {
+		if _, err := s.Publish(ctx, "1.0.0", ImageSize, ""); err != nil {
 			return 0, err
 		}
 		return b.stall(ctx, s.Process, s.addr(), s.CAPEM, "/firmware/firmware.bin")

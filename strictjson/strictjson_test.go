@@ -1,6 +1,8 @@
 package strictjson_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -95,4 +97,64 @@ func TestFieldsThatCameInAnotherFormAreHeldToTheSameRules(t *testing.T) {
 	if o.Take("7", &n); n != 7 || o.Err() != nil {
 		t.Errorf("took %d, %v", n, o.Err())
 	}
+}
+
+// FuzzTheWalkFindsWhatADecoderFinds holds Parse to encoding/json, which reads the same object another way.
+func FuzzTheWalkFindsWhatADecoderFinds(f *testing.F) {
+	for _, s := range []string{`{}`, ` { } `, `{"a":1}`, "\t{ \"a\" : 1 ,\r\n\"b\":[1,{\"c\":\"}]\\\"\"}] , \"d\" :{ } }\n", `{"\u0061\\":"\\","b\"":null}`,
+		`{"a":"{","b":true,"c":-1.5e3 }`, `{"a":1,"\u0061":2}`, `{"a":1} x`, `[1]`, `1`, `"a"`, ``, `{"a"}`, `{"a":1,}`, `{"\ud800":"\udfff"}`, `{"":""}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		given := bytes.Clone(b)
+		o, err := strictjson.Parse(b)
+		if !bytes.Equal(b, given) {
+			t.Fatalf("%q became %q", given, b)
+		}
+		var want map[string]json.RawMessage
+		wantErr := json.Unmarshal(b, &want)
+		if err == nil && (wantErr != nil || want == nil) {
+			t.Fatalf("%q is read, and is no object (%v)", b, wantErr)
+		}
+		refused := err != nil && (strings.Contains(err.Error(), "twice") || strings.Contains(err.Error(), "more than") || strings.Contains(err.Error(), "UTF-8"))
+		if err != nil && !refused && wantErr == nil && want != nil {
+			t.Fatalf("%q is not read: %v", b, err)
+		}
+		if err != nil {
+			return
+		}
+		for i := range b {
+			b[i] = 'x' // the caller uses its bytes again
+		}
+		for key, raw := range want {
+			var have, is any
+			if json.Unmarshal(raw, &is) != nil {
+				continue // a number beyond a float64
+			}
+			switch is.(type) {
+			case nil, map[string]any, []any:
+				continue
+			}
+			have = "nothing"
+			switch is.(type) {
+			case string:
+				var text string
+				o.Take(key, &text)
+				have = text
+			case bool:
+				var yes bool
+				o.Take(key, &yes)
+				have = yes
+			case float64:
+				var n float64
+				if o.Take(key, &n); len(raw) > strictjson.MaxNumber {
+					return
+				}
+				have = n
+			}
+			if o.Err() != nil || have != is {
+				t.Fatalf("key %q of %q is %v (%v), want %v", key, given, have, o.Err(), is)
+			}
+		}
+	})
 }

@@ -92,15 +92,13 @@ func (l *loop) advance(ctx context.Context, id string, now time.Time) error {
 		if err := plan(tx); err != nil { // from the rows as they are now
 			return err
 		}
-		for _, a := range append(out.End, out.Begin...) {
-			if err := tx.PutAttempt(a); err != nil {
+		for _, list := range [][]Attempt{out.End, out.Begin} {
+			if err := tx.PutAttempts(list); err != nil {
 				return err
 			}
 		}
-		for _, m := range out.Members {
-			if err := tx.PutMember(m); err != nil {
-				return err
-			}
+		if err := tx.PutMembers(out.Members); err != nil {
+			return err
 		}
 		notices := rolledBack(out.End...)
 		if out.Changed {

@@ -83,6 +83,9 @@ const RoleServer Role = "server"
 // theServer does what no operator and no device has asked for.
 var theServer = Identity{Name: "server", Role: RoleServer}
 
+// eachDevice is every device for itself, in a group of their statuses: a row names the device it is about.
+var eachDevice = Identity{Role: RoleDevice}
+
 // ledger is a Store that writes the audit log: every Update sees its changes through audited, which knows what each Put
 // and Delete has changed. So no verb has to remember its row, and none can forget it. What a verb must say is who acts.
 type ledger struct {
@@ -173,7 +176,7 @@ type audited struct {
 	via  string // the way in, for a login; empty = ViaWeb
 }
 
-// as is tx with another one acting: in a group of statuses it is each device for itself.
+// as is tx with another one acting.
 func as(tx Tx, by Identity, from string) Tx {
 	t, ok := tx.(*audited)
 	if !ok {
@@ -193,6 +196,9 @@ func (t *audited) add(e audit.Entry) {
 	e.At = t.book.now
 	if e.Who == "" {
 		e.Who, e.Role = t.by.Name, string(t.by.Role)
+		if t.by == eachDevice {
+			e.Who = e.Device
+		}
 	}
 	t.book.entries = append(t.book.entries, e)
 }
@@ -330,6 +336,14 @@ func (t *audited) Devices() ([]Device, error) {
 }
 
 func (t *audited) PutDevice(d Device) error {
+	if err := t.tellDevice(d); err != nil {
+		return err
+	}
+	return t.Tx.PutDevice(d)
+}
+
+// tellDevice notes what a put of d changes.
+func (t *audited) tellDevice(d Device) error {
 	old, known := t.book.devices[d.ID]
 	if !known {
 		if _, _, err := before(t.Device(d.ID)); err != nil {
@@ -378,7 +392,7 @@ func (t *audited) PutDevice(d Device) error {
 	}
 	t.book.devices[d.ID] = now
 	t.book.struck.strike(d.ID)
-	return t.Tx.PutDevice(d)
+	return nil
 }
 
 func channelName(name string) string {
@@ -446,6 +460,14 @@ func (t *audited) remember(list ...Attempt) {
 }
 
 func (t *audited) PutAttempt(a Attempt) error {
+	if err := t.tellAttempt(a); err != nil {
+		return err
+	}
+	return t.Tx.PutAttempt(a)
+}
+
+// tellAttempt notes what a put of a changes.
+func (t *audited) tellAttempt(a Attempt) error {
 	old, known := t.book.attempts[a.ID]
 	if !known {
 		if _, _, err := before(t.Attempt(a.ID)); err != nil {
@@ -484,7 +506,7 @@ func (t *audited) PutAttempt(a Attempt) error {
 	}
 	t.book.attempts[a.ID] = a.State
 	t.book.struck.strike(a.DeviceID)
-	return t.Tx.PutAttempt(a)
+	return nil
 }
 
 func (t *audited) PutQuarantine(q Quarantine) error {

@@ -11,11 +11,15 @@ import (
 // PutMember tells nothing by itself: what becomes of a member is its attempt, which is told, or its rollout's step. That step
 // names whom an operator has left out.
 func (t *audited) PutMember(m Member) error {
+	t.tellMember(m)
+	return t.Tx.PutMember(m)
+}
+
+func (t *audited) tellMember(m Member) {
 	if m.State == MemberSkipped && t.by.Role != RoleServer && t.by.Role != RoleDevice {
 		t.book.leftOut = m.DeviceID
 	}
 	inform(t, func(c *changed) { c.rollouts[m.RolloutID] = struct{}{} })
-	return t.Tx.PutMember(m)
 }
 
 // PutRollout tells every step of a rollout: by the state and wave it comes to, and in the words that its events have.

@@ -13,7 +13,7 @@ import (
 // for one and for hundreds, and nobody is answered before it; a full queue blocks the callers, which is what slows the
 // devices down.
 const (
-	foldGroup = 500
+	foldGroup = 1000
 	foldQueue = 2 * foldGroup
 )
 
@@ -183,25 +183,17 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	now := f.cfg.Now()
 	err := f.update(ctx, theServer, func(tx Tx) error {
 		clear(results) // this may be the second run
-		rows := make(map[string]*row, len(group))
+		rows, err := loadRows(tx, group, now)
+		if err != nil {
+			return err
+		}
 		for i, fo := range group {
-			r := rows[fo.device]
-			if r == nil {
-				var err error
-				if r, err = loadRow(tx, fo.device, now); err != nil {
-					return err
-				}
-				rows[fo.device] = r
-			}
-			var err error
-			if results[i], err = f.foldInto(tx, r, fo, now); err != nil {
+			if results[i], err = f.foldInto(tx, rows.of[fo.device], fo, now); err != nil {
 				return err
 			}
 		}
-		for _, r := range rows {
-			if err := r.put(as(tx, Identity{r.device.ID, RoleDevice}, "")); err != nil { // its own word
-				return err
-			}
+		if err := rows.put(as(tx, eachDevice, "")); err != nil { // their own words
+			return err
 		}
 		var notices []Notice
 		for _, r := range results {
@@ -275,6 +267,9 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 	r.deviceChanged = r.deviceChanged || e.Device
 	if e.Attempt {
 		r.open[i] = *next
+		if r.attemptChanged == nil {
+			r.attemptChanged = make(map[int]bool)
+		}
 		r.attemptChanged[i] = true
 	}
 	res := result{effects: e, before: before}
@@ -293,17 +288,34 @@ type row struct {
 	attemptChanged map[int]bool
 }
 
-func loadRow(tx Tx, device string, now time.Time) (*row, error) {
-	r := &row{attemptChanged: make(map[int]bool)}
-	var err error
-	if r.device, err = tx.Device(device); errors.Is(err, ErrNotFound) {
-		r.device = Device{ID: device, FirstSeen: now}
-		return r, nil
-	} else if err != nil {
-		return nil, err
+// rowsOf are the rows of the devices of one group.
+type rowsOf struct {
+	of  map[string]*row
+	ids []string // each once, in the order of the group
+}
+
+// loadRows reads what a group is about, all of it with two questions: one for each device would cost more than the rest.
+func loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
+	rows := rowsOf{make(map[string]*row, len(group)), make([]string, 0, len(group))}
+	for _, fo := range group {
+		if rows.of[fo.device] == nil {
+			rows.of[fo.device] = &row{device: Device{ID: fo.device, FirstSeen: now}}
+			rows.ids = append(rows.ids, fo.device)
+		}
 	}
-	r.open, err = tx.OpenAttemptsOf(device)
-	return r, err
+	devices, err := tx.DevicesIn(rows.ids)
+	if err != nil {
+		return rows, err
+	}
+	for _, d := range devices {
+		rows.of[d.ID].device = d
+	}
+	open, err := tx.OpenAttemptsIn(rows.ids)
+	for _, a := range open {
+		r := rows.of[a.DeviceID]
+		r.open = append(r.open, a)
+	}
+	return rows, err
 }
 
 // pick is the index of the open attempt that a status with this command id is about: the one it names, else the
@@ -322,18 +334,23 @@ func (r *row) pick(command string) int {
 	return newest
 }
 
-func (r *row) put(tx Tx) error {
-	if r.deviceChanged {
-		if err := tx.PutDevice(r.device); err != nil {
-			return err
+// put writes what has changed: devices before their attempts, which refer to them.
+func (rows rowsOf) put(tx Tx) error {
+	var devices []Device
+	var attempts []Attempt
+	for _, id := range rows.ids {
+		r := rows.of[id]
+		if r.deviceChanged {
+			devices = append(devices, r.device)
 		}
-	}
-	for i := range r.open {
-		if r.attemptChanged[i] {
-			if err := tx.PutAttempt(r.open[i]); err != nil {
-				return err
+		for i := range r.open {
+			if r.attemptChanged[i] {
+				attempts = append(attempts, r.open[i])
 			}
 		}
 	}
-	return nil
+	if err := tx.PutDevices(devices); err != nil {
+		return err
+	}
+	return tx.PutAttempts(attempts)
 }

@@ -33,6 +33,11 @@ type Tx interface {
 	Device(id string) (Device, error)
 	Devices() ([]Device, error) // by id
 	PutDevice(Device) error
+	// DevicesIn are those of the named that there are, OpenAttemptsIn the open attempts of the named, those of one device
+	// oldest first. They and the three Puts of lists are for many rows at once, and mean what one call for each row would.
+	// A list of either kind names each row once.
+	DevicesIn(ids []string) ([]Device, error)
+	PutDevices([]Device) error
 
 	Attempt(id string) (Attempt, error)
 	AttemptsOf(device string, limit int) ([]Attempt, error) // newest first
@@ -40,6 +45,8 @@ type Tx interface {
 	OpenAttempts() ([]Attempt, error)                       // oldest first
 	OpenAttemptsOf(device string) ([]Attempt, error)        // oldest first
 	PutAttempt(Attempt) error
+	OpenAttemptsIn(devices []string) ([]Attempt, error)
+	PutAttempts([]Attempt) error
 	// EndedAttempts are those that ended behind the mark and before a time, and have not rolled back: by end and id, at most
 	// limit. Which of them are needed is said at EndedAttempt.
 	EndedAttempts(after EndedAttempt, before time.Time, limit int) ([]EndedAttempt, error)
@@ -79,6 +86,7 @@ type Tx interface {
 	// before a time.
 	CountDark(rollout string, before time.Time) (int, error)
 	PutMember(Member) error
+	PutMembers([]Member) error
 
 	CountAttempts(rollout string, since time.Time) (int, error) // begun after since
 	RolledBack(sha256 string) ([]string, error)                 // devices with an attempt at it that rolled back, by id

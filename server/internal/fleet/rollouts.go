@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -129,11 +130,12 @@ func (f *Fleet) CreateRollout(ctx context.Context, by Identity, req RolloutReque
 		if err := tx.PutRollout(*r); err != nil {
 			return err
 		}
-		for _, m := range d.Selection.Members {
-			m.RolloutID, m.UpdatedAt = r.ID, r.CreatedAt
-			if err := tx.PutMember(m); err != nil {
-				return err
-			}
+		members := slices.Clone(d.Selection.Members)
+		for i := range members {
+			members[i].RolloutID, members[i].UpdatedAt = r.ID, r.CreatedAt
+		}
+		if err := tx.PutMembers(members); err != nil {
+			return err
 		}
 		made = true
 		kept, err = tx.Rollout(r.ID)

@@ -53,16 +53,7 @@ func (t *sqlTx) AuditHead() (audit.Head, error) {
 
 // AppendAudit leaves it to the triggers of the table to refuse what does not follow.
 func (t *sqlTx) AppendAudit(list []audit.Entry) error {
-	for _, e := range list {
-		args, err := auditArgs(e)
-		if err != nil {
-			return err
-		}
-		if err := t.put(qAppendAudit, args...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return putAll(t, qAppendAudit, list, auditArgs)
 }
 
 func (t *sqlTx) AuditPage(q fleet.AuditQuery) ([]audit.Entry, error) {

@@ -105,32 +105,29 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 	var err error
 	if len(d.OldBoots) > 0 {
 		if oldBoots, err = json.Marshal(d.OldBoots); err != nil {
-			return nil, fmt.Errorf("encode boots: %w", err)
+			return nil, fmt.Errorf("device %q: encode boots: %w", d.ID, err)
 		}
 	}
 	if d.Status.Phase != "" {
 		if status, err = json.Marshal(d.Status); err != nil {
-			return nil, fmt.Errorf("encode status: %w", err)
+			return nil, fmt.Errorf("device %q: encode status: %w", d.ID, err)
 		}
 	}
 	if len(d.Labels) > 0 {
 		if labels, err = json.Marshal(d.Labels); err != nil {
-			return nil, fmt.Errorf("encode labels: %w", err)
+			return nil, fmt.Errorf("device %q: encode labels: %w", d.ID, err)
 		}
 	}
 	if !d.Doubts.Zero() {
 		if doubts, err = json.Marshal(d.Doubts); err != nil {
-			return nil, fmt.Errorf("encode doubts: %w", err)
+			return nil, fmt.Errorf("device %q: encode doubts: %w", d.ID, err)
 		}
 	}
+	s := d.Status
 	return []any{d.ID, d.TokenSHA256, millis(d.EnrolledAt), d.Revoked, d.Channel, d.Online, millis(d.FirstSeen),
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
-		int64(d.Seq), string(oldBoots), string(status), string(labels), string(doubts), d.CertificateSHA256, millis(d.CertificateEnds)}, nil
-}
-
-func factArgs(d fleet.Device) []any {
-	s := d.Status
-	return []any{s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed, d.Suspect()}
+		int64(d.Seq), string(oldBoots), string(status), string(labels), string(doubts), d.CertificateSHA256, millis(d.CertificateEnds),
+		s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed, d.Suspect()}, nil
 }
 
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {

@@ -29,6 +29,8 @@ const readers = 4
 type DB struct {
 	write, read   *sql.DB // write has one connection, so Updates wait for each other there
 	writes, reads [queryCount]*sql.Stmt
+	bulkWrites    bulk
+	bulkReads     bulk
 }
 
 // OpenSQLite opens the database file at path, makes it when it is not there (readable by its owner only), and brings
@@ -63,8 +65,9 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	// Writers begin IMMEDIATE, so that none finds out at its first write that another was faster.
-	if db.write, err = sql.Open("sqlite", dsn(path, "immediate", "journal_mode(WAL)", "synchronous(FULL)")); err != nil {
+	// Writers begin IMMEDIATE, so that none finds out at its first write that another was faster. A group of statuses of a
+	// large fleet touches thousands of pages: they have room, and are folded into the file once for many commits.
+	if db.write, err = sql.Open("sqlite", dsn(path, "immediate", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32768)", "wal_autocheckpoint(8192)")); err != nil {
 		return nil, err
 	}
 	db.write.SetMaxOpenConns(1)
@@ -85,12 +88,19 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 	db.read.SetMaxOpenConns(readers)
 	db.read.SetMaxIdleConns(readers)
 	for q, text := range queries {
+		text = unnumbered(text)
 		if db.writes[q], err = db.write.PrepareContext(ctx, text); err != nil {
 			return nil, fmt.Errorf("prepare query %d: %w", q, fault(err))
 		}
 		if db.reads[q], err = db.read.PrepareContext(ctx, text); err != nil {
 			return nil, fmt.Errorf("prepare query %d: %w", q, fault(err))
 		}
+	}
+	if db.bulkWrites, err = prepareBulk(ctx, db.write); err != nil {
+		return nil, err
+	}
+	if db.bulkReads, err = prepareBulk(ctx, db.read); err != nil {
+		return nil, err
 	}
 	return db, nil
 }
@@ -130,7 +140,7 @@ func (db *DB) Update(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback() // no effect after Commit
-	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, fault: fault, advised: true}
+	t := &sqlTx{ctx: ctx, tx: tx, prepared: &db.writes, many: db.bulkWrites, fault: fault, advised: true}
 	if err := fn(t); err != nil {
 		return err
 	}
@@ -151,7 +161,7 @@ func (db *DB) View(ctx context.Context, fn func(fleet.Tx) error) error {
 		return fault(err)
 	}
 	defer tx.Rollback()
-	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, fault: fault, advised: true, readOnly: true})
+	return fn(&sqlTx{ctx: ctx, tx: tx, prepared: &db.reads, many: db.bulkReads, fault: fault, advised: true, readOnly: true})
 }
 
 // Probe says whether the database can be written and synced now: it writes what stands there already. An Update that

@@ -110,6 +110,7 @@ var contract = []struct {
 	{"rows come back as they were put", rowsComeBack},
 	{"a second put replaces the whole row", putReplaces},
 	{"what is not there is ErrNotFound", notThere},
+	{"many rows at once are what one by one would be", manyAreMany},
 	{"listings have their order", listingsAreOrdered},
 	{"a failed update leaves nothing", failedUpdateLeavesNothing},
 	{"a panic in an update leaves nothing", panicLeavesNothing},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 
 	"bmsota/server/internal/fleet"
 )
@@ -14,6 +13,7 @@ type sqlTx struct {
 	ctx      context.Context // of the one Update or View that owns this value
 	tx       *sql.Tx
 	prepared *[queryCount]*sql.Stmt // nil where the driver keeps them
+	many     bulk                   // likewise, of those for many rows
 	fault    func(error) error      // names the sentinel of a driver's error
 	bind     func([]any) []any      // values as the columns want them; nil for as they are
 	advised  bool                   // the database chooses indexes by the words of a query
@@ -144,9 +144,9 @@ func (t *sqlTx) Devices() ([]fleet.Device, error) { return many(t, scanDevice, q
 func (t *sqlTx) PutDevice(d fleet.Device) error {
 	args, err := deviceArgs(d)
 	if err != nil {
-		return fmt.Errorf("device %q: %w", d.ID, err)
+		return err
 	}
-	return t.put(qPutDevice, append(args, factArgs(d)...)...)
+	return t.put(qPutDevice, args...)
 }
 
 func (t *sqlTx) Attempt(id string) (fleet.Attempt, error) { return one(t, scanAttempt, qAttempt, id) }

@@ -1,0 +1,52 @@
+package fleet
+
+// The calls for many rows, with the rows of the log that one call for each would make.
+
+func (t *audited) DevicesIn(ids []string) ([]Device, error) {
+	list, err := t.Tx.DevicesIn(ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range list {
+		if _, known := t.book.devices[d.ID]; !known {
+			t.book.devices[d.ID] = thenOf(d)
+		}
+	}
+	for _, id := range ids {
+		if _, known := t.book.devices[id]; !known {
+			t.book.devices[id] = deviceThen{}
+		}
+	}
+	return list, nil
+}
+
+func (t *audited) PutDevices(list []Device) error {
+	for _, d := range list {
+		if err := t.tellDevice(d); err != nil {
+			return err
+		}
+	}
+	return t.Tx.PutDevices(list)
+}
+
+func (t *audited) OpenAttemptsIn(devices []string) ([]Attempt, error) {
+	list, err := t.Tx.OpenAttemptsIn(devices)
+	t.remember(list...)
+	return list, err
+}
+
+func (t *audited) PutAttempts(list []Attempt) error {
+	for _, a := range list {
+		if err := t.tellAttempt(a); err != nil {
+			return err
+		}
+	}
+	return t.Tx.PutAttempts(list)
+}
+
+func (t *audited) PutMembers(list []Member) error {
+	for _, m := range list {
+		t.tellMember(m)
+	}
+	return t.Tx.PutMembers(list)
+}

@@ -1,0 +1,84 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"bmsota/server/internal/fleet"
+)
+
+// manyAreMany puts lists of the lengths at which statements change, twice, so that the second replaces; and one of them
+// that breaks a rule in its middle.
+func manyAreMany(t *testing.T, s fleet.Store) {
+	next := 0
+	update(t, s, func(tx fleet.Tx) error { return tx.PutRollout(fleet.Rollout{ID: "r"}) })
+	for _, n := range []int{0, 1, 31, 32, 33, 64, 65, 130} {
+		var devices []fleet.Device
+		var attempts []fleet.Attempt
+		var members []fleet.Member
+		var ids []string
+		for range n {
+			id := fmt.Sprintf("d%04d", next)
+			ids, devices = append(ids, id), append(devices, device(id))
+			older := attempt("a-"+id, id, int64(next), fleet.AttemptOpen)
+			attempts = append(attempts, attempt("b-"+id, id, int64(next+1), fleet.AttemptOpen), older, attempt("c-"+id, id, int64(next), fleet.AttemptFailed))
+			members = append(members, fleet.Member{RolloutID: "r", DeviceID: id, Rank: next, State: fleet.MemberPending, UpdatedAt: at(1)})
+			next++
+		}
+		for _, version := range []string{"1.0.0", "2.0.0"} {
+			for i := range devices {
+				devices[i].Version, members[i].Message = version, version
+			}
+			for i := range attempts {
+				attempts[i].Message = version
+			}
+			update(t, s, func(tx fleet.Tx) error {
+				return all(tx.PutDevices(devices), tx.PutAttempts(attempts), tx.PutMembers(members))
+			})
+			reverse := slices.Clone(ids)
+			slices.Reverse(reverse)
+			for _, do := range []func(*testing.T, fleet.Store, func(fleet.Tx) error){view, update} {
+				do(t, s, func(tx fleet.Tx) error {
+					found, err := tx.DevicesIn(append(reverse, "nobody"))
+					slices.SortFunc(found, func(a, b fleet.Device) int { return strings.Compare(a.ID, b.ID) })
+					if err != nil || len(found) != n || n > 0 && !reflect.DeepEqual(found, devices) {
+						t.Errorf("%d of %d devices are found, or are others (%v)", len(found), n, err)
+					}
+					open, err := tx.OpenAttemptsIn(reverse)
+					if err != nil || len(open) != 2*n {
+						t.Errorf("%d open attempts of %d devices (%v), want two of each", len(open), n, err)
+					}
+					of := make(map[string][]fleet.Attempt)
+					for _, a := range open {
+						of[a.DeviceID] = append(of[a.DeviceID], a)
+					}
+					for i, id := range ids {
+						m, err := tx.Member("r", id)
+						if want := []fleet.Attempt{attempts[3*i+1], attempts[3*i]}; err != nil || m != members[i] || !reflect.DeepEqual(of[id], want) {
+							t.Errorf("%s: member %+v (%v), attempts %+v, want %+v", id, m, err, of[id], want)
+						}
+					}
+					return nil
+				})
+			}
+		}
+	}
+	bad := make([]fleet.Attempt, 40)
+	for i := range bad {
+		bad[i] = attempt(fmt.Sprint("x", i), "d0000", 9, fleet.AttemptOpen)
+	}
+	bad[20].DeviceID = "nobody"
+	if err := s.Update(t.Context(), func(tx fleet.Tx) error { return tx.PutAttempts(bad) }); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("an attempt without a device among 40: %v, want ErrConflict", err)
+	}
+	view(t, s, func(tx fleet.Tx) error {
+		if open, err := tx.OpenAttemptsIn([]string{"d0000"}); err != nil || len(open) != 2 {
+			t.Errorf("%d attempts (%v) after lists that were refused, want the two of before", len(open), err)
+		}
+		return nil
+	})
+}
