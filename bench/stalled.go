@@ -18,6 +18,10 @@ const stallsWithin = 45 * time.Second
 // stalled measures the memory of a download whose client reads nothing more: what a server grows by with many of them. Each turn has a
 // process of its own, because memory that was used once is not given back at once.
 func stalled(ctx context.Context, b *Bench, s *Server, image string, files map[string][]byte) error {
+	f := Figure{Name: fmt.Sprintf("memory of a stalled download, %d at once over TLS 1.2", stalledDownloads), Unit: "KiB each", Peer: "nginx"}
+	if !b.wants(f.Name) {
+		return nil
+	}
 	ours := func(ctx context.Context) (float64, error) {
 		s, err := b.serve(ctx, map[string]any{"https": map[string]any{"max_connections": stalledDownloads + 100}})
 		if err != nil {
@@ -45,7 +49,6 @@ func stalled(ctx context.Context, b *Bench, s *Server, image string, files map[s
 			return b.stall(ctx, n.Process, n.addr, s.CAPEM, image)
 		}
 	}
-	f := Figure{Name: fmt.Sprintf("memory of a stalled download, %d at once over TLS 1.2", stalledDownloads), Unit: "KiB each", Peer: "nginx"}
 	return b.Beside(ctx, f, ours, theirs)
 }
 
