@@ -65,9 +65,8 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	// Writers begin IMMEDIATE, so that none finds out at its first write that another was faster. A group of statuses of a
-	// large fleet touches thousands of pages: they have room, and are folded into the file once for many commits.
-	if db.write, err = sql.Open("sqlite", dsn(path, "immediate", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32768)", "wal_autocheckpoint(8192)")); err != nil {
+	// Writers begin IMMEDIATE, so that none finds out at its first write that another was faster.
+	if db.write, err = sql.Open("sqlite", dsn(path, "immediate", "journal_mode(WAL)", "synchronous(FULL)")); err != nil {
 		return nil, err
 	}
 	db.write.SetMaxOpenConns(1)
