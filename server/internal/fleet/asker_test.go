@@ -303,7 +303,12 @@ func TestADeviceThatIsRevokedIsOfferedNothingWhileOthersAsk(t *testing.T) {
 	}
 	for i := range 300 {
 		revoked := i%2 == 1
-		if err := fleet.ChangeRows(t.Context(), f, func(tx fleet.Tx) error { return tx.PutDevice(fleet.Device{ID: "d1", Revoked: revoked}) }); err != nil {
+		d := fleet.Device{ID: "d1", Revoked: revoked}
+		put := func(tx fleet.Tx) error { return tx.PutDevice(d) }
+		if i%4 > 1 {
+			put = func(tx fleet.Tx) error { return tx.PutDevices([]fleet.Device{d}) }
+		}
+		if err := fleet.ChangeRows(t.Context(), f, put); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
@@ -316,7 +321,7 @@ func TestADeviceThatIsRevokedIsOfferedNothingWhileOthersAsk(t *testing.T) {
 
 // A way to change the rows of a device that is new has to strike it out (audit.go), and is then named here.
 func TestWhateverChangesADevicesRowsStrikesItOut(t *testing.T) {
-	strikes := map[string]bool{"PutDevice": true, "PutAttempt": true}
+	strikes := map[string]bool{"PutDevice": true, "PutDevices": true, "PutAttempt": true, "PutAttempts": true}
 	rows := map[reflect.Type]bool{reflect.TypeFor[fleet.Device](): true, reflect.TypeFor[fleet.Attempt](): true}
 	kind := reflect.TypeFor[fleet.Tx]()
 	for i := range kind.NumMethod() {

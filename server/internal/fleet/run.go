@@ -165,7 +165,7 @@ func (l *loop) run(ctx context.Context) {
 			planner("sweep", l.fleet.sweep)
 			planner("suspicions", l.fleet.endSuspicions)
 			l.logged(ctx, "send commands", l.all)
-			l.logged(ctx, "retention", l.pruner.step)
+			planner("retention", l.pruner.step)
 		}
 	}
 }
