@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -15,7 +16,8 @@ import (
 var link = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
 
 // What the pages of docs tell a person to install exists once, as a file in docs/servers: a page links to it and holds no
-// second copy, and a story starts it.
+// second copy, and a story starts it. What needs another machine beside the server's is read by TestComposeVariantsNameWhatThereIs
+// alone: there is no container engine to start it with.
 func TestEveryServerFileIsShownOnceAndStarted(t *testing.T) {
 	docs := folder("../docs")
 	linked := make(map[string]bool)
@@ -46,6 +48,7 @@ func TestEveryServerFileIsShownOnceAndStarted(t *testing.T) {
 	for _, script := range scripts {
 		stories.WriteString(read(t, script))
 	}
+	onlyRead := []string{"compose.bucket.yaml", "compose.postgres.yaml", "config.bucket.json", "config.postgres.json"}
 	n := 0
 	err = filepath.WalkDir(filepath.Join(docs, "servers"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -55,7 +58,7 @@ func TestEveryServerFileIsShownOnceAndStarted(t *testing.T) {
 		if !linked[path] {
 			t.Errorf("no page links to %s", d.Name())
 		}
-		if !strings.Contains(stories.String(), "$DOCS/servers/"+d.Name()) {
+		if !strings.Contains(stories.String(), "$DOCS/servers/"+d.Name()) && !slices.Contains(onlyRead, d.Name()) {
 			t.Errorf("no story starts %s", d.Name())
 		}
 		return nil
