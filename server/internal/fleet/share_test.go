@@ -205,6 +205,7 @@ func TestWhatOneServerIsToldHoldsAtTheOther(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if !slices.Contains(outB.drops, "d1") {
 			t.Error("b has not ended the session of d1 a second after a has revoked it")
 		}

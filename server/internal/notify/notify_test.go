@@ -142,9 +142,9 @@ func TestNoticesAreSignedAndTriedInOrderUntilTheyAreTaken(t *testing.T) {
 			}
 			return 204, nil
 		}}
+		happen(t, f, h, 3) // before anything is sent: who asks for a test wants it now, whatever failed a moment ago
 		stop := run(t, f, x)
 		defer stop()
-		happen(t, f, h, 3)
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		list := x.heard()
