@@ -84,17 +84,7 @@ func (b *Bench) startMosquitto(ctx context.Context, s *Server, devices []login) 
 		if side.Process, err = b.start("mosquitto", program, "-c", filepath.Join(dir, "config")); err != nil {
 			return err
 		}
-		err = side.ready(ctx, func() error {
-			conn, err := net.Dial("tcp", side.secure)
-			if err == nil {
-				err = conn.Close()
-			}
-			return err
-		})
-		if err != nil {
-			side.stop()
-		}
-		return err
+		return side.listens(ctx, side.secure)
 	}
 	side.again = func(context.Context) error {
 		side.stop()

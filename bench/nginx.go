@@ -93,15 +93,7 @@ func (b *Bench) startNginx(ctx context.Context, s *Server, files map[string][]by
 	if n.Process, err = b.start("nginx", program, "-p", dir, "-c", config); err != nil {
 		return nil, err
 	}
-	err = n.ready(ctx, func() error {
-		conn, err := net.Dial("tcp", n.addr)
-		if err == nil {
-			err = conn.Close()
-		}
-		return err
-	})
-	if err != nil {
-		n.stop()
+	if err := n.listens(ctx, n.addr); err != nil {
 		return nil, err
 	}
 	return n, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,6 +86,21 @@ func (p *Process) ready(ctx context.Context, ok func() error) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// listens waits until the program takes connections at address, and stops it where that does not come.
+func (p *Process) listens(ctx context.Context, address string) error {
+	err := p.ready(ctx, func() error {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
+	if err != nil {
+		p.stop()
+	}
+	return err
 }
 
 // said is the end of what the program has said.

@@ -46,7 +46,8 @@ type ExternalConfig struct {
 	ClientID string
 	// Group is the name by which several servers share what arrives ($share/<Group>/…), so that each message comes to one of
 	// them; empty = everything comes to this one. A broker keeps nothing for a server of a group that is away, and retained
-	// statuses do not come to a group: they are looked at, each server's own way, when it connects and when LookAgain says so.
+	// statuses come to a group at some brokers only (Mosquitto 2.0 is one): each server looks at them by itself when it connects
+	// and when LookAgain says so.
 	Group string
 	// Sent says whether a command was published by another of these servers; nil = there is none.
 	Sent func(ctx context.Context, device string, cmd protocol.Command) (bool, error)

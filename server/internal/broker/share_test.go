@@ -77,3 +77,33 @@ func TestServersOfAGroupShareWhatArrives(t *testing.T) {
 	run(t, x)
 	f.until(t, "fold d1 false "+status(protocol.PhaseTrial))
 }
+
+// TestWhatAServerTookWithItIsLookedAt: the group's broker deals a status to a server that cannot store it and dies. Nobody is dealt it
+// again; LookAgain brings it.
+func TestWhatAServerTookWithItIsLookedAt(t *testing.T) {
+	m := newMosquitto(t)
+	dies, stays := newFleet(), newFleet()
+	last := status(protocol.PhaseTrial)
+	given := make(chan struct{})
+	var once sync.Once
+	dies.onFold = func(_ string, payload []byte) error {
+		if string(payload) != last {
+			return nil
+		}
+		once.Do(func() { close(given) })
+		return fleet.ErrStorage
+	}
+	one, two := shared(t, m, dies, "one"), shared(t, m, stays, "two")
+	stop := run(t, one)
+	until(t, "connected", one.Connected)
+	d := m.dial("d1", nil)
+	done(t, d.Publish("bms/ota/status/d1", 1, true, last)) // one is alone, so it is dealt it
+	<-given
+	run(t, two)
+	until(t, "connected", two.Connected)
+	stays.until(t, "fold d1 false "+last) // its own first look, or the broker's
+	n := stays.count("fold")
+	stop()
+	two.LookAgain()
+	until(t, "what is retained is looked at", func() bool { return stays.count("fold") > n })
+}

@@ -31,9 +31,10 @@ func askerOf(d Device, open []Attempt) asker {
 }
 
 // asker reads the rows of a device that asks, or remembers what they say. Where other servers change them they are read each
-// time, and what was committed before, by whomever, holds when it returns.
+// time, and what was committed before, by whomever, holds when it returns. So they are where this server was silent for so long
+// that another may have taken its place.
 func (f *Fleet) asker(ctx context.Context, device string) (asker, error) {
-	if f.shared() {
+	if f.shared() || !f.plans() {
 		a, _, last, err := f.readAsker(ctx, device)
 		if err == nil {
 			err = f.fresh(ctx, last)
@@ -86,7 +87,7 @@ const doubtFor = 2 * time.Minute
 // askers remembers what devices asked with, so that a device that asks again costs no transaction. It never gives what an
 // acknowledged change has made untrue: the ledger strikes a device out when a row of it is put, which is before the commit,
 // and until that update has returned nothing about the device is kept. So what is kept was read after the last change of it.
-// It is for the one process that owns a store: where several share one it is not asked.
+// It is for the one process that owns a store: where another may write there it is not asked.
 type askers struct {
 	mu      sync.Mutex
 	known   map[string]asker // guarded by mu, as is what follows

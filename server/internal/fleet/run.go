@@ -23,7 +23,7 @@ const (
 
 // Run does what the fleet does by itself until ctx ends, and returns nil then: it commits folds in groups, sends the
 // commands of open attempts again until they are taken up, takes back the retained commands of attempts that have
-// ended, and ends attempts by silence and expiry. It may be called once.
+// ended, and ends attempts by silence and expiry. It may be called once, and ends early with ErrOusted.
 //
 // Commands are sent from rows, never from memory: after a restart every open attempt is sent again, and a command that
 // arrives twice is harmless by the protocol.
@@ -31,6 +31,8 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	if !f.started.CompareAndSwap(false, true) {
 		return errors.New("fleet: Run was called before")
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	if f.share != nil {
 		if err := f.startShare(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -51,13 +53,16 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	wg.Go(func() { f.runCommitter(ctx) })
 	l := &loop{fleet: f, out: out, sent: make(map[string]sending), pruner: pruner{fleet: f}, took: make(chan struct{}, 1)}
 	if f.share != nil {
-		wg.Go(func() { f.runShare(ctx, l.took) })
+		wg.Go(func() { end(f.runShare(ctx, l.took)) })
 	}
 	l.rollouts = rollouts{next: make(map[string]time.Time), asked: make(map[string]time.Time)}
 	l.run(ctx)
 	wg.Wait()
 	if err := f.writeKnocks(context.WithoutCancel(ctx)); err != nil {
 		f.cfg.Log.Error("audit log", "err", err)
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, ErrOusted) {
+		return cause
 	}
 	return nil
 }

@@ -19,8 +19,6 @@ type Share struct {
 	Name  string // for people; empty for a server that works alone, and refuses every other
 	// Lease is how long the one who does what goes by the clock may be silent before another may; 0 = 10 s.
 	Lease time.Duration
-	// Unfenced leaves out what keeps a planner that slept from writing, for the test that shows what that is for.
-	Unfenced bool
 }
 
 const (
@@ -34,12 +32,18 @@ const (
 	maxInChange = 1000 // ids in one change; more is All
 )
 
+// ErrOusted is the error of Run where a server that works alone was silent for so long that another has taken its place: what this
+// one remembers of the rows may be old, and nobody tells it what has changed.
+var ErrOusted = errors.New("another server has begun to work on this database while this one was silent, and replicas.name, which lets several work there, is not set")
+
 // ErrNotPlanner says that another server has taken over what this one was about to do. Nothing was written.
 var ErrNotPlanner = errors.New("another server plans")
 
 // share is what a Fleet keeps of the others.
 type share struct {
 	*Share
+
+	unfenced bool // the mutant of planned, for its test
 
 	heard  atomic.Int64 // number of the last change that was followed
 	token  atomic.Int64 // of the lease; 0 = another has it
@@ -127,7 +131,7 @@ func (f *Fleet) planned(ctx context.Context, fn func(Tx) error) error {
 		if err != nil {
 			return err
 		}
-		if (mine == 0 || l.Token != mine) && !f.share.Unfenced {
+		if (mine == 0 || l.Token != mine) && !f.share.unfenced {
 			return fmt.Errorf("%w: the lease has number %d and this server's had %d", ErrNotPlanner, l.Token, mine)
 		}
 		return fn(tx)
@@ -139,9 +143,10 @@ func (f *Fleet) beat(ctx context.Context) (took bool, err error) {
 	s := f.share
 	asked := time.Now() // the lease runs from before the store's clock was read: by ours it never ends later
 	mine, token := s.token.Load(), int64(0)
+	ousted := false
 	var dead []Peer
 	err = f.update(ctx, theServer, func(tx Tx) error {
-		token, dead = 0, nil
+		token, dead, ousted = 0, nil, false
 		now, err := tx.Clock()
 		if err != nil {
 			return err
@@ -149,6 +154,9 @@ func (f *Fleet) beat(ctx context.Context) (took bool, err error) {
 		l, err := tx.Lease()
 		if err != nil {
 			return err
+		}
+		if ousted = s.Name == "" && mine != 0 && l.Token != mine; ousted {
+			return nil
 		}
 		switch {
 		case l.Holder == s.Place && l.Token == mine:
@@ -169,6 +177,10 @@ func (f *Fleet) beat(ctx context.Context) (took bool, err error) {
 	})
 	if err != nil {
 		return false, err // what is held is held until it runs out
+	}
+	if ousted {
+		s.token.Store(0)
+		return false, ErrOusted
 	}
 	for _, p := range dead {
 		f.cfg.Log.Warn("server is gone", "name", p.Name, "last_seen", p.Seen)
@@ -237,8 +249,9 @@ func leaveHome(tx Tx, place string) (emptied bool, err error) {
 	return len(list) < homePage, nil
 }
 
-// runShare beats and follows until ctx ends, then gives the lease back. took is told when this server begins to plan.
-func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) {
+// runShare beats and follows until ctx ends, then gives the lease back. took is told when this server begins to plan. The error is
+// ErrOusted.
+func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) error {
 	beats := time.NewTicker(f.share.lease() / leaseBeats)
 	defer beats.Stop()
 	follow := time.NewTicker(followEvery)
@@ -254,9 +267,12 @@ func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) {
 		select {
 		case <-ctx.Done():
 			f.leave(context.WithoutCancel(ctx))
-			return
+			return nil
 		case <-beats.C:
 			begun, err := f.beat(ctx)
+			if errors.Is(err, ErrOusted) {
+				return err
+			}
 			note("say that this server is there", err)
 			if begun {
 				select {

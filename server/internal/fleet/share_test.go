@@ -74,7 +74,10 @@ func TestAPlannerThatSleptWritesNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				memory := store.NewMemory()
 				slow := newSleeper(memory)
-				a := member(t, slow, "a", func(c *fleet.Config) { c.Share.Unfenced = unfenced })
+				a := member(t, slow, "a")
+				if unfenced {
+					fleet.Unfence(a)
+				}
 				defer start(t, a, newOutbox())()
 				time.Sleep(5 * time.Second)
 				b := member(t, memory, "b")
@@ -256,4 +259,91 @@ func TestADeviceThatMovesIsOneDevice(t *testing.T) {
 		}
 		wake()
 	})
+}
+
+// TestAServerThatWorksAloneEndsWhenAnotherHasTakenItsPlace: it slept, and what it remembers is nobody's truth any more. Until it knows,
+// it gives no answer from memory.
+func TestAServerThatWorksAloneEndsWhenAnotherHasTakenItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory()
+		slow := newSleeper(memory)
+		alone := func(s fleet.Store, place string) *fleet.Fleet {
+			me := &fleet.Share{Place: place}
+			if err := fleet.Join(t.Context(), s, *me); err != nil {
+				t.Fatal(err)
+			}
+			return newFleet(t, fleet.Config{Store: s, Share: me, AllowUnsigned: true})
+		}
+		a := alone(slow, "a")
+		ended := make(chan error, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { ended <- a.Run(ctx, newOutbox()) }()
+		time.Sleep(5 * time.Second)
+		revoke := func(f *fleet.Fleet, revoked bool) {
+			if err := fleet.ChangeRows(t.Context(), f, func(tx fleet.Tx) error { return tx.PutDevice(fleet.Device{ID: "d1", Revoked: revoked}) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		revoke(a, false)
+		ask := func() error { _, err := a.Offer(t.Context(), fleet.Query{Device: "d1"}); return err }
+		if err := ask(); !errors.Is(err, fleet.ErrNotFound) {
+			t.Fatalf("nothing is published: %v", err)
+		}
+		wake := slow.stop()
+		time.Sleep(time.Minute)
+		b := alone(memory, "b")
+		defer start(t, b, newOutbox())()
+		time.Sleep(time.Second)
+		revoke(b, true)
+		wake()
+		if err := ask(); !errors.Is(err, fleet.ErrDenied) {
+			t.Errorf("awake again, it answers a device that was revoked: %v", err)
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, fleet.ErrOusted) {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Error("it goes on")
+		}
+	})
+}
+
+// TestStatusesThatServersShareMayOvertakeEachOther: a boot that is over may speak on for a minute where what it said was dealt to
+// another server; the same a minute later, or where one server hears everything, is two boards.
+func TestStatusesThatServersShareMayOvertakeEachOther(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		foreign bool // one broker for all servers
+		pause   time.Duration
+		doubted bool
+	}{
+		{"at once", true, time.Second, false},
+		{"a minute later", true, 61 * time.Second, true},
+		{"a broker each", false, time.Second, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := member(t, store.NewMemory(), "a", func(cfg *fleet.Config) { cfg.ForeignSessions = c.foreign })
+				defer start(t, f, newOutbox())()
+				synctest.Wait()
+				for _, said := range []struct {
+					boot string
+					seq  uint64
+				}{{"b1", 1}, {"b2", 1}, {"b1", 2}, {"b2", 2}, {"b1", 3}} {
+					hear(t, f, "d1", status(said.boot, said.seq, protocol.PhaseIdle))
+					time.Sleep(c.pause)
+				}
+				d, err := f.Device(t.Context(), "d1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if doubted := len(d.Suspicions()) > 0; doubted != c.doubted {
+					t.Errorf("suspicions: %+v", d.Suspicions())
+				}
+			})
+		})
+	}
 }
