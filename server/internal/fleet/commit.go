@@ -13,7 +13,7 @@ import (
 // for one and for hundreds, and nobody is answered before it; a full queue blocks the callers, which is what slows the
 // devices down.
 const (
-	foldGroup = 1000
+	foldGroup = 500
 	foldQueue = 2 * foldGroup
 )
 

@@ -244,8 +244,8 @@ func TestFoldsAreCommittedInGroups(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n := s.updates.Load() - before; n < 3 || n > 5 {
-			t.Errorf("2001 statuses took %d commits, want groups of up to 1,000", n)
+		if n := s.updates.Load() - before; n < 5 || n > 8 {
+			t.Errorf("2001 statuses took %d commits, want groups of up to 500", n)
 		}
 		devices, err := f.Devices(t.Context())
 		if err != nil || len(devices) != 2001 {
