@@ -78,14 +78,15 @@ func TestAWaveWaitsForOneThatLeftSinceItBegan(t *testing.T) {
 		defer y.stop()
 		p := fleet.Policy{Waves: []fleet.Wave{{Count: 2}, {Percent: 100}}, Gate: fleet.Gate{NotWhileCharging: true}}
 		left := y.firstOf(p)
-		y.say(left, protocol.PhaseIdle, "", func(s *protocol.Status) { s.Battery = &protocol.Battery{SOCPct: 80, Charging: true} })
+		charging := func(s *protocol.Status) { s.Battery = &protocol.Battery{SOCPct: 80, Charging: true} }
+		y.say(left, protocol.PhaseIdle, "", charging)
 		r := y.create(p)
 		now := y.pass(r.ID, time.Minute)
 		if len(now.Waits) != 1 || now.Waits[0] != (fleet.Wait{DeviceID: left, Hold: "charging"}) {
 			t.Errorf("it waits for %+v", now.Waits)
 		}
 		since := time.Now()
-		y.say(left, protocol.PhaseIdle, "")
+		y.say(left, protocol.PhaseIdle, "", charging) // it charges to the last: the planner may look before it is gone
 		y.disconnect(left)
 		now = y.pass(r.ID, 2*time.Hour)
 		if now.Figures.Succeeded != 1 || now.Wave != 0 || len(now.Waits) != 1 || now.Waits[0].Hold != fleet.HoldOffline || !now.Waits[0].Since.Equal(since) {
