@@ -14,7 +14,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -387,48 +386,6 @@ func (s *Server) httpsOnly() bool {
 	return strings.HasPrefix(s.cfg.PublicURL, "https://") || s.https != nil && (s.cfg.TLS.CertFile != "" || len(s.cfg.TLS.ACME.Hosts) > 0)
 }
 
-// readiness remembers the last answer for a moment, because anyone may ask.
-type readiness struct {
-	mu  sync.Mutex
-	at  time.Time // guarded by mu
-	err error     // guarded by mu
-}
-
-const readyFor = 2 * time.Second
-
-// checkReady says why the server cannot do its work; nil when it can.
-func (s *Server) checkReady(ctx context.Context) error {
-	s.ready.mu.Lock()
-	defer s.ready.mu.Unlock()
-	if !s.ready.at.IsZero() && time.Since(s.ready.at) < readyFor {
-		return s.ready.err
-	}
-	// Not the asker's own context: its answer is for the others too.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyFor)
-	defer cancel()
-	s.ready.err = s.probe(ctx)
-	s.ready.at = time.Now()
-	return s.ready.err
-}
-
-func (s *Server) probe(ctx context.Context) error {
-	if err := canWrite(s.cfg.DataDir); err != nil {
-		s.log.Error("data folder cannot be written", "err", err)
-		return errors.New("data folder cannot be written")
-	}
-	if err := s.store.Probe(ctx); err != nil {
-		s.log.Error("database cannot be written", "err", err)
-		return errors.New("database cannot be written")
-	}
-	if err := s.bucket.reached(); err != nil {
-		return err
-	}
-	if !s.up() {
-		return errors.New("mqtt broker is not connected")
-	}
-	return nil
-}
-
 func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 	info := api.ServerInfo{
 		Version: s.cfg.Version, StartedAt: s.started.UTC(), URL: s.URL(), Addresses: []string{}, CAPEM: string(s.certs.caPEM), MirrorURL: s.cfg.MirrorURL,
@@ -450,92 +407,4 @@ func (s *Server) info(ctx context.Context) (api.ServerInfo, error) {
 		info.Ready, info.NotReady = false, err.Error()
 	}
 	return info, nil
-}
-
-// URL is the server's address as devices should be told it, without a slash at the end.
-func (s *Server) URL() string {
-	if s.cfg.PublicURL != "" {
-		return s.cfg.PublicURL
-	}
-	if s.https != nil {
-		return "https://" + hostPort(s.host, portOf(s.https), 443)
-	}
-	return "http://" + hostPort(s.host, portOf(s.plain), 80)
-}
-
-// HTTPSAddr is where HTTPS is listened on, host:port; empty when it is off.
-func (s *Server) HTTPSAddr() string { return addrOf(s.https) }
-
-// MQTTTLSAddr is where the embedded broker listens for MQTT over TLS; empty when that is off or the broker is external.
-func (s *Server) MQTTTLSAddr() string { return addrOf(s.mqttTLS) }
-
-// MQTTAddr is where the embedded broker listens for plain MQTT; empty when that is off or the broker is external.
-func (s *Server) MQTTAddr() string { return addrOf(s.mqttPlain) }
-
-// MQTT is how devices reach the broker.
-func (s *Server) MQTT() api.MQTT { return s.mqtt }
-
-// CAPEM is what devices need to trust the web side; empty when public authorities do.
-func (s *Server) CAPEM() []byte { return s.certs.caPEM }
-
-// Access is what operator.json says.
-func (s *Server) Access() api.Access { return s.access }
-
-// AccessFile is the path of operator.json.
-func (s *Server) AccessFile() string { return filepath.Join(s.cfg.DataDir, api.AccessFile) }
-
-// FirstStart says whether the operator account was made by this Open.
-func (s *Server) FirstStart() bool { return s.firstStart }
-
-func hostPort(host string, port, usual int) string {
-	if port == usual {
-		if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
-			return "[" + host + "]"
-		}
-		return host
-	}
-	return net.JoinHostPort(host, strconv.Itoa(port))
-}
-
-func hostOfURL(s string) string {
-	u, err := url.Parse(s)
-	if err != nil {
-		return ""
-	}
-	return u.Hostname()
-}
-
-// boundHost is the address a listener is bound to, when it is a single one.
-func boundHost(l net.Listener) string {
-	if l == nil {
-		return ""
-	}
-	if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsUnspecified() {
-		return addr.IP.String()
-	}
-	return ""
-}
-
-// ownHost is the name or address by which devices reach this machine, as far as it can tell.
-func (s *Server) ownHost() string {
-	if s.cfg.Host != "" {
-		return s.cfg.Host
-	}
-	if hosts := s.cfg.TLS.ACME.Hosts; len(hosts) > 0 {
-		return hosts[0]
-	}
-	if s.cfg.TLS.CertFile != "" {
-		for _, name := range s.certs.current.Load().Leaf.DNSNames {
-			if isHost(name) {
-				return name
-			}
-		}
-	}
-	if bound := boundHost(cmp.Or(s.https, s.plain)); bound != "" {
-		return bound
-	}
-	for _, name := range interfaceAddrs() {
-		return name.String()
-	}
-	return "localhost"
 }
