@@ -31,6 +31,7 @@ var browsing = map[string]func(b *browser){
 	"keyboard": updateByKeyboard,
 	"viewer":   viewerOnlyLooks,
 	"access":   adminLetsSomebodyIn,
+	"webhooks": adminAddsAWebhook,
 	"noscript": withoutJavaScript,
 	"rollouts": haltedAndRunningRollouts,
 	"audit":    whoDidWhat,
@@ -380,6 +381,29 @@ func adminLetsSomebodyIn(b *browser) {
 		b.click("#confirm")
 	}
 	b.wants("both are gone", `!document.body.innerText.includes("otto") && !document.body.innerText.includes("wall")`)
+}
+
+// adminAddsAWebhook adds one for a program on the server's own machine, which is not allowed here, tests it, reads why it fails,
+// and removes it.
+func adminAddsAWebhook(b *browser) {
+	b.signIn("operator", b.ts.Getenv("OPERATOR"))
+	b.click(".who a[href='/webhooks']")
+	b.do("type", chromedp.SetValue(chromedp.CSS("input[name=url]"), "http://127.0.0.1:9/hook"), chromedp.Click(chromedp.CSS("input[name='rollout.finished']")))
+	b.click("#add")
+	b.wants("the secret, this once", `document.querySelector("#secret").innerText.startsWith("whsec_")`)
+	b.wants("the events that were ticked", `document.querySelector("#hooks").innerText.includes("rollout.halted") && !document.querySelector("#hooks").innerText.includes("rollout.finished")`)
+	b.click("#hooks form[action$='/test'] button")
+	b.wants("that it is tested", `document.querySelector("[role=status]").innerText.startsWith("A test is on its way")`)
+	for end := time.Now().Add(patience); !eval[bool](b, `document.querySelector("#hooks").innerText.includes("allow it with webhooks.allow_loopback")`); time.Sleep(pollEvery) {
+		if time.Now().After(end) {
+			b.fail("the page does not say why the webhook fails")
+		}
+		b.open("/webhooks")
+	}
+	b.wants("no secret any more", `!document.querySelector("#secret")`)
+	b.click("#hooks form[action$='/remove'] button")
+	b.click("#confirm")
+	b.wants("it is gone", `!document.querySelector("#hooks") && document.body.innerText.includes("The webhook is removed.")`)
 }
 
 // haltedAndRunningRollouts finds a halted rollout ($HALTED, of 1.1.0) on the first page and why, and pauses one that runs

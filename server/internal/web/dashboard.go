@@ -105,6 +105,7 @@ func (h *handler) routeDashboard() {
 	get("/account", u.account)
 	post("/account/password", fleet.RightPassword, u.changePassword)
 	u.routeAccess()
+	u.routeWebhooks()
 	get("/events", u.events)
 	h.mux.HandleFunc("GET /login", u.loginForm)
 	h.mux.HandleFunc("POST /login", u.login)
@@ -142,7 +143,7 @@ func (u *ui) load() {
 	funcs := words()
 	funcs["static"] = func(name string) string { return names[name] }
 	u.pages = make(map[string]*template.Template)
-	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "audit", "account", "access", "login", "confirm", "fault"} {
+	for _, name := range []string{"home", "devices", "device", "releases", "release", "rollouts", "rollout", "rolloutform", "draft", "audit", "account", "access", "webhooks", "login", "confirm", "fault"} {
 		t := template.New(name).Funcs(funcs).Option("missingkey=error")
 		u.pages[name] = template.Must(t.ParseFS(dashboardFiles, "templates/ui/base.html", "templates/ui/"+name+".html"))
 	}
@@ -313,5 +314,6 @@ var doneTexts = map[string]string{
 	"withdraw": "The release is withdrawn: it is offered to nobody.", "lift": "The quarantine is lifted: the release may be offered again.",
 	"account-made": "The account is made.", "account-gone": "The account is removed, and its sessions have ended.",
 	"token-gone": "The token is removed: it works no more.", "password": "The new password is set, and the sessions of the account have ended.",
+	"webhook-test": "A test is on its way: this page says what came of it.", "webhook-gone": "The webhook is removed.",
 	"create": "The rollout has begun.", "pause": "The rollout is paused: nothing more is started.", "resume": "The rollout goes on.", "abort": "The rollout is aborted.",
 }

@@ -213,7 +213,7 @@ func (s *site) rolls(rel fleet.Release) {
 
 // sitePages are all pages of a fleet as people makes it.
 var sitePages = []string{"/", "/devices", "/devices/d-well", "/releases", "/releases/" + digestA, "/releases/" + digestC, "/rollouts", "/rollouts/new", "/rollouts/r-running", "/rollouts/r-halted",
-	"/account", "/access"}
+	"/account", "/access", "/webhooks"}
 
 func TestPagesAreForWhoIsSignedIn(t *testing.T) {
 	s := newSite(t)
@@ -359,7 +359,8 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		"/releases/" + digestC + "/lift": fleet.RightOperate, "/rollouts/r-running/pause": fleet.RightOperate, "/rollouts/r-running/resume": fleet.RightOperate,
 		"/rollouts/r-running/abort": fleet.RightOperate, "/rollouts": fleet.RightOperate,
 		"/access/accounts": fleet.RightAdminister, "/access/accounts/x/password": fleet.RightAdminister, "/access/accounts/x/remove": fleet.RightAdminister,
-		"/access/tokens": fleet.RightAdminister, "/access/tokens/x/remove": fleet.RightAdminister}
+		"/access/tokens": fleet.RightAdminister, "/access/tokens/x/remove": fleet.RightAdminister,
+		"/webhooks": fleet.RightAdminister, "/webhooks/x/test": fleet.RightAdminister, "/webhooks/x/remove": fleet.RightAdminister}
 	calls := []struct {
 		method, path string
 		right        fleet.Right
@@ -397,8 +398,10 @@ func TestRolesAreHeldAtEveryDoor(t *testing.T) {
 		if r := s.get("/rollouts/new", cookie); (r.StatusCode == http.StatusForbidden) == who.Has(fleet.RightOperate) {
 			t.Errorf("%s asks for the form of a rollout: %d", role, r.StatusCode)
 		}
-		if r := s.get("/access", cookie); (r.StatusCode == http.StatusForbidden) == who.Has(fleet.RightAdminister) {
-			t.Errorf("%s asks who may sign in: %d", role, r.StatusCode)
+		for _, path := range []string{"/access", "/webhooks"} {
+			if r := s.get(path, cookie); (r.StatusCode == http.StatusForbidden) == who.Has(fleet.RightAdminister) {
+				t.Errorf("%s asks for %s: %d", role, path, r.StatusCode)
+			}
 		}
 		for path, button := range map[string]string{"/rollouts/r-running": `id="pause"`, "/rollouts/r-halted": `id="abort"`, "/releases/" + digestC: `id="lift"`} {
 			if r := s.get(path, cookie); strings.Contains(r.body, button) != who.Has(fleet.RightOperate) || r.StatusCode != 200 {
@@ -471,7 +474,8 @@ func TestFormsOfOtherSitesAreRefused(t *testing.T) {
 			"/releases/" + digestA + "/withdraw": "confirmed=yes", "/account/password": "old=a&new=b&again=b",
 			"/releases/" + digestC + "/lift": "confirmed=yes", "/rollouts/r-running/pause": "", "/rollouts/r-halted/resume": "confirmed=yes", "/rollouts/r-running/abort": "confirmed=yes",
 			"/rollouts": "release=" + digestB + "&who=all&confirmed=yes&expect=2", "/access/tokens/viewer/remove": "confirmed=yes",
-			"/access/accounts": "name=eve&role=admin&new=aaaaaaaaaaaa&again=aaaaaaaaaaaa", "/access/tokens": "name=eve&role=admin&life="} {
+			"/access/accounts": "name=eve&role=admin&new=aaaaaaaaaaaa&again=aaaaaaaaaaaa", "/access/tokens": "name=eve&role=admin&life=",
+			"/webhooks": "url=http%3A%2F%2Freceiver.lan%2F&rollout.halted=yes"} {
 			v, err := url.ParseQuery(form)
 			if err != nil {
 				t.Fatal(err)
