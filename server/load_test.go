@@ -84,6 +84,9 @@ func TestGoodDevicesBesideSlowOnes(t *testing.T) {
 	if long {
 		slow, span = slowLong, measured
 	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	held := m.Sys // by tests before this one, and given back to nobody
 	s, _ := run(t, testConfig(t))
 	c := operatorClient(t, s)
 	publish(t, c, makeRelease(t, newKey(t), "1.0.0", 256<<10))
@@ -147,8 +150,8 @@ func TestGoodDevicesBesideSlowOnes(t *testing.T) {
 		}
 	}
 	webSlow, mqttSlow := measure()
-	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
+	took := m.Sys - held
 	for _, row := range []struct {
 		name          string
 		before, after []time.Duration
@@ -159,9 +162,9 @@ func TestGoodDevicesBesideSlowOnes(t *testing.T) {
 			t.Errorf("%s: p99 went from %v to %v", row.name, was, is)
 		}
 	}
-	t.Logf("memory: %d MiB from the system, heap %d MiB; %+v", m.Sys>>20, m.HeapInuse>>20, s.broker.(flagged).Stats())
-	if m.Sys > memoryCap {
-		t.Errorf("the server took %d MiB", m.Sys>>20)
+	t.Logf("memory: %d MiB more from the system, heap %d MiB; %+v", took>>20, m.HeapInuse>>20, s.broker.(flagged).Stats())
+	if took > memoryCap {
+		t.Errorf("the server took %d MiB", took>>20)
 	}
 }
 
