@@ -35,7 +35,7 @@ type Handler interface {
 	// Fold applies a status and returns after it is durable. shared: it came on the topic without a device id.
 	Fold(ctx context.Context, device string, shared bool, payload []byte) error
 	// Order takes a command that an operator published and returns the payload to send on. An empty retained payload
-	// takes back the command of that topic.
+	// takes back the command of that topic. fleet.ErrUnderWay (wrapped): it is durable, and nothing is to be sent on.
 	Order(ctx context.Context, by fleet.Identity, device string, retained bool, payload []byte) ([]byte, error)
 	// Connected and Disconnected tell of a device's sessions: of the first that begins and of the last that ends. For
 	// one device they are never called at once, and they come in turn.
@@ -59,6 +59,7 @@ type verdict int
 
 const (
 	taken   verdict = iota // durable: acknowledge and pass on
+	kept                   // durable, and said by the server itself when it can be: acknowledge, and pass nothing on
 	dropped                // will never be better: acknowledge, so that it is not repeated for ever, and pass nothing on
 	again                  // not durable: do not acknowledge
 )
@@ -69,6 +70,8 @@ func judge(err error, readable bool) verdict {
 	switch {
 	case err == nil:
 		return taken
+	case errors.Is(err, fleet.ErrUnderWay):
+		return kept
 	case errors.Is(err, fleet.ErrStorage), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return again
 	case !readable, errors.Is(err, fleet.ErrInvalid), errors.Is(err, fleet.ErrRefused), errors.Is(err, fleet.ErrNotFound),

@@ -367,7 +367,7 @@ func (x *External) handle(ctx context.Context, msg paho.Message) bool {
 	}
 	for delay := time.Second; ; delay = min(2*delay, maxInterval) {
 		v, err := once()
-		if v == taken {
+		if v == taken || v == kept {
 			return true
 		}
 		x.log.Warn("message not taken", "topic", msg.Topic(), "err", err, "again", v == again)

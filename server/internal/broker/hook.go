@@ -473,6 +473,8 @@ func (h *hook) command(cl *mqtt.Client, c *conn, pk packets.Packet, device strin
 	e := h.e
 	payload, err := order(e.call, e.cfg.Handler, c.id, device, pk.FixedHeader.Retain, pk.Payload)
 	switch judgeCommand(err, pk.Payload) {
+	case kept:
+		return pk, packets.CodeSuccessIgnore
 	case dropped:
 		e.noteErr("command refused", err, "operator", c.id.Name, "device", device)
 		if cl.Properties.ProtocolVersion == 5 && pk.FixedHeader.Qos == 1 {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -294,6 +295,9 @@ func TestOperatorsCommandGoesThroughTheHandler(t *testing.T) {
 		{"to one", "bms/ota/command/d1", check, false, nil, `{"action":"check","force":false,"id":"id-1"}`, 1, false, 0},
 		{"to all", "bms/ota/command", check, false, nil, `{"action":"check","force":false,"id":"id-1"}`, 1, false, 0},
 		{"to one, retained", "bms/ota/command/d1", check, true, nil, `{"action":"check","force":false,"id":"id-1"}`, 1, false, 0},
+		{"to all, under way", "bms/ota/command", `{"action":"update"}`, false, func([]byte) ([]byte, error) {
+			return nil, fmt.Errorf("%w: command u1: %w", fleet.ErrUnderWay, context.DeadlineExceeded)
+		}, "", 1, false, 0},
 		{"rollback to all, retained", "bms/ota/command", `{"action":"rollback"}`, true, nil, "", 0, false, 0x83},
 		{"rollback to a version, to all, retained", "bms/ota/command", `{"action":"rollback","version":"1.0.0"}`, true, nil, "", 0, false, 0x83},
 		{"rollback to all", "bms/ota/command", `{"action":"rollback"}`, false, nil, `{"action":"rollback","force":false,"id":"id-1"}`, 1, false, 0},

@@ -224,12 +224,17 @@ func (f *Fleet) input(tx Tx, id string, now time.Time) (in Input, failed *error,
 	if in.Gone, err = tx.TriedAndGone(id); err != nil {
 		return in, failed, err
 	}
-	in.Waiting = waiting(tx, r, -1, r.limit(), failed)
+	// While one is under way every device has a command open, or is about to.
+	_, ordered, err := underWay(tx)
+	if err != nil {
+		return in, failed, err
+	}
+	in.Waiting = waiting(tx, r, -1, r.limit(), ordered, failed)
 	if before := r.awayBefore(in.Listening, now); !before.IsZero() && !r.lastWave() && in.Figures.begun() < r.limit() {
 		if in.Away, err = tx.AwayMembers(id, r.limit(), before, awayPage); err != nil {
 			return in, failed, err
 		}
-		in.Spare = waiting(tx, r, r.limit()-1, r.Members, failed)
+		in.Spare = waiting(tx, r, r.limit()-1, r.Members, ordered, failed)
 	}
 	return in, failed, nil
 }
@@ -280,8 +285,8 @@ func taken(tx Tx, label string) (map[string]bool, error) {
 	return values, nil
 }
 
-// waiting gives the candidates with after < rank < below, page by page.
-func waiting(tx Tx, r *Rollout, after, below int, failed *error) iter.Seq[Candidate] {
+// waiting gives the candidates with after < rank < below, page by page; all of them busy where that is said.
+func waiting(tx Tx, r *Rollout, after, below int, busy bool, failed *error) iter.Seq[Candidate] {
 	return func(yield func(Candidate) bool) {
 		for after := after; ; {
 			page, err := tx.Candidates(r.ID, r.Policy.Priority, after, below, candidatePage, false)
@@ -290,6 +295,7 @@ func waiting(tx Tx, r *Rollout, after, below int, failed *error) iter.Seq[Candid
 				return
 			}
 			for _, c := range page {
+				c.Busy = c.Busy || busy
 				if !yield(c) {
 					return
 				}

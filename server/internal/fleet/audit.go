@@ -427,7 +427,7 @@ func relabelled(old, now Labels) audit.Details {
 	return details
 }
 
-// Attempt remembers that there is none as well: a command to a hundred thousand devices asks that of each.
+// Attempt remembers that there is none as well.
 func (t *audited) Attempt(id string) (Attempt, error) {
 	a, err := t.Tx.Attempt(id)
 	if err == nil {

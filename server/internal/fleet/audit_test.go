@@ -237,6 +237,8 @@ func TestEveryWayToChangeRowsGoesThroughTheLog(t *testing.T) {
 		"PutChange":           "it tells the other servers of rows that have been told of",
 		"DeleteChanges":       "likewise",
 		"PutHome":             "which broker has a device is no act",
+		"PutOrder":            "how far an order is; that it was given is a row, and so is every attempt",
+		"DeleteOrder":         "likewise; what takes its place, or a backup that is restored, is a row",
 	}
 	declared, updates := map[string]bool{}, []string{}
 	files := token.NewFileSet()

@@ -29,6 +29,21 @@ func (t *audited) PutDevices(list []Device) error {
 	return t.Tx.PutDevices(list)
 }
 
+// AttemptsIn remembers which there are not as well.
+func (t *audited) AttemptsIn(ids []string) ([]Attempt, error) {
+	list, err := t.Tx.AttemptsIn(ids)
+	if err != nil {
+		return nil, err
+	}
+	t.remember(list...)
+	for _, id := range ids {
+		if _, known := t.book.attempts[id]; !known {
+			t.book.attempts[id] = ""
+		}
+	}
+	return list, nil
+}
+
 func (t *audited) OpenAttemptsIn(devices []string) ([]Attempt, error) {
 	list, err := t.Tx.OpenAttemptsIn(devices)
 	t.remember(list...)

@@ -75,3 +75,12 @@ func Planned(ctx context.Context, f *Fleet, fn func(Tx) error) error { return f.
 func UpdateAs(ctx context.Context, f *Fleet, by Identity, fn func(Tx) error) error {
 	return f.update(ctx, by, fn)
 }
+
+// Quarantined puts an image into quarantine, as a halt does.
+func Quarantined(ctx context.Context, f *Fleet, sha256 string) error {
+	err := f.update(ctx, theServer, func(tx Tx) error {
+		return tx.PutQuarantine(Quarantine{SHA256: sha256, Why: "it is bad", Since: f.cfg.Now()})
+	})
+	f.catalog.forget()
+	return err
+}

@@ -15,6 +15,7 @@ var (
 	ErrInvalid  = errors.New("invalid")       // the request makes no sense
 	ErrDenied   = errors.New("not allowed")   // unknown, revoked, or without the right
 	ErrStorage  = errors.New("storage fault") // disk full, I/O error: nothing was acknowledged
+	ErrUnderWay = errors.New("under way")     // an order to all that is durable and goes on without its caller
 	ErrDamaged  = errors.New("damaged")       // stored bytes that are not those of their digest
 )
 

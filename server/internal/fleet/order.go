@@ -18,11 +18,16 @@ import (
 // protocol.MaxCommand bytes. When it returns, every known device concerned has an attempt row that takes the place of
 // its older open ones: rows before words, so that no device can answer a command that the server does not remember.
 //
+// To all that is many transactions, between which statuses get their turn. Where ctx ends or the store fails after the first of
+// them it is ErrUnderWay: the order is durable, nothing is to be sent on, and Run makes the other rows, by which each device
+// is sent the command. That is also what happens when the server ends. Whoever was not answered and gives the command again under its
+// id gives one command; under another id he gives a second, which takes the place of the first.
+//
 // check and status make no rows. An id that a device already has an attempt for changes nothing for that device, so a
 // command delivered twice is one command. A retained rollback that names no version is refused, because it would act at
 // every boot. An empty retained payload is MQTT's way to take a retained message back and is passed on as it is: on the
 // topic of one device it ends the attempts that the device has not taken up, so that they are not sent again.
-// Errors: ErrDenied, ErrInvalid (not a command), ErrNotFound (no such device), ErrRefused, ErrStorage.
+// Errors: ErrDenied, ErrInvalid (not a command), ErrNotFound (no such device), ErrRefused, ErrUnderWay, ErrStorage.
 func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained bool, payload []byte) ([]byte, error) {
 	if err := f.operator(by); err != nil {
 		return nil, err
@@ -46,9 +51,12 @@ func (f *Fleet) Order(ctx context.Context, by Identity, device string, retained 
 	if cmd.Action == protocol.ActionUpdate && cmd.ExpiresAt.IsZero() {
 		cmd.ExpiresAt = now.Add(f.cfg.Expiry).Truncate(time.Second)
 	}
-	if cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback {
-		cmd, err = f.attempts(ctx, by, device, cmd, now, retained)
-	} else {
+	switch rows := cmd.Action == protocol.ActionUpdate || cmd.Action == protocol.ActionRollback; {
+	case rows && device == "":
+		cmd, err = f.orderAll(ctx, by, cmd, now, retained)
+	case rows:
+		cmd, err = f.attempt(ctx, by, device, cmd, now, retained)
+	default:
 		err = f.update(ctx, by, func(tx Tx) error {
 			note(tx, sentEntry(device, cmd))
 			return nil
@@ -79,9 +87,20 @@ func toAll(device string) string {
 
 // takeBack ends the attempts of a device that it has said nothing about yet.
 func (f *Fleet) takeBack(ctx context.Context, by Identity, device string) error {
+	cat, err := f.catalogueNow(ctx)
+	if err != nil {
+		return err
+	}
 	now := f.cfg.Now()
 	var ended int
-	err := f.update(ctx, by, func(tx Tx) error {
+	err = f.update(ctx, by, func(tx Tx) error {
+		if d, there, err := before(tx.Device(device)); err != nil {
+			return err
+		} else if there {
+			if err := f.giveOwed(tx, cat, d, now); err != nil {
+				return err
+			}
+		}
 		open, err := tx.OpenAttemptsOf(device)
 		if err != nil {
 			return err
@@ -97,86 +116,74 @@ func (f *Fleet) takeBack(ctx context.Context, by Identity, device string) error 
 	return err
 }
 
-// attempts makes the rows of a command. It returns the command with the version of a rollback filled in, where it is
-// for one device.
-func (f *Fleet) attempts(ctx context.Context, by Identity, device string, cmd protocol.Command, now time.Time, retained bool) (protocol.Command, error) {
+// mayGoOut refuses a command that must not, before a row speaks of it.
+func mayGoOut(cmd protocol.Command, retained bool) error {
+	if retained && cmd.Action == protocol.ActionRollback && cmd.Version == "" {
+		return fmt.Errorf("%w: a retained rollback must name the version to go back to, or it repeats at every boot", ErrRefused)
+	}
+	if _, err := cmd.Append(nil); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
+// attempt makes the row of a command to one device, which must be known and not revoked. It returns the command with the version
+// of a rollback filled in.
+func (f *Fleet) attempt(ctx context.Context, by Identity, device string, cmd protocol.Command, now time.Time, retained bool) (protocol.Command, error) {
 	cat, err := f.catalogueNow(ctx)
 	if err != nil {
 		return cmd, err
 	}
 	final := cmd
-	var touched []string
+	var made bool
 	err = f.update(ctx, by, func(tx Tx) error {
-		final, touched = cmd, nil
-		devices, err := recipients(tx, device)
+		final, made = cmd, false
+		d, err := tx.Device(device)
 		if err != nil {
+			return fmt.Errorf("device %q: %w", device, err)
+		}
+		if d.Revoked {
+			return fmt.Errorf("%w: device %q is revoked", ErrRefused, device)
+		}
+		if cmd.Action == protocol.ActionRollback && cmd.Version == "" {
+			final.Version = d.PreviousVersion
+		}
+		if err := mayGoOut(final, retained); err != nil {
 			return err
 		}
-		if device != "" && cmd.Action == protocol.ActionRollback && cmd.Version == "" {
-			final.Version = devices[0].PreviousVersion
-		}
-		if retained && final.Action == protocol.ActionRollback && final.Version == "" {
-			return fmt.Errorf("%w: a retained rollback must name the version to go back to, or it repeats at every boot", ErrRefused)
-		}
-		if _, err := final.Append(nil); err != nil { // before a row speaks of a command that cannot be sent
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
 		note(tx, sentEntry(device, final))
-		for _, d := range devices {
-			a := f.newAttempt(cat, d, final, by, now)
-			if (device != "" || final.Version != "") && cat.quarantined[a.SHA256] {
-				return barredError(cat.bySHA[a.SHA256].Release, "quarantined")
-			}
-			made, err := putAttempt(tx, d, a)
-			if err != nil {
-				return err
-			}
-			if made {
-				touched = append(touched, d.ID)
-			}
+		a := f.newAttempt(cat, d, final, by, now)
+		if cat.quarantined[a.SHA256] {
+			return barredError(cat.bySHA[a.SHA256].Release, "quarantined")
 		}
-		return nil
+		if err := f.giveOwed(tx, cat, d, now); err != nil {
+			return err
+		}
+		made, err = putAttempt(tx, d, a)
+		return err
 	})
 	if err != nil {
 		return cmd, err
 	}
-	f.touch(touched...)
+	if made {
+		f.touch(device)
+	}
 	return final, nil
 }
 
-// recipients are the devices a command is for: one, which must be known and not revoked, or all that are.
-func recipients(tx Tx, device string) ([]Device, error) {
-	if device != "" {
-		d, err := tx.Device(device)
-		if err != nil {
-			return nil, fmt.Errorf("device %q: %w", device, err)
-		}
-		if d.Revoked {
-			return nil, fmt.Errorf("%w: device %q is revoked", ErrRefused, device)
-		}
-		return []Device{d}, nil
+// expiresAt is when the attempts of a command that was given at a time are over: every attempt ends.
+func (f *Fleet) expiresAt(cmd protocol.Command, given time.Time) time.Time {
+	if cmd.ExpiresAt.IsZero() {
+		return given.Add(f.cfg.Expiry).Truncate(time.Second)
 	}
-	all, err := tx.Devices()
-	if err != nil {
-		return nil, err
-	}
-	known := all[:0]
-	for _, d := range all {
-		if !d.Revoked {
-			known = append(known, d)
-		}
-	}
-	return known, nil
+	return cmd.ExpiresAt
 }
 
 // newAttempt is the row of cmd for d.
 func (f *Fleet) newAttempt(cat *catalog, d Device, cmd protocol.Command, by Identity, now time.Time) Attempt {
 	a := Attempt{
 		ID: cmd.ID + "/" + d.ID, CommandID: cmd.ID, DeviceID: d.ID, Action: cmd.Action, Force: cmd.Force, Version: cmd.Version,
-		CreatedAt: now, CreatedBy: by.Name, ExpiresAt: cmd.ExpiresAt, State: AttemptOpen, UpdatedAt: now,
-	}
-	if a.ExpiresAt.IsZero() {
-		a.ExpiresAt = now.Add(f.cfg.Expiry).Truncate(time.Second) // every attempt ends
+		CreatedAt: now, CreatedBy: by.Name, ExpiresAt: f.expiresAt(cmd, now), State: AttemptOpen, UpdatedAt: now,
 	}
 	switch a.Action {
 	case protocol.ActionRollback:
@@ -202,7 +209,7 @@ func putAttempt(tx Tx, d Device, a Attempt) (made bool, err error) {
 	} else if !errors.Is(err, ErrNotFound) {
 		return false, err
 	}
-	if err := endOpen(tx, d.ID, a.CreatedAt, "a later command took its place"); err != nil {
+	if err := endOpen(tx, d.ID, a.CreatedAt, laterCommand); err != nil {
 		return false, err
 	}
 	return true, tx.PutAttempt(a)
@@ -217,10 +224,18 @@ func endOpen(tx Tx, device string, now time.Time, why string) error {
 	return supersede(tx, open, now, why)
 }
 
+// laterCommand is why most attempts are superseded.
+const laterCommand = "a later command took its place"
+
+// superseded is a with something else in its place.
+func superseded(a Attempt, now time.Time, why string) Attempt {
+	a.State, a.Message, a.UpdatedAt, a.EndedAt = AttemptSuperseded, why, now, now
+	return a
+}
+
 func supersede(tx Tx, open []Attempt, now time.Time, why string) error {
 	for _, a := range open {
-		a.State, a.Message, a.UpdatedAt, a.EndedAt = AttemptSuperseded, why, now, now
-		if err := tx.PutAttempt(a); err != nil {
+		if err := tx.PutAttempt(superseded(a, now, why)); err != nil {
 			return err
 		}
 	}

@@ -578,31 +578,6 @@ func TestTokensOpenNothingButTheirOwn(t *testing.T) {
 	}
 }
 
-// BenchmarkOrderToAll is one command to 10,000 devices that have an older one open. Statuses wait for its transaction.
-func BenchmarkOrderToAll(b *testing.B) {
-	db, err := store.OpenSQLite(b.Context(), b.TempDir()+"/db")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer db.Close()
-	f := newFleet(b, fleet.Config{Store: db})
-	err = db.Update(b.Context(), func(tx fleet.Tx) error {
-		for n := range 10_000 {
-			if err := tx.PutDevice(fleet.Device{ID: fmt.Sprintf("bms-%06x", n), Status: status("b", 1, protocol.PhaseIdle)}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	order(b, f, "", `{"action":"update"}`)
-	for b.Loop() {
-		order(b, f, "", `{"action":"update"}`)
-	}
-}
-
 func BenchmarkOffer(b *testing.B) {
 	db, err := store.OpenSQLite(b.Context(), b.TempDir()+"/db")
 	if err != nil {

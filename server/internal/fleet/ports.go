@@ -103,6 +103,7 @@ type Tx interface {
 	OverviewTx
 	AuditTx
 	WebhookTx
+	OrderTx
 	ShareTx
 }
 

@@ -38,6 +38,13 @@ func Restored(ctx context.Context, s Store, taken, now time.Time, life string) (
 			return err
 		}
 		done.Releases, done.Devices = len(releases), len(devices)
+		if o, there, err := underWay(tx); err != nil {
+			return err
+		} else if there { // who has no row of it is not told
+			if err := tx.DeleteOrder(o.Command.ID); err != nil {
+				return err
+			}
+		}
 		if err := endRestored(tx, &done, now); err != nil {
 			return err
 		}

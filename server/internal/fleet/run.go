@@ -23,7 +23,8 @@ const (
 
 // Run does what the fleet does by itself until ctx ends, and returns nil then: it commits folds in groups, sends the
 // commands of open attempts again until they are taken up, takes back the retained commands of attempts that have
-// ended, and ends attempts by silence and expiry. It may be called once, and ends early with ErrOusted.
+// ended, makes the rows of an order to all that are not there yet, and ends attempts by silence and expiry. It may be called once,
+// and ends early with ErrOusted.
 //
 // Commands are sent from rows, never from memory: after a restart every open attempt is sent again, and a command that
 // arrives twice is harmless by the protocol.
@@ -51,6 +52,7 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	f.heardSince.Store(&now)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.runCommitter(ctx) })
+	wg.Go(func() { f.runOrders(ctx) })
 	l := &loop{fleet: f, out: out, sent: make(map[string]sending), pruner: pruner{fleet: f}, took: make(chan struct{}, 1)}
 	if f.share != nil {
 		wg.Go(func() { end(f.runShare(ctx, l.took)) })
@@ -290,32 +292,24 @@ func (l *loop) touched(ctx context.Context) error {
 	if len(dirty) == 0 || !f.sends() { // whose commands are another's to send it hears of too
 		return nil
 	}
-	jobs := make([]job, 0, len(dirty))
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		jobs = jobs[:0]
-		for _, id := range dirty {
-			d, err := tx.Device(id)
-			if err != nil {
-				return err
-			}
-			open, err := tx.OpenAttemptsOf(id)
-			if err != nil {
-				return err
-			}
-			j := job{device: d}
-			if len(open) > 0 {
-				j.attempt = &open[len(open)-1]
-			}
-			jobs = append(jobs, j)
+	var devices []Device
+	newest := make(map[string]*Attempt, len(dirty))
+	err := f.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		if devices, err = tx.DevicesIn(dirty); err != nil {
+			return err
 		}
-		return nil
+		open, err := tx.OpenAttemptsIn(dirty)
+		for i := range open {
+			newest[open[i].DeviceID] = &open[i]
+		}
+		return err
 	})
 	if err != nil {
 		f.later(dirty...)
 		return err
 	}
-	for _, j := range jobs {
-		l.tend(ctx, j)
+	for _, d := range devices {
+		l.tend(ctx, job{d, newest[d.ID]})
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func unnumbered(numbered string) string {
 
 var bulkTexts = func() map[query]string {
 	texts := make(map[query]string)
-	for _, q := range append(bulkPuts[:], qDevice, qOpenAttemptsOf) {
+	for _, q := range append(bulkPuts[:], qDevice, qAttempt, qOpenAttemptsOf) {
 		texts[q] = bulkText(q)
 	}
 	return texts
@@ -158,6 +158,10 @@ func (t *sqlTx) DevicesIn(ids []string) ([]fleet.Device, error) {
 	return manyIn(t, scanDevice, qDevice, ids)
 }
 
+func (t *sqlTx) AttemptsIn(ids []string) ([]fleet.Attempt, error) {
+	return manyIn(t, scanAttempt, qAttempt, ids)
+}
+
 func (t *sqlTx) OpenAttemptsIn(devices []string) ([]fleet.Attempt, error) {
 	return manyIn(t, scanAttempt, qOpenAttemptsOf, devices)
 }
@@ -186,6 +190,16 @@ func (t *memoryTx) DevicesIn(ids []string) ([]fleet.Device, error) {
 				return nil, err
 			}
 			list = append(list, d)
+		}
+	}
+	return list, nil
+}
+
+func (t *memoryTx) AttemptsIn(ids []string) ([]fleet.Attempt, error) {
+	var list []fleet.Attempt
+	for _, id := range ids {
+		if a, there := t.m.attempts[id]; there {
+			list = append(list, a)
 		}
 	}
 	return list, nil

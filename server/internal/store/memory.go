@@ -38,6 +38,7 @@ type Memory struct {
 	deliveries map[deliveryKey]fleet.Delivery
 
 	shared sharedRows
+	orders map[string]fleet.Order // by command
 }
 
 // keyID is the primary key of a fleet.ProjectKey.
@@ -58,7 +59,7 @@ func NewMemory() *Memory {
 		rollouts: make(map[string]fleet.Rollout), members: make(map[string]map[string]fleet.Member),
 		quarantine: make(map[string]fleet.Quarantine),
 		webhooks:   make(map[string]fleet.Webhook), deliveries: make(map[deliveryKey]fleet.Delivery),
-		shared: newSharedRows(),
+		shared: newSharedRows(), orders: make(map[string]fleet.Order),
 	}
 }
 

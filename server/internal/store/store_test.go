@@ -136,6 +136,7 @@ var contract = []struct {
 	{"attempts that are old and not needed are forgotten", attemptsAreForgotten},
 	{"the audit log is pruned as far as it says", auditIsPruned},
 	{"webhooks and what waits for them come back and go", webhooksComeAndGo},
+	{"orders come back with the point they have reached, and go", ordersComeAndGo},
 }
 
 func rowsComeBack(t *testing.T, s fleet.Store) {
