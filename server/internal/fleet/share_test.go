@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,6 +307,39 @@ func TestAServerThatWorksAloneEndsWhenAnotherHasTakenItsPlace(t *testing.T) {
 				t.Errorf("Run: %v", err)
 			}
 		case <-time.After(time.Minute):
+			t.Error("it goes on")
+		}
+	})
+}
+
+// changing is a store whose tables are of a newer version from some moment on.
+type changing struct {
+	fleet.Store
+	outdated atomic.Bool
+}
+
+func (s *changing) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	if s.outdated.Load() {
+		return fleet.ErrOutdated
+	}
+	return s.Store.Update(ctx, fn)
+}
+
+// TestAServerEndsWhenItsTablesAreOfANewerVersion: with one sentence, and within a beat.
+func TestAServerEndsWhenItsTablesAreOfANewerVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &changing{Store: store.NewMemory()}
+		f := member(t, s, "a")
+		ended := make(chan error, 1)
+		go func() { ended <- f.Run(t.Context(), newOutbox()) }()
+		time.Sleep(5 * time.Second)
+		s.outdated.Store(true)
+		select {
+		case err := <-ended:
+			if !errors.Is(err, fleet.ErrOutdated) {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(5 * time.Second):
 			t.Error("it goes on")
 		}
 	})

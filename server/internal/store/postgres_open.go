@@ -295,6 +295,8 @@ func openFault(ctx context.Context, err error) error {
 			why += ": look at password_file, and at pg_hba.conf of the server"
 		case "42501":
 			why += ": let the server be the role that made the tables"
+		case "55006": // of the trigger compatible_waits
+			return fmt.Errorf("%w: %s", ErrDatabaseRefused, why)
 		case "3D000":
 			why += ": make it (CREATE DATABASE … OWNER …)"
 		}
