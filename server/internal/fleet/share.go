@@ -48,6 +48,7 @@ type share struct {
 	*Share
 
 	unfenced bool // the mutant of planned, for its test
+	mute     bool // the mutant of ownUp
 
 	heard  atomic.Int64 // number of the last change that was followed
 	token  atomic.Int64 // of the lease; 0 = another has it
@@ -368,8 +369,10 @@ func (f *Fleet) hear(c Change) {
 			f.drops[name] = struct{}{}
 		}
 		f.mu.Unlock()
-		f.watchers.end()
 		f.wakeLoop()
+	}
+	if len(c.Logins) > 0 || c.Out {
+		f.watchers.end()
 	}
 	if c.All {
 		f.watchers.end()
@@ -431,7 +434,7 @@ func (c *changed) write(tx Tx, place string) error {
 		delete(c.devices, id) // who has an attempt is looked at anyway
 	}
 	n := len(c.devices) + len(c.attempts) + len(c.rollouts)
-	if n == 0 && !c.Catalog && !c.Notices && len(c.Logins)+len(c.Lifted)+len(c.Say)+len(c.Again) == 0 {
+	if n == 0 && !c.Catalog && !c.Notices && !c.Out && len(c.Logins)+len(c.Lifted)+len(c.Say)+len(c.Again) == 0 {
 		return nil
 	}
 	if c.All = n > maxInChange; !c.All {
