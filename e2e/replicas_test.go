@@ -49,3 +49,25 @@ func cmdWake(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(running(ts, args[0]).signal(syscall.SIGCONT))
 }
+
+// pageFollowsBothServers is of a person whose requests come to two servers in turn, with data folders a and b.
+func pageFollowsBothServers(b *browser) {
+	b.signIn("anna", password)
+	b.open("/devices/bms-000001")
+	b.live()
+	said := func(at string, args ...string) {
+		b.ts.Setenv("BMSOTA_DATA", b.ts.MkAbs(at))
+		if out, err := b.bmsota(password+" two\n", args...); err != nil {
+			b.fail("%q at %s: %v\n%s", args, at, err, out)
+		}
+	}
+	for _, at := range []string{"a", "b", "a"} {
+		said(at, "devices", "label", "bms-000001", "last=by-"+at)
+		b.until("what was done at "+at, `document.querySelector("main").innerText.includes("by-`+at+`")`)
+	}
+	b.wants("the page was never loaded again", `window.sameOne === true`)
+	said("b", "accounts", "password", "anna", "--password-file", "-")
+	b.open("/devices")
+	b.wants("the session has ended with the password", `location.pathname === "/login"`)
+	b.ts.Setenv("BMSOTA_DATA", b.ts.MkAbs("a"))
+}
