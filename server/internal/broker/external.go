@@ -88,6 +88,8 @@ type External struct {
 	echoes map[[sha256.Size]byte]time.Time
 	queue  []echo // in order of time
 
+	sleepless bool // the mutant of slept, for its test
+
 	awake atomic.Pointer[time.Time] // when this process last ran, as far as watchSleep has seen
 	look  chan struct{}             // capacity 1: the retained statuses are to be looked at
 }
