@@ -88,7 +88,7 @@ rollout-sim: ## a million simulated fleets, 1,000 boards updated to the last, 20
 	BMSOTA_ROLLOUTS=long go test -count=1 -timeout 60m -run 'TestScripts/.*/rollout' -v ./e2e
 
 .PHONY: replicas
-replicas: ## two servers on one PostgreSQL behind one Mosquitto, 60 boards, 60 kills of either
+replicas: ## three servers on one PostgreSQL behind one Mosquitto and one nginx, 60 boards, 60 kills and stops of any
 	BMSOTA_REPLICAS=long go test -count=1 -timeout 60m -run 'TestScripts/postgres/replicas' -v ./e2e
 
 .PHONY: system-sim

@@ -35,6 +35,7 @@ var browsing = map[string]func(b *browser){
 	"noscript": withoutJavaScript,
 	"rollouts": haltedAndRunningRollouts,
 	"audit":    whoDidWhat,
+	"servers":  pageFollowsBothServers,
 }
 
 // password is that of the accounts in these stories.

@@ -6,6 +6,7 @@ declare -A package=(
 	[mosquitto]=mosquitto
 	[mosquitto_pub]=mosquitto-clients
 	[nginx]=nginx-light
+	[pgbouncer]=pgbouncer
 	[apache2]=apache2
 	[curl]=curl
 	[git]=git

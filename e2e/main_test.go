@@ -148,6 +148,9 @@ func runStories(t *testing.T, kind deviceKind) {
 			"browse":        cmdBrowse,
 			"killrollouts":  cmdKillRollouts,
 			"killreplicas":  cmdKillReplicas,
+			"later":         cmdLater,
+			"sleep":         cmdSleep,
+			"wake":          cmdWake,
 			"untouched":     cmdUntouched,
 			"realidf":       cmdRealIDF,
 			"sshd":          cmdSSHD,
@@ -220,7 +223,7 @@ func folder(name string) string {
 
 // packages says which of Debian's packages has a program.
 var packages = map[string]string{"mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
-	"nginx": "nginx-light", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
+	"nginx": "nginx-light", "pgbouncer": "pgbouncer", "apache2": "apache2", "curl": "curl", "python3": "python3", "shellcheck": "shellcheck", "systemd-analyze": "systemd",
 	"sshd": "openssh-server", "ssh-keygen": "openssh-client", "ssh-agent": "openssh-client", "ssh-add": "openssh-client", "ssh-keyscan": "openssh-client",
 	"git": "git", "chromium": "chromium", "bash": "bash", "openssl": "openssl", "zsh": "zsh", "fish": "fish"}
 

@@ -30,12 +30,14 @@ func rolloutFigures() (boards, kills string) {
 	return "200", "20"
 }
 
+func longReplicas() bool { return os.Getenv("BMSOTA_REPLICAS") == "long" }
+
 // replicaFigures are too: of the stories about several servers.
 func replicaFigures() (boards, kills string) {
-	if os.Getenv("BMSOTA_REPLICAS") == "long" {
+	if longReplicas() {
 		return "60", "60"
 	}
-	return "20", "2"
+	return "12", "2"
 }
 
 // asked runs a command that prints JSON.
@@ -114,7 +116,7 @@ func cmdKillRollouts(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdKillReplicas does so with servers on one database: killreplicas N KEY LOG NAME… Each is a process that the story has
 // started, with $WORK/NAME as its data folder. The one that is killed comes back while the next rollout is looked at by way of
-// another.
+// another. In the long form one in four is stopped instead, for longer than a lease, and goes on where it was.
 func cmdKillReplicas(ts *testscript.TestScript, neg bool, args []string) {
 	plain(ts, neg, "killreplicas")
 	if len(args) < 5 {
@@ -125,8 +127,16 @@ func cmdKillReplicas(ts *testscript.TestScript, neg bool, args []string) {
 		at := random.IntN(len(names))
 		victim, other := names[at], names[(at+1)%len(names)]
 		p := running(ts, victim)
-		ts.Check(p.end(syscall.SIGKILL))
 		ts.Setenv("BMSOTA_DATA", ts.MkAbs(other))
+		if longReplicas() && random.IntN(4) == 0 {
+			ts.Check(p.signal(syscall.SIGSTOP))
+			time.Sleep(15 * time.Second) // longer than a lease and a beat
+			ts.Check(p.signal(syscall.SIGCONT))
+			ts.Logf("stopped %s", victim)
+			waitHealthy(ts, ts.MkAbs(victim))
+			return
+		}
+		ts.Check(p.end(syscall.SIGKILL))
 		ts.Check(begin(ts, victim, p.cmd.Args...))
 		ts.Logf("killed %s", victim)
 		waitHealthy(ts, ts.MkAbs(victim))

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 	"golang.org/x/sync/errgroup"
 
 	"bmsota/protocol"
@@ -86,6 +87,8 @@ type External struct {
 	up     bool // subscribed
 	echoes map[[sha256.Size]byte]time.Time
 	queue  []echo // in order of time
+
+	sleepless bool // the mutant of slept, for its test
 
 	awake atomic.Pointer[time.Time] // when this process last ran, as far as watchSleep has seen
 	look  chan struct{}             // capacity 1: the retained statuses are to be looked at
@@ -160,7 +163,11 @@ func (x *External) keep(ctx context.Context, what string, session func(context.C
 
 // connect makes a new client for one session of the server. lost is closed when the connection ends.
 func (x *External) connect(ctx context.Context, suffix string, clean bool, handle paho.MessageHandler) (client paho.Client, lost <-chan struct{}, err error) {
-	return x.login(ctx, x.cfg.ClientID+suffix, x.cfg.Username, x.cfg.Password, clean, handle)
+	client, lost, err = x.login(ctx, x.cfg.ClientID+suffix, x.cfg.Username, x.cfg.Password, clean, handle)
+	if errors.Is(err, packets.ErrorRefusedNotAuthorised) || errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword) {
+		err = fmt.Errorf("%w: the broker refuses the login of user %q: look at mqtt.external.username and mqtt.external.password", err, x.cfg.Username)
+	}
+	return client, lost, err
 }
 
 func (x *External) login(ctx context.Context, id, username, password string, clean bool, handle paho.MessageHandler) (client paho.Client, lost <-chan struct{}, err error) {

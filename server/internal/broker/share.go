@@ -136,7 +136,7 @@ func (x *External) wakeUp() {
 // slept says whether this process has stood still for too long.
 func (x *External) slept() bool {
 	at := x.awake.Load()
-	return x.cfg.Group != "" && at != nil && time.Since(*at) > sleptFor
+	return x.cfg.Group != "" && at != nil && time.Since(*at) > sleptFor && !x.sleepless
 }
 
 // watchSleep returns when ctx ends or the process has stood still: the session is then to end, and nothing of it is stored.

@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -106,4 +108,51 @@ func TestWhatAServerTookWithItIsLookedAt(t *testing.T) {
 	stop()
 	two.LookAgain()
 	until(t, "what is retained is looked at", func() bool { return stays.count("fold") > n })
+}
+
+// TestAServerThatSleptStoresNothingOfBefore: it was given two statuses and stood still with both in its hands. Awake again it stores
+// neither the one that waits nor any other of that session, and begins a new one. Where it does not look at its watch, that is the
+// mutant, it stores it: of a boot that may be over since.
+func TestAServerThatSleptStoresNothingOfBefore(t *testing.T) {
+	for _, sleepless := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sleepless=%v", sleepless), func(t *testing.T) {
+			m := newMosquitto(t)
+			f := newFleet()
+			var once sync.Once
+			holds, goOn := make(chan struct{}), make(chan struct{})
+			release := sync.OnceFunc(func() { close(goOn) })
+			defer release()
+			first, second, third := status(protocol.PhaseChecking), status(protocol.PhaseTrial), status(protocol.PhaseIdle)
+			f.onFold = func(_ string, payload []byte) error {
+				if string(payload) == first {
+					once.Do(func() { close(holds) })
+					<-goOn
+				}
+				return nil
+			}
+			x := shared(t, m, f, "one")
+			x.sleepless = sleepless
+			run(t, x)
+			until(t, "connected", x.Connected)
+			d := m.dial("d1", nil)
+			done(t, d.Publish("bms/ota/status/d1", 1, false, first))
+			<-holds
+			done(t, d.Publish("bms/ota/status/d1", 1, false, second))                                              // it waits behind the first
+			done(t, m.dial("olga", nil).Publish("bms/ota/command/d2", 1, false, `{"action":"check","id":"hers"}`)) // behind both, and of another worker
+			f.until(t, "order")
+			long := time.Now().Add(-2 * sleptFor)
+			x.awake.Store(&long)
+			release()
+			if sleepless {
+				f.until(t, "fold d1 false "+second)
+				return
+			}
+			until(t, "a new session", func() bool { at := x.awake.Load(); return time.Since(*at) < sleptFor && x.Connected() })
+			done(t, d.Publish("bms/ota/status/d1", 1, false, third))
+			f.until(t, "fold d1 false "+third)
+			if slices.Contains(f.seen(), "fold d1 false "+second) {
+				t.Errorf("it stored what it was given before: %q", f.seen())
+			}
+		})
+	}
 }

@@ -95,6 +95,7 @@ func (t *audited) DeleteSession(sha256 string) error {
 			return err
 		}
 		t.add(audit.Entry{Who: s.Account, Role: string(role), What: audit.LoginOut})
+		inform(t, func(c *changed) { c.Out = true })
 	}
 	return t.Tx.DeleteSession(sha256)
 }

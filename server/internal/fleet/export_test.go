@@ -68,6 +68,9 @@ func Plans(f *Fleet) bool { return f.plans() }
 // Unfence leaves out what keeps a planner that slept from writing.
 func Unfence(f *Fleet) { f.share.unfenced = true }
 
+// Mute has f keep from the planner what it has sent late.
+func Mute(f *Fleet) { f.share.mute = true }
+
 // Planned is a change that goes by the clock.
 func Planned(ctx context.Context, f *Fleet, fn func(Tx) error) error { return f.planned(ctx, fn) }
 
@@ -84,3 +87,6 @@ func Quarantined(ctx context.Context, f *Fleet, sha256 string) error {
 	f.catalog.forget()
 	return err
 }
+
+// TokenDigest is what is kept of a secret.
+func TokenDigest(secret string) string { return tokenDigest(secret) }

@@ -150,6 +150,7 @@ func (f *Fleet) SetLabels(ctx context.Context, by Identity, device string, set L
 	if err != nil {
 		return nil, err
 	}
+	f.watchers.tell(device)
 	f.cfg.Log.Info("labels set", "device", device, "by", by.Name)
 	return labels, nil
 }

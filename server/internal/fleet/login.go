@@ -216,7 +216,17 @@ func (f *Fleet) BySession(ctx context.Context, cookie string, use bool) (Identit
 
 // Logout ends a session. One that is not there has ended already.
 func (f *Fleet) Logout(ctx context.Context, cookie string) error {
-	return f.update(ctx, theServer, func(tx Tx) error { return tx.DeleteSession(tokenDigest(cookie)) })
+	digest, there := tokenDigest(cookie), false
+	err := f.update(ctx, theServer, func(tx Tx) (err error) {
+		if _, there, err = before(tx.Session(digest)); err != nil {
+			return err
+		}
+		return tx.DeleteSession(digest)
+	})
+	if err == nil && there { // else anybody could end everybody's pages
+		f.watchers.end()
+	}
+	return err
 }
 
 // What failed logins cost. A name's wait stays short, because anyone can make it long for its owner; an address's does

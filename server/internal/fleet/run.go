@@ -24,7 +24,7 @@ const (
 // Run does what the fleet does by itself until ctx ends, and returns nil then: it commits folds in groups, sends the
 // commands of open attempts again until they are taken up, takes back the retained commands of attempts that have
 // ended, makes the rows of an order to all that are not there yet, and ends attempts by silence and expiry. It may be called once,
-// and ends early with ErrOusted.
+// and ends early with ErrOusted or ErrOutdated.
 //
 // Commands are sent from rows, never from memory: after a restart every open attempt is sent again, and a command that
 // arrives twice is harmless by the protocol.
@@ -63,7 +63,7 @@ func (f *Fleet) Run(ctx context.Context, out Commander) error {
 	if err := f.writeKnocks(context.WithoutCancel(ctx)); err != nil {
 		f.cfg.Log.Error("audit log", "err", err)
 	}
-	if cause := context.Cause(ctx); errors.Is(cause, ErrOusted) {
+	if cause := context.Cause(ctx); over(cause) {
 		return cause
 	}
 	return nil

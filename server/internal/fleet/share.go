@@ -36,6 +36,10 @@ const (
 // one remembers of the rows may be old, and nobody tells it what has changed.
 var ErrOusted = errors.New("another server has begun to work on this database while this one was silent, and replicas.name, which lets several work there, is not set")
 
+// ErrOutdated is the error of Run, and of what writes, where a newer version has taken something away from the tables while this
+// program was silent. Nothing was written.
+var ErrOutdated = errors.New("a newer version has changed the tables while this server was silent, and this one cannot work on them any more: start the newer version here too")
+
 // ErrNotPlanner says that another server has taken over what this one was about to do. Nothing was written.
 var ErrNotPlanner = errors.New("another server plans")
 
@@ -44,6 +48,7 @@ type share struct {
 	*Share
 
 	unfenced bool // the mutant of planned, for its test
+	mute     bool // the mutant of ownUp
 
 	heard  atomic.Int64 // number of the last change that was followed
 	token  atomic.Int64 // of the lease; 0 = another has it
@@ -250,7 +255,7 @@ func leaveHome(tx Tx, place string) (emptied bool, err error) {
 }
 
 // runShare beats and follows until ctx ends, then gives the lease back. took is told when this server begins to plan. The error is
-// ErrOusted.
+// one that is over.
 func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) error {
 	beats := time.NewTicker(f.share.lease() / leaseBeats)
 	defer beats.Stop()
@@ -270,7 +275,7 @@ func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) error {
 			return nil
 		case <-beats.C:
 			begun, err := f.beat(ctx)
-			if errors.Is(err, ErrOusted) {
+			if over(err) {
 				return err
 			}
 			note("say that this server is there", err)
@@ -287,6 +292,9 @@ func (f *Fleet) runShare(ctx context.Context, took chan<- struct{}) error {
 		}
 	}
 }
+
+// over says that a server cannot go on: others work on the database in a way that it does not know.
+func over(err error) bool { return errors.Is(err, ErrOusted) || errors.Is(err, ErrOutdated) }
 
 // leave takes this server's row away, and ends its lease, so that nobody waits for either.
 func (f *Fleet) leave(ctx context.Context) {
@@ -361,8 +369,10 @@ func (f *Fleet) hear(c Change) {
 			f.drops[name] = struct{}{}
 		}
 		f.mu.Unlock()
-		f.watchers.end()
 		f.wakeLoop()
+	}
+	if len(c.Logins) > 0 || c.Out {
+		f.watchers.end()
 	}
 	if c.All {
 		f.watchers.end()
@@ -424,7 +434,7 @@ func (c *changed) write(tx Tx, place string) error {
 		delete(c.devices, id) // who has an attempt is looked at anyway
 	}
 	n := len(c.devices) + len(c.attempts) + len(c.rollouts)
-	if n == 0 && !c.Catalog && !c.Notices && len(c.Logins)+len(c.Lifted)+len(c.Say)+len(c.Again) == 0 {
+	if n == 0 && !c.Catalog && !c.Notices && !c.Out && len(c.Logins)+len(c.Lifted)+len(c.Say)+len(c.Again) == 0 {
 		return nil
 	}
 	if c.All = n > maxInChange; !c.All {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -197,6 +198,28 @@ func TestWhatOneServerIsToldHoldsAtTheOther(t *testing.T) {
 		if o, err := b.Offer(t.Context(), fleet.Query{}); err != nil || o.Release.Version != "1.0.0" {
 			t.Errorf("b offers %q, %v", o.Release.Version, err)
 		}
+		// Who signs out at one is out at the other.
+		watching, leave := b.Watch()
+		defer leave()
+		if err := fleet.UpdateAs(t.Context(), a, anna, func(tx fleet.Tx) error { return tx.PutAccount(fleet.Account{Name: "anna", Password: "x"}) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(fleet.UpdateAs(t.Context(), a, anna, func(tx fleet.Tx) error {
+			return tx.PutSession(fleet.Session{SHA256: fleet.TokenDigest("cookie"), Account: "anna", ExpiresAt: time.Now().Add(time.Hour), SeenAt: time.Now()})
+		}), a.Logout(t.Context(), "nobody's")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if ended(watching) {
+			t.Fatal("b's watchers are ended by whoever is not signed in")
+		}
+		if err := a.Logout(t.Context(), "cookie"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if !ended(watching) {
+			t.Error("a second after the logout at a, b's watchers are not ended")
+		}
 		// A device is at b's broker, and its login is taken away at a.
 		changes, stop := b.Watch()
 		defer stop()
@@ -212,14 +235,104 @@ func TestWhatOneServerIsToldHoldsAtTheOther(t *testing.T) {
 		if !slices.Contains(outB.drops, "d1") {
 			t.Error("b has not ended the session of d1 a second after a has revoked it")
 		}
-		for open := true; open; { // whoever watches is asked again who he is
-			select {
-			case _, open = <-changes:
-			default:
-				t.Fatal("b's watchers are not ended")
-			}
+		if !ended(changes) { // whoever watches is asked again who he is
+			t.Error("b's watchers are not ended")
 		}
 	})
+}
+
+// ended says whether a watcher's channel is closed.
+func ended(changes <-chan string) bool {
+	for {
+		select {
+		case _, open := <-changes:
+			if !open {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// dozer is a connection to a broker at which a process can be stopped in the middle of sending.
+type dozer struct {
+	*outbox
+	mu     sync.Mutex
+	asleep chan struct{} // nil: it runs
+	dozes  chan struct{} // closed when it has begun to send
+}
+
+func (d *dozer) Send(ctx context.Context, device string, cmd protocol.Command) error {
+	d.mu.Lock()
+	asleep := d.asleep
+	d.mu.Unlock()
+	if asleep != nil {
+		close(d.dozes)
+		<-asleep
+	}
+	return d.outbox.Send(ctx, device, cmd)
+}
+
+// TestAServerThatSleptWhileItSentIsCorrected: it has read a row and is about to publish; it wakes up when another plans and has
+// published what is newer. Its old command lies at the broker then, and the planner puts the right one in its place, at once,
+// because it is told. Where it is not told, that is the mutant, the old one lies there until the device has been silent for long.
+func TestAServerThatSleptWhileItSentIsCorrected(t *testing.T) {
+	for _, mute := range []bool{false, true} {
+		t.Run(fmt.Sprintf("mute=%v", mute), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				one := func(c *fleet.Config) { c.ForeignSessions = true }
+				memory := store.NewMemory()
+				slow := newSleeper(memory)
+				atBroker := newOutbox()
+				doze := &dozer{outbox: atBroker, asleep: make(chan struct{}), dozes: make(chan struct{})}
+				a, b := member(t, slow, "a", one), member(t, memory, "b", one)
+				if mute {
+					fleet.Mute(a)
+				}
+				defer start(t, a, doze)()
+				time.Sleep(time.Second)
+				defer start(t, b, atBroker)()
+				hear(t, a, "d1", status("b1", 1, protocol.PhaseIdle))
+				order := func(f *fleet.Fleet, version string) {
+					t.Helper()
+					if _, err := f.Order(t.Context(), anna, "d1", true, []byte(`{"action":"update","version":"`+version+`"}`)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				order(a, "1.1.0")
+				select {
+				case <-doze.dozes:
+				case <-time.After(2 * time.Minute):
+					t.Fatal("a sends nothing")
+				}
+				wake := slow.stop()
+				time.Sleep(time.Minute)
+				if !fleet.Plans(b) {
+					t.Fatal("b does not plan")
+				}
+				order(b, "1.2.0")
+				said := func() string { cmd, _, _ := atBroker.get("d1"); return cmd.Version }
+				for range 600 {
+					if time.Sleep(100 * time.Millisecond); said() == "1.2.0" {
+						break
+					}
+				}
+				if got := said(); got != "1.2.0" {
+					t.Fatalf("b has sent %q", got)
+				}
+				doze.mu.Lock()
+				close(doze.asleep)
+				doze.asleep = nil
+				doze.mu.Unlock()
+				wake()
+				time.Sleep(2 * time.Second)
+				if got := said(); (got == "1.2.0") == mute {
+					t.Errorf("two seconds after a woke up the broker has %q", got)
+				}
+			})
+		})
+	}
 }
 
 // TestADeviceThatMovesIsOneDevice: what ends late at the broker it has left does not make it offline, and what died with a server
@@ -306,6 +419,39 @@ func TestAServerThatWorksAloneEndsWhenAnotherHasTakenItsPlace(t *testing.T) {
 				t.Errorf("Run: %v", err)
 			}
 		case <-time.After(time.Minute):
+			t.Error("it goes on")
+		}
+	})
+}
+
+// changing is a store whose tables are of a newer version from some moment on.
+type changing struct {
+	fleet.Store
+	outdated atomic.Bool
+}
+
+func (s *changing) Update(ctx context.Context, fn func(fleet.Tx) error) error {
+	if s.outdated.Load() {
+		return fleet.ErrOutdated
+	}
+	return s.Store.Update(ctx, fn)
+}
+
+// TestAServerEndsWhenItsTablesAreOfANewerVersion: with one sentence, and within a beat.
+func TestAServerEndsWhenItsTablesAreOfANewerVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &changing{Store: store.NewMemory()}
+		f := member(t, s, "a")
+		ended := make(chan error, 1)
+		go func() { ended <- f.Run(t.Context(), newOutbox()) }()
+		time.Sleep(5 * time.Second)
+		s.outdated.Store(true)
+		select {
+		case err := <-ended:
+			if !errors.Is(err, fleet.ErrOutdated) {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(5 * time.Second):
 			t.Error("it goes on")
 		}
 	})

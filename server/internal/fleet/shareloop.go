@@ -132,7 +132,7 @@ func (l *loop) note(device string) {
 // between reading a row and sending has put what is old in the place of what is new.
 func (l *loop) ownUp(ctx context.Context) {
 	f := l.fleet
-	if len(l.told) > 0 && !f.plans() && ctx.Err() == nil {
+	if len(l.told) > 0 && !f.plans() && ctx.Err() == nil && !f.share.mute {
 		err := f.update(ctx, theServer, func(tx Tx) error {
 			inform(tx, func(c *changed) { c.Again = append(c.Again, l.told...) })
 			return nil

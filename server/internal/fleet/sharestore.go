@@ -32,6 +32,7 @@ type Change struct {
 	Rollouts []string `json:"rollouts,omitempty"`
 	Lifted   []string `json:"lifted,omitempty"` // digests with another quarantine
 	Logins   []string `json:"logins,omitempty"` // names whose secret stopped working
+	Out      bool     `json:"out,omitempty"`    // somebody has signed out
 	Again    []string `json:"again,omitempty"`  // devices that may have been sent what is old
 	Say      []Saying `json:"say,omitempty"`
 }

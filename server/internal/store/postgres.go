@@ -123,9 +123,13 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 		}
 	}
 	db.number++
-	if _, err := tx.ExecContext(own, putOperation, db.writer, db.number); err != nil {
+	done, err := tx.ExecContext(own, putOperation, db.writer, db.number, db.tables)
+	if err != nil {
 		err = fault(err)
 		return passing != nil, err
+	}
+	if n, err := done.RowsAffected(); err == nil && n == 0 {
+		return false, fmt.Errorf("%w: this one knows tables of version %d", fleet.ErrOutdated, db.tables)
 	}
 	if !stop() {
 		return false, ctx.Err()
@@ -152,7 +156,9 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 	return true, faultOf(ctx, err)
 }
 
-const putOperation = `INSERT INTO operations (writer, number, at) VALUES ($1, $2, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT))
+// putOperation puts nothing where the tables are of a newer program by now, which took something away while this one slept.
+const putOperation = `INSERT INTO operations (writer, number, at) SELECT CAST($1 AS TEXT), CAST($2 AS BIGINT), CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)
+WHERE NOT EXISTS (SELECT 1 FROM compatible WHERE oldest > CAST($3 AS BIGINT))
 ON CONFLICT (writer) DO UPDATE SET number = excluded.number, at = excluded.at`
 
 // committed says whether the Update of the number db.number is in the database. The end of ctx does not end the search.

@@ -85,16 +85,8 @@ func openPostgres(ctx context.Context, c PostgresConfig, ready func(*Postgres, c
 	if u, err := url.Parse(c.URL); err == nil && !u.Query().Has("connect_timeout") {
 		conf.ConnectTimeout = connectWait
 	}
-	for name, value := range map[string]string{
-		"application_name": "bmsota", "statement_timeout": "30s",
-		// As on a disk that does not turn: indexes that hold all that is asked are read, and not the rows beside them.
-		"random_page_cost": "1.1",
-		// A server that is gone must not hold the lock of the writers.
-		"idle_in_transaction_session_timeout": "60s",
-	} {
-		if _, set := conf.RuntimeParams[name]; !set {
-			conf.RuntimeParams[name] = value
-		}
+	if _, set := conf.RuntimeParams["application_name"]; !set {
+		conf.RuntimeParams["application_name"] = "bmsota"
 	}
 	db := &Postgres{turn: make(chan struct{}, 1), writer: newWriter(), jitter: c.Jitter}
 	if db.jitter == nil {
@@ -108,7 +100,7 @@ func openPostgres(ctx context.Context, c PostgresConfig, ready func(*Postgres, c
 	if c.Connections == 0 {
 		c.Connections = 8
 	}
-	db.write, db.read = stdlib.OpenDB(*conf), stdlib.OpenDB(*conf)
+	db.write, db.read = stdlib.OpenDB(*conf, settled(conf)), stdlib.OpenDB(*conf, settled(conf))
 	db.write.SetMaxOpenConns(1)
 	db.read.SetMaxOpenConns(c.Connections)
 	db.read.SetMaxIdleConns(c.Connections)
@@ -168,6 +160,10 @@ func (db *Postgres) inspect(ctx context.Context) (*goose.Provider, error) {
 	case !schema.Valid:
 		return nil, refuse("role %s may use no schema of its search_path", role)
 	}
+	dealt, err := db.dealt(ctx)
+	if err != nil {
+		return nil, openFault(ctx, err)
+	}
 	have, err := db.version(ctx, schema.String)
 	if err != nil {
 		return nil, err
@@ -188,6 +184,8 @@ func (db *Postgres) inspect(ctx context.Context) (*goose.Provider, error) {
 		if oldest > newest {
 			return nil, refuse("its tables are of version %d and this program knows %d, while they want %d at least: use the newer program", have, newest, oldest)
 		}
+	case have < newest && dealt:
+		return nil, refuse("its tables are of version %d and are to be of %d, which takes a lock of a session, and a pooler that deals out transactions stands before it (PgBouncer, pool_mode transaction): start this version once with the address of the database itself", have, newest)
 	case have < newest:
 		return p, db.mayMake(ctx, schema.String, role, have)
 	}
@@ -297,10 +295,16 @@ func openFault(ctx context.Context, err error) error {
 			why += ": look at password_file, and at pg_hba.conf of the server"
 		case "42501":
 			why += ": let the server be the role that made the tables"
+		case "55006": // of the trigger compatible_waits
+			return fmt.Errorf("%w: %s", ErrDatabaseRefused, why)
 		case "3D000":
 			why += ": make it (CREATE DATABASE … OWNER …)"
 		}
 		switch {
+		case noStatements(e.Code):
+			why = "a pooler that deals out transactions stands before it (PgBouncer, pool_mode transaction) and does not know prepared statements: set pool_mode session there, or add default_query_exec_mode=exec to database.url"
+		case strings.HasPrefix(why, "unsupported startup parameter"): // PgBouncer's words
+			why += ": leave it out of database.url, or have the pooler ignore it (ignore_startup_parameters)"
 		case lost(err): // it starts, it ends, it has no connection left
 			kind = ErrDatabaseAway
 		case strings.HasPrefix(e.Code, "5"), strings.HasPrefix(e.Code, "X"): // its disk, its memory, its own fault

@@ -3,6 +3,7 @@
 package store_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -71,5 +72,17 @@ func TestAnOlderProgramGoesOnBesideANewer(t *testing.T) {
 		t.Error("the older program opens tables that it cannot work on")
 	} else if text := err.Error(); !strings.Contains(text, "while they want 9999 at least: use the newer program") || strings.Contains(text, "\n") {
 		t.Errorf("the older program is told %q", text)
+	}
+	// It slept, and was taken for dead: awake again it writes nothing.
+	if err := seen(); !errors.Is(err, fleet.ErrOutdated) {
+		t.Errorf("the older program, at work on tables that want a newer one: %v", err)
+	}
+	if err := again.View(t.Context(), func(tx fleet.Tx) error {
+		if peers, err := tx.Peers(); err != nil || len(peers) != 0 {
+			t.Errorf("it has written: %+v, %v", peers, err)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 }

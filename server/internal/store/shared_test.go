@@ -45,7 +45,7 @@ func TestWhatServersAgreeBy(t *testing.T) {
 				t.Fatal(err)
 			}
 			whole := fleet.Change{Place: "p1", At: at(5), Catalog: true, Notices: true, Devices: []string{"d1"}, Attempts: []string{"d2"}, Rollouts: []string{"r"},
-				Lifted: []string{"ff"}, Logins: []string{"anna"}, Again: []string{"d3"}, Say: []fleet.Saying{{Device: "d1", Payload: []byte("{}")}}}
+				Lifted: []string{"ff"}, Logins: []string{"anna"}, Out: true, Again: []string{"d3"}, Say: []fleet.Saying{{Device: "d1", Payload: []byte("{}")}}}
 			for _, c := range []fleet.Change{whole, {Place: "p2", At: at(6), All: true}, {Place: "p2", At: at(7), Catalog: true}} {
 				must(func(tx fleet.Tx) error { return tx.PutChange(c) })
 			}
