@@ -171,20 +171,20 @@ func (t *sqlTx) PutDevices(list []fleet.Device) error {
 }
 
 func (t *sqlTx) PutAttempts(list []fleet.Attempt) error {
-	return putAll(t, qPutAttempt, list, func(a fleet.Attempt) ([]any, error) { return attemptArgs(a), nil })
+	fresh, err := t.newAttempts(list)
+	if err != nil {
+		return err
+	}
+	return putFresh(t, fresh, qPutAttempt, list, func(a fleet.Attempt) ([]any, error) { return attemptArgs(a), nil })
 }
 
 func (t *sqlTx) PutMembers(list []fleet.Member) error {
 	t.members = t.members || len(list) > 0
-	args := func(m fleet.Member) ([]any, error) { return memberArgs(m), nil }
 	fresh, err := t.firstMembers(list)
 	if err != nil {
 		return err
 	}
-	if fresh {
-		return putAtOnce(t, qPutMember, list, args, copied)
-	}
-	return putAll(t, qPutMember, list, args)
+	return putFresh(t, fresh, qPutMember, list, func(m fleet.Member) ([]any, error) { return memberArgs(m), nil })
 }
 
 // The memory has nothing to gain from many at once.

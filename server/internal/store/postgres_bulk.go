@@ -40,6 +40,14 @@ func putAtOnce[T any](t *sqlTx, q query, list []T, argsOf func(T) ([]any, error)
 	return nil
 }
 
+// putFresh puts the rows of list, all of which are new where fresh says so.
+func putFresh[T any](t *sqlTx, fresh bool, q query, list []T, argsOf func(T) ([]any, error)) error {
+	if fresh {
+		return putAtOnce(t, q, list, argsOf, copied)
+	}
+	return putAll(t, q, list, argsOf)
+}
+
 // copied copies rows, none of which may be there.
 func copied(t *sqlTx, q query, rows [][]any) (sql.Result, error) {
 	head, _, _ := strings.Cut(strings.TrimPrefix(queries[q], "INSERT INTO "), ")")
@@ -99,16 +107,36 @@ func anyOf[T any](t *sqlTx, scan func(scanner) (T, error), q query, ids []string
 	return collect(t, rows, scan)
 }
 
-// firstMembers says that list has the first members of a rollout, which are all new then. The lock of the writers keeps others from
-// adding some. In SQLite it makes no difference.
-func (t *sqlTx) firstMembers(list []fleet.Member) (bool, error) {
-	if t.conn == nil || len(list) == 0 || slices.ContainsFunc(list, func(m fleet.Member) bool { return m.RolloutID != list[0].RolloutID }) {
+// none says that a query for what may be in the way of new rows finds nothing: they can be copied. The lock of the writers keeps
+// others from adding some. In SQLite it makes no difference.
+func (t *sqlTx) none(text string, arg any) (bool, error) {
+	if t.conn == nil {
 		return false, nil
 	}
-	rows, err := t.tx.QueryContext(t.ctx, "SELECT 1 FROM rollout_members WHERE rollout_id = $1 LIMIT 1", list[0].RolloutID)
+	rows, err := t.tx.QueryContext(t.ctx, text+" LIMIT 1", arg)
 	if err != nil {
 		return false, t.fault(err)
 	}
 	there, err := collect(t, rows, scanCount)
-	return len(there) == 0, err
+	return err == nil && len(there) == 0, err
+}
+
+// firstMembers says that list has the first members of a rollout, which are all new then.
+func (t *sqlTx) firstMembers(list []fleet.Member) (bool, error) {
+	if len(list) == 0 || slices.ContainsFunc(list, func(m fleet.Member) bool { return m.RolloutID != list[0].RolloutID }) {
+		return false, nil
+	}
+	return t.none("SELECT 1 FROM rollout_members WHERE rollout_id = $1", textOf(list[0].RolloutID))
+}
+
+// newAttempts says that none of list is there.
+func (t *sqlTx) newAttempts(list []fleet.Attempt) (bool, error) {
+	if len(list) == 0 {
+		return false, nil
+	}
+	ids := make([]string, len(list))
+	for i, a := range list {
+		ids[i] = textOf(a.ID)
+	}
+	return t.none("SELECT 1 FROM attempts WHERE id = ANY($1)", ids)
 }

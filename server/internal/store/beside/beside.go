@@ -3,7 +3,8 @@
 // migrations made, each in a database of its own, with the same transactions, synchronised to the disk at every commit.
 //
 // The bare side is given every row as its columns are: what the store has written is read back from its tables. So the store
-// pays for making columns of what fleet knows, and the bare side does not.
+// pays for making columns of what fleet knows, and the bare side does not. What is fleet's own work is outside of what is timed: reading
+// the rows that it decides by, sealing the rows of the log.
 package beside
 
 import (
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"time"
 
+	"bmsota/audit"
 	"bmsota/server/internal/fleet"
 )
 
@@ -44,7 +46,7 @@ type batch struct {
 	members  []fleet.Member
 	devices  []fleet.Device
 	attempts []fleet.Attempt
-	log      []logged
+	log      []audit.Entry
 }
 
 func (b batch) rows() int { return len(b.members) + len(b.devices) + len(b.attempts) + len(b.log) }
@@ -65,7 +67,7 @@ func (b batch) put(tx fleet.Tx) error {
 	if err := tx.PutAttempts(b.attempts); err != nil {
 		return err
 	}
-	return appendLog(tx, b.log)
+	return tx.AppendAudit(b.log)
 }
 
 // table is a part of a batch as rows of columns.
@@ -88,8 +90,8 @@ type pair struct {
 	written []question
 
 	turns   int
-	pending []batch // of the last turn of ours
-	log     int64   // rows of the audit log before it
+	pending []batch    // of the last turn of ours
+	head    audit.Head // of the log before it
 }
 
 // question finds the rows of a turn in one table: those of a batch follow each other.
@@ -100,11 +102,16 @@ type question struct {
 }
 
 func (p *pair) ours(ctx context.Context) (float64, error) {
-	if err := p.read.QueryRowContext(ctx, "SELECT coalesce(max(seq), 0) FROM audit").Scan(&p.log); err != nil {
+	err := p.store.View(ctx, func(tx fleet.Tx) (err error) {
+		p.head, err = tx.AuditHead()
+		return err
+	})
+	if err != nil {
 		return 0, err
 	}
 	p.pending = p.turn(p.turns)
 	p.turns++
+	seal(p.pending, p.head)
 	return timed(p.pending, func(_ int, b batch) error { return p.store.Update(ctx, b.put) })
 }
 

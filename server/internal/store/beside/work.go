@@ -52,29 +52,20 @@ func attempt(i, turn int) fleet.Attempt {
 	return a
 }
 
-// logged is a row of the audit log before it has a number.
-type logged struct {
-	at   time.Time
-	what audit.Action
-	of   fleet.Attempt
+// logged is a row of the audit log that is not sealed yet.
+func logged(at time.Time, what audit.Action, a fleet.Attempt) audit.Entry {
+	return audit.Entry{At: at, Who: "server", What: what, About: a.ID, Device: a.DeviceID, Rollout: a.RolloutID,
+		Details: audit.Details{{Key: "version", Value: a.Version}}}
 }
 
-// appendLog seals the rows as fleet does, behind the head that is there.
-func appendLog(tx fleet.Tx, list []logged) error {
-	if len(list) == 0 {
-		return nil
+// seal seals the rows of the log of all batches behind the head that is there, as fleet does before it gives them to the store.
+func seal(batches []batch, head audit.Head) {
+	for _, b := range batches {
+		for i, e := range b.log {
+			b.log[i] = e.Seal(head)
+			head = b.log[i].Head()
+		}
 	}
-	head, err := tx.AuditHead()
-	if err != nil {
-		return err
-	}
-	entries := make([]audit.Entry, len(list))
-	for i, l := range list {
-		entries[i] = audit.Entry{At: l.at, Who: "server", What: l.what, About: l.of.ID, Device: l.of.DeviceID, Rollout: l.of.RolloutID,
-			Details: audit.Details{{Key: "version", Value: l.of.Version}}}.Seal(head)
-		head = entries[i].Head()
-	}
-	return tx.AppendAudit(entries)
 }
 
 // seed makes the devices, in either database through the store.
@@ -113,9 +104,9 @@ func statuses(turn int) []batch {
 		b.devices, b.attempts = append(b.devices, device(i, turn)), append(b.attempts, a)
 		switch (turn + i) % phases {
 		case 0:
-			b.log = append(b.log, logged{at(turn), audit.AttemptBegin, a})
+			b.log = append(b.log, logged(at(turn), audit.AttemptBegin, a))
 		case phases - 1:
-			b.log = append(b.log, logged{at(turn), audit.AttemptEnd, a})
+			b.log = append(b.log, logged(at(turn), audit.AttemptEnd, a))
 		}
 	})
 }
@@ -126,7 +117,7 @@ func begun(turn int) []batch {
 		a := attempt(i, turn)
 		a.ID, a.Phase, a.State, a.EndedAt = fmt.Sprintf("b%d-%s", turn, a.DeviceID), "", fleet.AttemptOpen, time.Time{}
 		a.CreatedAt, a.UpdatedAt = beganAt(turn), beganAt(turn)
-		b.attempts, b.log = append(b.attempts, a), append(b.log, logged{a.CreatedAt, audit.AttemptBegin, a})
+		b.attempts, b.log = append(b.attempts, a), append(b.log, logged(a.CreatedAt, audit.AttemptBegin, a))
 	})
 }
 
@@ -150,7 +141,7 @@ var (
 		func(b batch) int { return len(b.attempts) }}
 	ofBegun = question{"attempts", "updated_at = $1 ORDER BY device_id", func(p *pair) any { return beganAt(p.turns - 1).UnixMilli() },
 		func(b batch) int { return len(b.attempts) }}
-	ofLog     = question{"audit", "seq > $1 ORDER BY seq", func(p *pair) any { return p.log }, func(b batch) int { return len(b.log) }}
+	ofLog     = question{"audit", "seq > $1 ORDER BY seq", func(p *pair) any { return p.head.Seq }, func(b batch) int { return len(b.log) }}
 	ofRollout = question{"rollouts", "id = $1", func(p *pair) any { return p.pending[0].rollout.ID }, func(batch) int { return 1 }}
 	ofMembers = question{"rollout_members", "rollout_id = $1 ORDER BY rank", func(p *pair) any { return p.pending[0].rollout.ID },
 		func(b batch) int { return len(b.members) }}
