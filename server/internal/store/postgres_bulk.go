@@ -22,8 +22,15 @@ const bulkRows = 10_000
 // way is how rows go into a table.
 type way func(t *sqlTx, q query, rows [][]any) (sql.Result, error)
 
-// putAtOnce puts the rows of list.
+// putAtOnce puts the rows of list. One alone goes by itself: COPY waits twice for the server.
 func putAtOnce[T any](t *sqlTx, q query, list []T, argsOf func(T) ([]any, error), put way) error {
+	if len(list) == 1 {
+		args, err := argsOf(list[0])
+		if err != nil {
+			return err
+		}
+		return t.put(q, args...)
+	}
 	for part := range slices.Chunk(list, bulkRows) {
 		rows := make([][]any, len(part))
 		for i, v := range part {
