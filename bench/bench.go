@@ -31,7 +31,17 @@ type Options struct {
 	Only     string        // figures whose name has this in it; empty = all
 	Count    int           // sessions or boards, where a figure holds many at once; 0 = as many as it is meant for
 	Say      func(format string, args ...any)
+
+	// Database is where ingest has the rows of our server: the URL of a PostgreSQL database, or StartDatabase; empty = SQLite.
+	Database string
+	// SQLiteRows and PostgresRows make what store measures: files in a folder, and two empty databases by their URLs. The program
+	// gives them.
+	SQLiteRows   func(ctx context.Context, dir string) (Rows, error)
+	PostgresRows func(ctx context.Context, ours, bare string) (Rows, error)
 }
+
+// StartDatabase asks for a PostgreSQL that is started for the run.
+const StartDatabase = "start"
 
 // Figure is one line of the result.
 type Figure struct {
@@ -101,6 +111,7 @@ var suites = []suite{
 	{"https", "processor time of downloads, version.json and resumes over TLS, memory of stalled ones, beside nginx", https},
 	{"mqtt", "memory of idle devices, logins over TLS and a message to all of them, beside Mosquitto", mqtt},
 	{"ingest", "statuses of many devices at QoS 1 into the database, none lost, beside Mosquitto", ingest},
+	{"store", "rows through the store into SQLite and PostgreSQL, beside the same rows through the bare driver", rows},
 	{"validate", "full validation of an image, beside one SHA-256 pass over it", validate},
 	{"rollout", "whole rollouts to virtual boards: time, processor time of the server, and who waits meanwhile", rollout},
 }

@@ -22,10 +22,20 @@ const (
 )
 
 // ingest measures statuses at QoS 1 from many devices, each of which sends its next when the one before is acknowledged. Ours
-// acknowledges what is in SQLite, synchronised to the disk; Mosquitto what it has passed on to one reader, and keeps nothing.
+// acknowledges what is in its database (SQLite, or the PostgreSQL that was asked for), synchronised to the disk; Mosquitto what it has passed on to one reader, and keeps nothing.
 // After each turn of ours every device is looked up: a status that was acknowledged and is not there fails the run.
 func ingest(ctx context.Context, b *Bench) error {
-	s, err := b.serve(ctx, nil)
+	var settings map[string]any
+	into := ""
+	if b.Database != "" {
+		url, stop, err := b.database()
+		if err != nil {
+			return err
+		}
+		defer stop()
+		settings, into = map[string]any{"database": map[string]any{"url": url}}, " into PostgreSQL"
+	}
+	s, err := b.serve(ctx, settings)
 	if err != nil {
 		return err
 	}
@@ -71,7 +81,7 @@ func ingest(ctx context.Context, b *Bench) error {
 			return float64(n) / took.Seconds(), err
 		}
 	}
-	f := Figure{Name: fmt.Sprintf("statuses of %d devices, acknowledged", len(devices)), Unit: "a second",
+	f := Figure{Name: fmt.Sprintf("statuses of %d devices%s, acknowledged", len(devices), into), Unit: "a second",
 		Goal: 20_000, Own: true, AtLeast: true, Peer: "mosquitto"}
 	var theirs Turn
 	if m != nil {

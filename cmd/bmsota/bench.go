@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
 	"time"
 
 	"bmsota/bench"
+	"bmsota/server"
 
 	"github.com/spf13/cobra"
 )
@@ -24,13 +26,15 @@ func newBenchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "measure this server on this machine, beside the programs it could be replaced with",
 		Long: `Starts this program's own server with a fresh data folder, and beside it the peer that is named in the table,
-where it is installed (nginx, Mosquitto): on loopback, one load for both, in rounds that alternate. A figure is the
+where it is installed (nginx, Mosquitto, PostgreSQL): on loopback, one load for both, in rounds that alternate. A figure is the
 median of what ours took to what the peer took in each round, in processor time unless it says otherwise, so that
 a busy machine bends it little. Nothing is left behind. The exit code is 0 whether a goal is met or not.`,
 		Example: `  bmsota bench all
   bmsota bench https --rounds 9 --duration 5s
   bmsota bench https --only version.json --json
-  bmsota bench mqtt --only memory --count 1000`,
+  bmsota bench mqtt --only memory --count 1000
+  bmsota bench store --only PostgreSQL
+  bmsota bench ingest --database start`,
 		DisableFlagsInUseLine: true,
 		RunE:                  showHelp,
 	}
@@ -65,6 +69,7 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 				}
 			}
 			o.Say = func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
+			o.SQLiteRows, o.PostgresRows = sqliteRows, postgresRows
 			report, err := bench.Run(cmd.Context(), o, suites...)
 			if err != nil && cmd.Context().Err() != nil {
 				return failure("", "stopped before it was over; nothing is left running")
@@ -86,8 +91,31 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 	f.IntVar(&o.Count, "count", 0, "sessions or boards, where a figure holds many (default as many as it is meant for)")
 	f.StringVar(&o.Only, "only", "", "of the figures, those whose name has this in it")
 	f.StringVar(&o.Binary, "binary", "", "the bmsota whose server is measured (default this one)")
+	f.StringVar(&o.Database, "database", "", "where ingest has its rows: the postgres:// URL of an empty database, or "+bench.StartDatabase+" for a PostgreSQL that is started for the run (default SQLite)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// sqliteRows and postgresRows lend the measurement of the store what it measures.
+func sqliteRows(ctx context.Context, dir string) (bench.Rows, error) {
+	p, err := server.SQLiteBeside(ctx, dir)
+	return besides(p, err)
+}
+
+func postgresRows(ctx context.Context, ours, bare string) (bench.Rows, error) {
+	p, err := server.PostgresBeside(ctx, ours, bare)
+	return besides(p, err)
+}
+
+func besides(p *server.Beside, err error) (bench.Rows, error) {
+	if err != nil {
+		return bench.Rows{}, err
+	}
+	rows := bench.Rows{Close: p.Close}
+	for _, w := range p.List {
+		rows.List = append(rows.List, bench.RowWork{Name: w.Name, Peer: w.Peer, Note: w.Note, Ours: w.Ours, Theirs: w.Raw})
+	}
+	return rows, nil
 }
 
 // showBench prints the table, the peers, and what is to be said about single figures.

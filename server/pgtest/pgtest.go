@@ -1,6 +1,6 @@
 //go:build unix
 
-// Package pgtest is for tests: a PostgreSQL of this machine, as Debian installs it, in a temporary folder and on a Unix socket,
+// Package pgtest is for tests and measurements: a PostgreSQL of this machine, as Debian installs it, in a temporary folder and on a Unix socket,
 // with fsync on as everywhere. Root may not run it, so for root it runs as postgres or nobody.
 //
 // Its language orders texts otherwise than bytes do, so that a column which forgets COLLATE "C" is noticed.
@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -39,7 +38,8 @@ type Server struct {
 	dbs atomic.Int64
 }
 
-var errMissing = errors.New("PostgreSQL is not installed: bash e2e/deps.sh")
+// ErrMissing says that there is no PostgreSQL to start.
+var ErrMissing = errors.New("PostgreSQL is not installed: bash e2e/deps.sh")
 
 // Start makes a server and starts it; Stop ends it and removes it.
 func Start() (_ *Server, err error) {
@@ -106,7 +106,7 @@ func binaries() (string, error) {
 			return filepath.Dir(f), nil
 		}
 	}
-	return "", errMissing
+	return "", ErrMissing
 }
 
 func (s *Server) leaveRoot() error {
@@ -213,11 +213,18 @@ func (s *Server) Ask(database string, statements ...string) (string, error) {
 	return string(out), nil
 }
 
+// Test is a *testing.T, or a *testing.B; measurements, which are part of the program, do without that package.
+type Test interface {
+	Helper()
+	Fatal(args ...any)
+	Skip(args ...any)
+}
+
 // Missing says what to do about an error of Start in a test: where CI runs, or where PostgreSQL is there and does not start,
 // it fails; else the test is skipped, with the reason.
-func Missing(t testing.TB, err error) {
+func Missing(t Test, err error) {
 	t.Helper()
-	if os.Getenv("CI") != "" || !errors.Is(err, errMissing) {
+	if os.Getenv("CI") != "" || !errors.Is(err, ErrMissing) {
 		t.Fatal(err)
 	}
 	t.Skip(err)

@@ -53,6 +53,9 @@ func (t *sqlTx) AuditHead() (audit.Head, error) {
 
 // AppendAudit leaves it to the triggers of the table to refuse what does not follow.
 func (t *sqlTx) AppendAudit(list []audit.Entry) error {
+	if t.prepared == nil {
+		return putAtOnce(t, qAppendAudit, list, auditArgs, copied)
+	}
 	return putAll(t, qAppendAudit, list, auditArgs)
 }
 

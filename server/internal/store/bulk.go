@@ -9,8 +9,9 @@ import (
 	"bmsota/server/internal/fleet"
 )
 
-// Many rows go in statements of many rows, in as few sizes as there are here, so that each is prepared once: 100 rows are
-// three statements of 32 and four of one. A list of ids is asked for idsAtOnce at a time.
+// Many rows go into SQLite in statements of many rows, in as few sizes as there are here, so that each is prepared once: 100 rows
+// are three statements of 32 and four of one. A list of ids is asked for idsAtOnce at a time. PostgreSQL takes them all at
+// once (postgres_bulk.go).
 const (
 	rowsAtOnce = 32
 	idsAtOnce  = 64
@@ -87,6 +88,9 @@ func prepareBulk(ctx context.Context, db *sql.DB) (bulk, error) {
 
 // putAll puts the rows of list.
 func putAll[T any](t *sqlTx, q query, list []T, argsOf func(T) ([]any, error)) error {
+	if t.prepared == nil {
+		return putAtOnce(t, q, list, argsOf, unnested)
+	}
 	var args []any
 	for len(list) > 0 {
 		n := 1
@@ -110,21 +114,20 @@ func putAll[T any](t *sqlTx, q query, list []T, argsOf func(T) ([]any, error)) e
 }
 
 func (t *sqlTx) putRows(q query, n int, args []any) (err error) {
-	switch {
-	case n == 1:
+	if n == 1 {
 		return t.put(q, args...)
-	case t.prepared == nil:
-		_, err = t.change(bulkTexts[q], args...)
-	default:
-		_, err = t.changed(func() (sql.Result, error) {
-			return t.tx.StmtContext(t.ctx, t.many[q]).ExecContext(t.ctx, args...)
-		})
 	}
+	_, err = t.changed(func() (sql.Result, error) {
+		return t.tx.StmtContext(t.ctx, t.many[q]).ExecContext(t.ctx, args...)
+	})
 	return err
 }
 
 // manyIn reads the rows of all ids. What is asked for beyond them is the last of them again.
 func manyIn[T any](t *sqlTx, scan func(scanner) (T, error), q query, ids []string) ([]T, error) {
+	if t.prepared == nil {
+		return anyOf(t, scan, q, ids)
+	}
 	var all []T
 	args := make([]any, idsAtOnce)
 	for len(ids) > 0 {
@@ -134,12 +137,9 @@ func manyIn[T any](t *sqlTx, scan func(scanner) (T, error), q query, ids []strin
 		}
 		var list []T
 		var err error
-		switch {
-		case n == 1:
+		if n == 1 {
 			list, err = many(t, scan, q, ids[0])
-		case t.prepared == nil:
-			list, err = manyOf(t, scan, bulkTexts[q], args...)
-		default:
+		} else {
 			var rows *sql.Rows
 			if rows, err = t.tx.StmtContext(t.ctx, t.many[q]).QueryContext(t.ctx, args...); err != nil {
 				return nil, t.fault(err)
@@ -171,12 +171,20 @@ func (t *sqlTx) PutDevices(list []fleet.Device) error {
 }
 
 func (t *sqlTx) PutAttempts(list []fleet.Attempt) error {
-	return putAll(t, qPutAttempt, list, func(a fleet.Attempt) ([]any, error) { return attemptArgs(a), nil })
+	fresh, err := t.newAttempts(list)
+	if err != nil {
+		return err
+	}
+	return putFresh(t, fresh, qPutAttempt, list, func(a fleet.Attempt) ([]any, error) { return attemptArgs(a), nil })
 }
 
 func (t *sqlTx) PutMembers(list []fleet.Member) error {
 	t.members = t.members || len(list) > 0
-	return putAll(t, qPutMember, list, func(m fleet.Member) ([]any, error) { return memberArgs(m), nil })
+	fresh, err := t.firstMembers(list)
+	if err != nil {
+		return err
+	}
+	return putFresh(t, fresh, qPutMember, list, func(m fleet.Member) ([]any, error) { return memberArgs(m), nil })
 }
 
 // The memory has nothing to gain from many at once.

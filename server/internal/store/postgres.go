@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"bmsota/server/internal/fleet"
 
@@ -94,7 +96,13 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 	defer cancel()
 	stop := context.AfterFunc(ctx, cancel)
 	defer stop()
-	tx, err := db.write.BeginTx(own, &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	conn, err := db.write.Conn(own)
+	if err != nil {
+		err = fault(err)
+		return passing != nil, err
+	}
+	defer conn.Close() // no effect the second time
+	tx, err := conn.BeginTx(own, &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
 	if err == nil {
 		defer tx.Rollback() // no effect after Commit
 		_, err = tx.ExecContext(own, "LOCK TABLE writing IN EXCLUSIVE MODE")
@@ -103,7 +111,7 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 		err = fault(err)
 		return passing != nil, err
 	}
-	t := &sqlTx{ctx: own, tx: tx, fault: fault, bind: bind, clock: postgresClock, tables: db.tables}
+	t := &sqlTx{ctx: own, tx: tx, conn: conn, fault: fault, bind: bind, clock: postgresClock, tables: db.tables}
 	if err = fn(t); err == nil {
 		err = t.failed
 	}
@@ -146,6 +154,7 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 	if db.forgetful {
 		return true, faultOf(ctx, err)
 	}
+	_ = conn.Close() // it is broken; the search has the place of it
 	there, searchErr := db.committed(ctx)
 	switch {
 	case searchErr != nil:
@@ -227,8 +236,8 @@ func (db *Postgres) Close() error {
 // bind makes of values what PostgreSQL takes: yes and no as the numbers that they are in the shared queries, and texts
 // without what its texts cannot hold.
 func bind(args []any) []any {
-	bound := make([]any, len(args))
-	for i, v := range args {
+	bound := slices.Clone(args)
+	for i, v := range bound {
 		switch v := v.(type) {
 		case bool:
 			bound[i] = int64(0)
@@ -236,12 +245,20 @@ func bind(args []any) []any {
 				bound[i] = int64(1)
 			}
 		case string:
-			bound[i] = strings.ToValidUTF8(strings.ReplaceAll(v, "\x00", "\uFFFD"), "\uFFFD")
-		default:
-			bound[i] = v
+			if text := textOf(v); text != v {
+				bound[i] = text
+			}
 		}
 	}
 	return bound
+}
+
+// textOf is a text as PostgreSQL can hold it.
+func textOf(v string) string {
+	if strings.IndexByte(v, 0) < 0 && utf8.ValidString(v) {
+		return v
+	}
+	return strings.ToValidUTF8(strings.ReplaceAll(v, "\x00", "\uFFFD"), "\uFFFD")
 }
 
 func code(err error) string {

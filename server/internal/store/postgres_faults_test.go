@@ -81,7 +81,7 @@ func (s *pgSite) tell(id string) error {
 func (s *pgSite) create() (err error) {
 	s.rollouts++
 	s.rollout, err = s.fleet.CreateRollout(s.t.Context(), root, fleet.RolloutRequest{Version: "1.0.1", Key: fmt.Sprint(s.rollouts),
-		Policy: fleet.Policy{Selector: fleet.Selector{IDs: []string{"d2"}}, Waves: []fleet.Wave{{Count: 1}}}})
+		Policy: fleet.Policy{Selector: fleet.Selector{IDs: []string{"d1", "d2"}}, Waves: []fleet.Wave{{Count: 1}}}})
 	return err
 }
 
@@ -167,8 +167,8 @@ type pgCase struct {
 
 // TestConnectionCutAtEveryMessage cuts the line to PostgreSQL at every message of every kind of request in turn, behind each
 // that goes to the server and before each answer, that to COMMIT among them. What is answered with yes is there once; what
-// fails has left nothing, and works when it is asked again. BMSOTA_CRASH=long takes every message, else every COMMIT and every
-// fifth of the rest.
+// fails has left nothing, and works when it is asked again. BMSOTA_CRASH=long takes every message, else every COMMIT, all that
+// is copied, and every fifth of the rest. The two members of a rollout are copied.
 func TestConnectionCutAtEveryMessage(t *testing.T) {
 	wrong := cutEverywhere(t, newPGSite(t), t.Logf)
 	for _, text := range wrong {
@@ -205,7 +205,7 @@ func cutEverywhere(t *testing.T, s *pgSite, logf func(string, ...any)) (wrong []
 		step = 1
 	}
 	for _, c := range s.cases() {
-		for _, only := range []string{"commit", ""} {
+		for _, only := range []string{"commit", copyData, ""} {
 			cuts, failed := 0, 0
 			for n := 0; ; n++ {
 				before := c.done()
@@ -237,6 +237,9 @@ func cutEverywhere(t *testing.T, s *pgSite, logf func(string, ...any)) (wrong []
 				}
 			}
 			logf("%s: %d cuts, %d refused; statement %q", c.name, cuts, failed, only)
+			if only == copyData && cuts == 0 && c.name == "rollout create" {
+				wrong = append(wrong, c.name+": nothing was copied: no line was cut at rows")
+			}
 		}
 	}
 	return wrong

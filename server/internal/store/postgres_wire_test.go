@@ -137,8 +137,11 @@ func (w *wire) carry(client net.Conn) {
 	w.mu.Unlock()
 }
 
-// dataRow is the letter of one row of an answer.
-const dataRow = "D"
+// The letters of one row of an answer, and of rows that are copied.
+const (
+	dataRow  = "D"
+	copyData = "d"
+)
 
 // readMessage reads one message; the first of a client has no letter.
 func readMessage(from io.Reader, first bool) (kind string, message []byte, err error) {
