@@ -11,6 +11,8 @@
 // connection. Nothing is lost by that. Commands are retained, statuses are durable before they are acknowledged, and a
 // queue for the absent would only grow.
 //
+// A session's loop is ours, in session.go; mochi decodes, acknowledges, keeps subscriptions and encodes (ADR 35).
+//
 // The truth is MQTT 3.1.1 and 5.0 (OASIS) and package protocol for topics and messages. This is the only package that
 // imports mochi-mqtt; the faults of mochi 2.7.9 it stands in for are named where it does.
 package broker

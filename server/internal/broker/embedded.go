@@ -8,11 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,8 +27,7 @@ import (
 const (
 	maxPacket        = 8 << 10 // bytes of one MQTT packet; a status is at most 4 KiB, a command 512 bytes
 	maxInflight      = 32      // unacknowledged QoS 1 and 2 messages, each way
-	maxQueue         = 64      // packets that wait to be encoded for one connection; each costs 8 bytes of every session
-	readAhead        = 512     // bytes read at once from a peer; the rest of a longer packet goes where it is decoded
+	readAhead        = 64      // bytes read at first of what a silent peer sends; every session has them. A PINGREQ over TLS has 31
 	maxSubscriptions = 32      // of one operator session; a device has two topics
 	maxSessions      = 4       // of one device: the original firmware opens three
 	maxOperator      = 32      // sessions of one operator
@@ -141,20 +137,23 @@ type counters struct {
 
 // Embedded is a broker inside the server. Create it with NewEmbedded.
 type Embedded struct {
-	cfg    Config
-	rights rights
-	log    *slog.Logger
-	srv    *mqtt.Server // never served: it owns no listener and no goroutine, see NewEmbedded
-	gate   gate
-	bans   bans
-	noise  bucket // bounds what peers can write into the log
-	count  counters
+	cfg     Config
+	rights  rights
+	log     *slog.Logger
+	srv     *mqtt.Server // never served: it owns no listener and no goroutine, see NewEmbedded
+	hook    *hook
+	aliases mqtt.TopicAliases // of everybody: there are none
+	gate    gate
+	bans    bans
+	noise   bucket // bounds what peers can write into the log
+	count   counters
 
 	packetInterval time.Duration // the constant, but for benchmarks
 
 	work     context.Context // of every call of Handler; outlives Run's ctx by CloseTimeout
 	stopWork context.CancelFunc
-	handlers sync.WaitGroup // the goroutine of each connection
+	handlers sync.WaitGroup // one for each connection
+	workers  pool
 
 	mu     sync.Mutex
 	closed bool
@@ -173,18 +172,19 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	cfg = cfg.withDefaults()
 	e := &Embedded{
 		cfg: cfg, log: cfg.Log, packetInterval: packetInterval,
-		rights: rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
-		gate:   gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
-		conns:  make(map[*conn]struct{}),
-		live:   make(map[string]*conn),
-		peers:  make(map[fleet.Identity]*peer),
+		aliases: mqtt.NewTopicAliases(0),
+		rights:  rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
+		gate:    gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
+		conns:   make(map[*conn]struct{}),
+		live:    make(map[string]*conn),
+		peers:   make(map[fleet.Identity]*peer),
 	}
+	e.workers.turn = e.turn
 	e.work, e.stopWork = context.WithCancel(context.Background())
 
 	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumClients = int64(cfg.MaxClients)
-	caps.MaximumPacketSize = maxPacket // the default of none lets five bytes claim 256 MiB
-	caps.MaximumClientWritesPending = maxQueue
+	caps.MaximumPacketSize = maxPacket  // the default of none lets five bytes claim 256 MiB
+	caps.MaximumClientWritesPending = 0 // nobody would empty the queue: see pass
 	caps.MaximumInflight = maxInflight
 	caps.ReceiveMaximum = maxInflight
 	caps.MaximumSessionExpiryInterval = 0
@@ -195,11 +195,11 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	// (without their subscriptions) and send wills past the rights. What remains of it is in sweep.
 	e.srv = mqtt.New(&mqtt.Options{
 		Capabilities:            caps,
-		InlineClient:            true,
-		ClientNetReadBufferSize: readAhead,
+		ClientNetReadBufferSize: 1,                             // it becomes the least there is; conn reads ahead
 		Logger:                  slog.New(slog.DiscardHandler), // it logs whole packets, passwords included
 	})
-	if err := e.srv.AddHook(&hook{e: e}, nil); err != nil {
+	e.hook = &hook{e: e}
+	if err := e.srv.AddHook(e.hook, nil); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	return e, nil
@@ -264,140 +264,20 @@ func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config
 			_ = raw.Close()
 			continue
 		}
-		c := &conn{Conn: raw, raw: raw, source: source, write: e.cfg.WriteTimeout, release: leave,
-			gone: make(chan struct{}), done: make(chan struct{})}
+		c := &conn{conf: conf, source: source, release: leave, gone: make(chan struct{})}
+		c.wire.connect(raw, e.cfg.WriteTimeout)
+		c.Conn = &c.wire
 		e.mu.Lock()
 		e.conns[c] = struct{}{}
 		e.mu.Unlock()
-		e.handlers.Go(func() { e.handle(c, conf) })
-	}
-}
-
-// handle lives as long as the connection.
-func (e *Embedded) handle(c *conn, conf *tls.Config) {
-	ended := errors.New("panic") // what stays when a panic skips the line that sets it
-	defer close(c.done)
-	defer func() { e.finish(c, ended) }()
-	defer func() {
-		// mochi's decoders index past the end of some short packets. A panic ends the peer that caused it.
-		if p := recover(); p != nil {
-			e.count.panics.Add(1)
-			e.log.Error("mqtt connection panicked", "panic", p, "peer", c.source, "stack", string(debug.Stack()))
-		}
-	}()
-	// One deadline for handshake and CONNECT; mochi sets none before it has read a CONNECT.
-	if c.raw.SetDeadline(time.Now().Add(e.cfg.ConnectTimeout)) != nil {
-		return
-	}
-	if conf != nil {
-		secure := tls.Server(c.Conn, conf)
-		if err := secure.HandshakeContext(e.work); err != nil {
-			e.noteCertificate(c, err)
-			ended = err
-			return
-		}
-		c.Conn, c.cert = secure, shown(secure.ConnectionState())
-	}
-	ended = e.srv.EstablishConnection("", c)
-}
-
-// finish puts away what is left of a connection: the will, the session in mochi, the places it took.
-func (e *Embedded) finish(c *conn, ended error) {
-	c.cut(ErrClosed)
-	c.join()
-	c.release()
-	if c.established {
-		if ended != nil && c.will != nil && !c.noWill.Load() {
-			e.publishWill(c)
-		}
-		e.tellEnd(c)
-	} else if ban := e.bans.strike(c.source, time.Now()); ban > 0 {
-		e.log.Warn("address is kept out: too many connections without a login", "peer", c.source, "for", ban)
-	}
-	// mochi leaves a session behind when its CONNACK could not be written, and after a panic.
-	if cl := c.client.Load(); cl != nil {
-		if left, ok := e.srv.Clients.Get(cl.ID); ok && left == cl {
-			cl.ClearInflights()
-			e.srv.UnsubscribeClient(cl)
-			e.srv.Clients.Delete(cl.ID)
-		}
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.conns, c)
-	if c.peer != nil {
-		delete(c.peer.sessions, c)
-	}
-	if c.session != "" && e.live[c.session] == c {
-		delete(e.live, c.session)
+		e.handlers.Add(1)
+		e.workers.give(c)
 	}
 }
 
 // call bounds one call of Handler. It outlives the peer, whose message may be half stored, and ends with the broker.
 func (e *Embedded) call() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(e.work, e.cfg.HandlerTimeout)
-}
-
-// tellStart and tellEnd keep the Handler's view of a device in step with its sessions.
-func (e *Embedded) tellStart(c *conn) {
-	c.peer.mu.Lock()
-	defer c.peer.mu.Unlock()
-	if c.peer.online++; c.peer.online > 1 || c.id.Role != fleet.RoleDevice {
-		return
-	}
-	ctx, cancel := e.call()
-	defer cancel()
-	if err := e.cfg.Handler.Connected(ctx, c.id.Name); err != nil {
-		e.noteErr("mqtt connect not recorded", err, "device", c.id.Name)
-	}
-}
-
-func (e *Embedded) tellEnd(c *conn) {
-	c.peer.mu.Lock()
-	defer c.peer.mu.Unlock()
-	if c.peer.online--; c.peer.online > 0 || c.id.Role != fleet.RoleDevice {
-		return
-	}
-	ctx, cancel := e.call()
-	defer cancel()
-	if err := e.cfg.Handler.Disconnected(ctx, c.id.Name); err != nil {
-		e.noteErr("mqtt disconnect not recorded", err, "device", c.id.Name)
-	}
-}
-
-// publishWill folds a device's will as the status it is and, when that holds, passes it on. mochi would publish it
-// without asking anyone.
-func (e *Embedded) publishWill(c *conn) {
-	will := c.will
-	_, device := e.cfg.Topics.Parse(will.TopicName)
-	ctx, cancel := e.call()
-	defer cancel()
-	if err := e.cfg.Handler.Fold(ctx, c.id.Name, device == "", will.Payload); err != nil {
-		e.noteErr("will not taken", err, "device", c.id.Name)
-		return
-	}
-	retain := will.FixedHeader.Retain && device != ""
-	if err := e.srv.Publish(will.TopicName, will.Payload, retain, will.FixedHeader.Qos); err != nil {
-		e.noteErr("will not published", err, "device", c.id.Name)
-	}
-	if device != "" {
-		e.repeat(will.Payload)
-	}
-}
-
-// repeat publishes a device's status on the shared topic as well, while somebody listens to just that: the original tool
-// knows no other. Its readers are asked for first, because a repetition for nobody would double the work of every status.
-func (e *Embedded) repeat(payload []byte) {
-	topic := e.cfg.Topics.StatusAll()
-	for _, sub := range e.srv.Topics.Subscribers(topic).Subscriptions {
-		if sub.Filter != topic {
-			continue
-		}
-		if err := e.srv.Publish(topic, payload, false, 0); err != nil {
-			e.noteErr("status not repeated", err)
-		}
-		return
-	}
 }
 
 // close ends what Run left: packets under way first, then everything.
@@ -410,6 +290,7 @@ func (e *Embedded) close() error {
 	}
 	e.mu.Unlock()
 
+	defer e.workers.end()
 	done := make(chan struct{})
 	go func() {
 		e.handlers.Wait()
@@ -452,6 +333,7 @@ func (e *Embedded) sweep(ctx context.Context) {
 		}
 		e.mu.Unlock()
 		e.bans.forget(now)
+		e.workers.rest()
 		for topic, pk := range e.srv.Topics.Retained.GetAll() {
 			if pk.Expiry > 0 && pk.Expiry < now.Unix() {
 				e.srv.Topics.RetainMessage(packets.Packet{TopicName: topic})
@@ -483,25 +365,6 @@ func (e *Embedded) Clear(ctx context.Context, device string) error {
 	return e.publish(ctx, device, nil, true)
 }
 
-func (e *Embedded) publish(ctx context.Context, device string, payload []byte, retain bool) error {
-	if err := protocol.CheckDeviceID(device); err != nil {
-		return fmt.Errorf("send command: %w", err)
-	}
-	e.mu.Lock()
-	closed := e.closed
-	e.mu.Unlock()
-	if closed {
-		return fmt.Errorf("send to %s: %w", device, ErrClosed)
-	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("send to %s: %w", device, err)
-	}
-	if err := e.srv.Publish(e.cfg.Topics.Command(device), payload, retain, 1); err != nil {
-		return fmt.Errorf("send to %s: %w", device, err)
-	}
-	return nil
-}
-
 // Drop ends every session of a device or an operator, also one that is logging in now. When it returns the connections
 // are closed; a status that the Handler has in hand may still be stored.
 func (e *Embedded) Drop(_ context.Context, name string) error {
@@ -510,7 +373,7 @@ func (e *Embedded) Drop(_ context.Context, name string) error {
 	var sessions []*conn
 	for _, role := range []fleet.Role{fleet.RoleDevice, fleet.RoleOperator} {
 		if p := e.peers[fleet.Identity{Name: name, Role: role}]; p != nil {
-			sessions = slices.AppendSeq(sessions, maps.Keys(p.sessions))
+			sessions = append(sessions, p.sessions...)
 		}
 	}
 	e.mu.Unlock()

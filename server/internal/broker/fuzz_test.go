@@ -72,7 +72,7 @@ func FuzzConnection(f *testing.F) {
 			if s := r.Stats(); s.Sessions != 1 || s.Waiting != 0 {
 				t.Errorf("left: %+v", s)
 			}
-			if n := r.srv.Clients.Len(); n != 2 {
+			if n := r.srv.Clients.Len(); n != 1 {
 				t.Errorf("%d clients", n)
 			}
 			for _, e := range h.seen() {

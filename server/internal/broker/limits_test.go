@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime"
 	"strings"
@@ -318,11 +319,9 @@ func TestPacketIDsOfBothDirectionsAreApart(t *testing.T) {
 func TestWatcherGetsEveryRetainedStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, newFleet(), nil)
-		const n = 3 * maxQueue
+		const n = 200
 		for i := range n {
-			if err := r.srv.Publish(fmt.Sprintf("bms/ota/status/d%d", i), []byte("x"), true, 1); err != nil {
-				t.Fatal(err)
-			}
+			r.say(fmt.Sprintf("bms/ota/status/d%d", i), []byte("x"), true, 1)
 		}
 		o := r.operator()
 		if codes := o.subscribed(1, 2, "bms/ota/status/#"); codes[0] != 0 {
@@ -343,28 +342,16 @@ func TestWatcherGetsEveryRetainedStatus(t *testing.T) {
 	})
 }
 
-// TestWatcherKeepsUpWithABurst longer than a queue, also where one processor does everything and who publishes lets nobody
-// else have it.
+// TestWatcherKeepsUpWithABurst also where one processor does everything and who publishes lets nobody else have it.
 func TestWatcherKeepsUpWithABurst(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, newFleet(), nil)
 		o := r.operator()
-		for i := range maxQueue { // a question for rights each, that puts nothing into the queue
-			o.subscribed(uint16(i+1), 0, "bms/ota/status/#")
-		}
-		r.mu.Lock()
-		for c := range r.conns {
-			if n := c.queued.Load(); n != 0 {
-				t.Errorf("%d messages are counted before there is one", n)
-			}
-		}
-		r.mu.Unlock()
-		const n = 30 * maxQueue
+		o.subscribed(1, 0, "bms/ota/status/#")
+		const n = 2000
 		for i := range n {
-			if err := r.srv.Publish("bms/ota/status/d1", fmt.Append(nil, i), false, 1); err != nil {
-				t.Fatal(err)
-			}
+			r.say("bms/ota/status/d1", fmt.Append(nil, i), false, 1)
 		}
 		for i := range n {
 			if got, want := string(o.recv().Payload), fmt.Sprint(i); got != want {
@@ -401,10 +388,11 @@ func TestReaderThatDoesNotReadIsCut(t *testing.T) {
 	})
 }
 
-// TestReaderWithTooMuchWaitingIsCut at once, rather than left with a gap or left to fill the memory.
+// TestReaderWithTooMuchWaitingIsCut at once, rather than left with a gap or left to fill the memory; and the log says so once.
 func TestReaderWithTooMuchWaitingIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, newFleet(), nil)
+		var log bytes.Buffer
+		r := start(t, newFleet(), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 		o := r.operator()
 		o.subscribed(1, 0, "bms/ota/status/#")
 		o.sync()
@@ -412,13 +400,14 @@ func TestReaderWithTooMuchWaitingIsCut(t *testing.T) {
 		payload := bytes.Repeat([]byte("x"), protocol.MaxStatus)
 		sent := 0
 		for ; sent < 2*maxWaitingOperator/len(payload) && r.Stats().Sessions == 1; sent++ {
-			if err := r.srv.Publish(myStatus, payload, false, 0); err != nil {
-				t.Fatal(err)
-			}
+			r.say(myStatus, payload, false, 0)
 			synctest.Wait()
 		}
 		if most := maxWaitingOperator/len(payload) + 1; sent < most-2 || sent > most || time.Since(began) != 0 {
 			t.Errorf("cut after %d messages and %v", sent, time.Since(began))
+		}
+		if n := strings.Count(log.String(), `msg="reader too slow" name=olga`); n != 1 {
+			t.Errorf("said %d times: %s", n, log.String())
 		}
 	})
 }
@@ -463,7 +452,7 @@ func TestShortPacketsThatPanicTheDecoderEndOnlyTheirSender(t *testing.T) {
 		if s := r.Stats(); s.Panics != 1 || s.Sessions != 1 || s.Waiting != 0 {
 			t.Errorf("%+v", s)
 		}
-		if f.count("disconnected d1") != 1 || r.srv.Clients.Len() != 2 {
+		if f.count("disconnected d1") != 1 || r.srv.Clients.Len() != 1 {
 			t.Errorf("told %q, %d clients", f.seen(), r.srv.Clients.Len())
 		}
 		bystander.sync()
