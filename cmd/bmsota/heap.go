@@ -9,7 +9,7 @@ import (
 )
 
 // heapRoom is what a server may put on its heap between two collections, in bytes, however little is alive on it. Go collects when
-// the heap has doubled: a server with 6 MB alive spends a third of the processor time of a short answer on that.
+// the heap has doubled: a server with little alive does so all the time, which was a sixth of the processor time of a short answer.
 const heapRoom = 32 << 20
 
 // heapAlive is what Go takes GOGC percent of: what the last collection found alive, and what it had to look through besides. Thousands of
