@@ -25,6 +25,8 @@ import (
 // Options are what can be chosen.
 type Options struct {
 	Binary   string        // bmsota's own program, whose serve is measured
+	Other    string        // another build of it, which takes the place of nginx; empty = nginx
+	Bare     bool          // Go's own parts alone take the place of ours beside nginx
 	Rounds   int           // of each figure; each is one turn of ours and one of the peer
 	Duration time.Duration // of one turn
 	Clients  int           // at once, where a figure has clients
@@ -216,6 +218,12 @@ func (b *Bench) Beside(ctx context.Context, f Figure, ours, theirs Turn) error {
 	}
 	b.Add(f)
 	return nil
+}
+
+// noted adds a note to the last figure.
+func (b *Bench) noted(text string) {
+	last := &b.report.Figures[len(b.report.Figures)-1]
+	last.Note = strings.TrimSpace(last.Note + " " + text)
 }
 
 // Add adds a figure and judges it.

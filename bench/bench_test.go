@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -98,4 +99,14 @@ func TestThe99thPercentileLeavesOneOfAHundredOut(t *testing.T) {
 
 func testBench(rounds int) *Bench {
 	return &Bench{Options: Options{Rounds: rounds, Say: func(string, ...any) {}}, report: &Report{}, suite: "test"}
+}
+
+// TestTooFewOpenFilesAreSaidBeforeAnythingStarts, with what to do about it.
+func TestTooFewOpenFilesAreSaidBeforeAnythingStarts(t *testing.T) {
+	if err := enoughFiles(1); err != nil {
+		t.Error(err)
+	}
+	if err := enoughFiles(int(files())); err == nil || !strings.Contains(err.Error(), "ulimit -n") {
+		t.Errorf("as many connections as files: %v", err)
+	}
 }

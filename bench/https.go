@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net"
 	"path"
+	"strconv"
 )
 
 // download is one figure of processor time over TLS.
@@ -16,6 +19,9 @@ type download struct {
 	file string // that the peer serves for it
 	size int64
 }
+
+// device is who asks for version.json.
+const device = "bms-000001"
 
 // https measures what answers over TLS cost the server, beside nginx with the same files, the same certificate and the same
 // clients. version.json is made for each question by ours, from the release and the device's own state; nginx has it as a file.
@@ -38,20 +44,33 @@ func https(ctx context.Context, b *Bench) error {
 		return err
 	}
 	image := "/firmware/" + p.Manifest.SHA256 + ".bin"
-	const version = "/firmware/version.json?device=bms-000001"
-	if _, err := s.Client.Enroll(ctx, "bms-000001"); err != nil { // its row is read for each answer
+	const version = "/firmware/version.json?device=" + device
+	if _, err := s.Client.Enroll(ctx, device); err != nil { // its row is read for each answer
 		return err
 	}
 	files, err := s.files(ctx, asking{tls: tls13}, image, version)
 	if err != nil {
 		return err
 	}
-	n, err := b.startNginx(ctx, s, files)
-	if err != nil {
-		return err
+	ours, theirs := &side{Process: s.Process, addr: s.addr()}, (*side)(nil)
+	if b.Bare {
+		if ours, err = b.startBare(ctx, s, files); err != nil {
+			return err
+		}
+		defer ours.stop()
 	}
-	if n != nil {
-		defer n.stop()
+	switch {
+	case b.Other != "":
+		if theirs, err = b.startOther(ctx, s); err != nil {
+			return err
+		}
+	default:
+		if theirs, err = b.startNginx(ctx, s, files); err != nil {
+			return err
+		}
+	}
+	if theirs != nil {
+		defer theirs.stop()
 	}
 	const half = ImageSize / 2
 	offer := int64(len(files["/firmware/version.json"]))
@@ -63,28 +82,82 @@ func https(ctx context.Context, b *Bench) error {
 		{"resume of the second half, a new TLS 1.2 connection each", 0.80,
 			asking{tls: tls12, path: image, header: fmt.Sprintf("Range: bytes=%d-\r\n", half)}, image, ImageSize - half},
 	} {
-		f := Figure{Name: d.name, Unit: "µs of processor time each", Goal: d.goal, Peer: "nginx"}
-		if err := b.Beside(ctx, f, d.turn(b, s.Process, s.addr(), d.ask.path), n.turn(b, d)); err != nil {
+		f := Figure{Name: d.name, Unit: "µs of processor time each", Goal: d.goal, Peer: b.peerName()}
+		if err := b.Beside(ctx, f, ours.turn(b, d), theirs.turn(b, d)); err != nil {
 			return err
 		}
 	}
 	return stalled(ctx, b, s, image, files)
 }
 
-// turn measures one side.
-func (d download) turn(b *Bench, p *Process, addr, at string) Turn {
-	d.ask.path = at
-	return Cost(p, func(ctx context.Context) (int, error) {
-		return d.ask.load(ctx, addr, b.Clients, b.Duration, d.size)
+// side is a server that is measured.
+type side struct {
+	*Process
+	addr  string // host:port
+	files bool   // it has what is asked for as files
+	caPEM []byte // of the authority of its own; empty = that of ours
+}
+
+// turn is nil where there is no such side.
+func (s *side) turn(b *Bench, d download) Turn {
+	if s == nil {
+		return nil
+	}
+	if s.files {
+		d.ask.path = d.file
+	}
+	if s.caPEM != nil {
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(s.caPEM)
+		d.ask.tls = d.ask.tls.Clone()
+		d.ask.tls.RootCAs = roots
+	}
+	return Cost(s.Process, func(ctx context.Context) (int, error) {
+		return d.ask.load(ctx, s.addr, b.Clients, b.Duration, d.size)
 	})
 }
 
-// turn is nil where there is no nginx.
-func (n *nginx) turn(b *Bench, d download) Turn {
-	if n == nil {
-		return nil
+// peerName is who stands beside ours.
+func (b *Bench) peerName() string {
+	if b.Other != "" {
+		return "other"
 	}
-	return d.turn(b, n.Process, n.addr, d.file)
+	return "nginx"
+}
+
+// startBare starts Go's own parts alone, with the certificate of s.
+func (b *Bench) startBare(ctx context.Context, s *Server, files map[string][]byte) (*side, error) {
+	dir, err := b.writeFiles("bare", files)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(1)
+	if err != nil {
+		return nil, err
+	}
+	bare := &side{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])), files: true}
+	if bare.Process, err = b.start("bare", b.Binary, "bench", "bare-server", bare.addr, dir, s.certificate(), s.key()); err != nil {
+		return nil, err
+	}
+	return bare, bare.listens(ctx, bare.addr)
+}
+
+// startOther starts another build of this program with the release of s.
+func (b *Bench) startOther(ctx context.Context, s *Server) (*side, error) {
+	with := *b
+	with.Binary = b.Other
+	other, err := with.serve(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	other.Key = s.Key
+	if _, err := other.Publish(ctx, "1.0.0", ImageSize, ""); err != nil {
+		return nil, err
+	}
+	if _, err := other.Client.Enroll(ctx, device); err != nil {
+		return nil, err
+	}
+	return &side{Process: other.Process, addr: other.addr(), caPEM: other.CAPEM}, nil
 }
 
 // files are what our server answers under these paths, for the peer to serve: the same bytes without the question.

@@ -11,14 +11,8 @@ import (
 	"strings"
 )
 
-// nginx is the peer for HTTPS, from Debian's package, with the server's own certificate and key: both sides sign with the
-// same P-256.
-type nginx struct {
-	*Process
-	addr string
-}
-
-// nginxConfig is Debian's nginx.conf where it says anything about cost (workers, sendfile, tcp_nopush, protocols), without
+// nginxConfig is Debian's nginx.conf, with the server's own certificate and key (both sides sign with the same P-256),
+// and where it says anything about cost (workers, sendfile, tcp_nopush, protocols), without
 // its access log, which ours has not.
 const nginxConfig = `daemon off;
 worker_processes auto;
@@ -65,28 +59,23 @@ func (b *Bench) findPeer(ctx context.Context, name string, version ...string) (p
 }
 
 // startNginx is nil where there is no nginx. files are what it serves, by path.
-func (b *Bench) startNginx(ctx context.Context, s *Server, files map[string][]byte) (*nginx, error) {
+func (b *Bench) startNginx(ctx context.Context, s *Server, files map[string][]byte) (*side, error) {
 	program := b.findPeer(ctx, "nginx", "-v")
 	if program == "" {
 		return nil, nil
 	}
-	dir := filepath.Join(b.Dir, "nginx")
-	for name, content := range files {
-		path := filepath.Join(dir, "www", filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return nil, err
-		}
+	root, err := b.writeFiles("nginx", files)
+	if err != nil {
+		return nil, err
 	}
 	ports, err := freePorts(1)
 	if err != nil {
 		return nil, err
 	}
-	n := &nginx{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))}
+	dir := filepath.Dir(root)
+	n := &side{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])), files: true}
 	config := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf(nginxConfig, dir, n.addr, filepath.Join(s.Data, "tls", "server.pem"), filepath.Join(s.Data, "tls", "server.key"))
+	text := fmt.Sprintf(nginxConfig, dir, n.addr, s.certificate(), s.key())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -97,4 +86,19 @@ func (b *Bench) startNginx(ctx context.Context, s *Server, files map[string][]by
 		return nil, err
 	}
 	return n, nil
+}
+
+// writeFiles writes what a side has as files, and returns the folder.
+func (b *Bench) writeFiles(side string, files map[string][]byte) (root string, err error) {
+	root = filepath.Join(b.Dir, side, "www")
+	for name, content := range files {
+		path := filepath.Join(root, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return "", err
+		}
+	}
+	return root, nil
 }

@@ -133,6 +133,10 @@ func (s *Server) Publish(ctx context.Context, version string, size int, channel 
 // addr is where HTTPS is, host:port.
 func (s *Server) addr() string { return strings.TrimPrefix(s.Access.Server, "https://") }
 
+// certificate and key are the files of what it shows.
+func (s *Server) certificate() string { return filepath.Join(s.Data, "tls", "server.pem") }
+func (s *Server) key() string         { return filepath.Join(s.Data, "tls", "server.key") }
+
 // freePorts are ports of loopback that nobody listens on. Whoever takes one in between is met at the start of the program.
 func freePorts(n int) ([]int, error) {
 	var ports []int

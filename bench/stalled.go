@@ -3,13 +3,17 @@ package bench
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
 
-// stalledDownloads is how many are held at once. Each fills the kernel's send buffer besides, which no program's memory shows:
-// a quarter of a megabyte, so that ten thousand are more than the kernel lets all of TCP have (tcp_mem) on a small machine.
+// stalledDownloads is how many are held at once where no other number is asked for. Each fills the kernel's send buffer besides, which no
+// program's memory shows, and the note of the figure does.
 const stalledDownloads = 1000
 
 // stallsWithin is how long a server may take to have sent all that it can, below the minute after which ours cuts who takes nothing.
@@ -18,12 +22,17 @@ const stallsWithin = 45 * time.Second
 // stalled measures the memory of a download whose client reads nothing more: what a server grows by with many of them. Each turn has a
 // process of its own, because memory that was used once is not given back at once.
 func stalled(ctx context.Context, b *Bench, s *Server, image string, files map[string][]byte) error {
-	f := Figure{Name: fmt.Sprintf("memory of a stalled download, %d at once over TLS 1.2", stalledDownloads), Unit: "KiB each", Peer: "nginx"}
-	if !b.wants(f.Name) {
+	n := b.count(stalledDownloads)
+	f := Figure{Name: fmt.Sprintf("memory of a stalled download, %d at once over TLS 1.2", n), Unit: "KiB each", Goal: 40, Own: true, Peer: "nginx"}
+	if !b.wants(f.Name) || b.Bare || b.Other != "" {
 		return nil
 	}
+	if err := enoughFiles(n); err != nil {
+		return err
+	}
+	var kernel int64
 	ours := func(ctx context.Context) (float64, error) {
-		s, err := b.serve(ctx, map[string]any{"https": map[string]any{"max_connections": stalledDownloads + 100}})
+		s, err := b.serve(ctx, map[string]any{"https": map[string]any{"max_connections": n + 100}})
 		if err != nil {
 			return 0, err
 		}
@@ -31,29 +40,65 @@ func stalled(ctx context.Context, b *Bench, s *Server, image string, files map[s
 		if _, err := s.Publish(ctx, "1.0.0", ImageSize, ""); err != nil {
 			return 0, err
 		}
-		return b.stall(ctx, s.Process, s.addr(), s.CAPEM, "/firmware/firmware.bin")
+		before, err := tcpMemory()
+		if err != nil {
+			return 0, err
+		}
+		return b.stall(ctx, s.Process, s.addr(), s.CAPEM, "/firmware/firmware.bin", n, func() error {
+			after, err := tcpMemory()
+			kernel = max(kernel, after-before)
+			return err
+		})
 	}
-	n, err := b.startNginx(ctx, s, files)
+	peer, err := b.startNginx(ctx, s, files)
 	if err != nil {
 		return err
 	}
 	var theirs Turn
-	if n != nil {
-		n.stop()
+	if peer != nil {
+		peer.stop()
 		theirs = func(ctx context.Context) (float64, error) {
-			n, err := b.startNginx(ctx, s, files)
+			peer, err := b.startNginx(ctx, s, files)
 			if err != nil {
 				return 0, err
 			}
-			defer n.stop()
-			return b.stall(ctx, n.Process, n.addr, s.CAPEM, image)
+			defer peer.stop()
+			return b.stall(ctx, peer.Process, peer.addr, s.CAPEM, image, n, func() error { return nil })
 		}
 	}
-	return b.Beside(ctx, f, ours, theirs)
+	if err := b.Beside(ctx, f, ours, theirs); err != nil {
+		return err
+	}
+	b.noted(fmt.Sprintf("the kernel held %d MiB for TCP besides, both ends of ours", kernel>>20))
+	return nil
 }
 
-// stall is one turn: KiB of each download.
-func (b *Bench) stall(ctx context.Context, p *Process, addr string, caPEM []byte, path string) (_ float64, err error) {
+// enoughFiles says so where this process or a server, which has the same limit, may not open as many connections.
+func enoughFiles(n int) error {
+	if need := uint64(n + 200); files() < need {
+		return fmt.Errorf("%d connections need %d open files, and a process here may have %d: raise the limit (ulimit -n %d), or ask for fewer with --count",
+			n, need, files(), need)
+	}
+	return nil
+}
+
+// tcpMemory is what the kernel holds for all TCP connections, in bytes.
+func tcpMemory() (int64, error) {
+	b, err := os.ReadFile("/proc/net/sockstat")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "TCP:" && fields[len(fields)-2] == "mem" {
+			pages, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+			return pages * int64(os.Getpagesize()), err
+		}
+	}
+	return 0, errors.New("/proc/net/sockstat has no memory of TCP")
+}
+
+// stall is one turn: KiB of each of n downloads. full is called while they stall.
+func (b *Bench) stall(ctx context.Context, p *Process, addr string, caPEM []byte, path string, n int, full func() error) (_ float64, err error) {
 	conf, err := versionOf(caPEM, tls.VersionTLS12)
 	if err != nil {
 		return 0, err
@@ -79,7 +124,7 @@ func (b *Bench) stall(ctx context.Context, p *Process, addr string, caPEM []byte
 	var all sync.WaitGroup
 	for client := range b.Clients {
 		all.Go(func() {
-			for i := client; i < stalledDownloads; i += b.Clients {
+			for i := client; i < n; i += b.Clients {
 				c, err := a.open(ctx, addr)
 				if err == nil {
 					err = a.ask(c)
@@ -105,8 +150,11 @@ func (b *Bench) stall(ctx context.Context, p *Process, addr string, caPEM []byte
 	if err := p.rests(ctx); err != nil {
 		return 0, err
 	}
+	if err := full(); err != nil {
+		return 0, err
+	}
 	after, err := p.Memory()
-	return float64(after-before) / 1024 / stalledDownloads, err
+	return float64(after-before) / 1024 / float64(n), err
 }
 
 // rests waits until the program has taken no processor time for a second, but for what it takes anyway.

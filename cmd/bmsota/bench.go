@@ -42,6 +42,9 @@ a busy machine bends it little. Nothing is left behind. The exit code is 0 wheth
 	for _, name := range bench.Names() {
 		cmd.AddCommand(newBenchSuiteCmd(name, bench.About(name), name))
 	}
+	cmd.AddCommand(&cobra.Command{Use: "bare-server", Hidden: true, Args: cobra.ExactArgs(4), RunE: func(cmd *cobra.Command, args []string) error {
+		return bench.Bare(cmd.Context(), args[0], args[1], args[2], args[3])
+	}})
 	return cmd
 }
 
@@ -92,6 +95,8 @@ func newBenchSuiteCmd(use, short string, suites ...string) *cobra.Command {
 	f.StringVar(&o.Only, "only", "", "of the figures, those whose name has this in it")
 	f.StringVar(&o.Binary, "binary", "", "the bmsota whose server is measured (default this one)")
 	f.StringVar(&o.Database, "database", "", "where ingest has its rows: the postgres:// URL of an empty database, or "+bench.StartDatabase+" for a PostgreSQL that is started for the run (default SQLite)")
+	f.StringVar(&o.Other, "beside", "", "another bmsota to stand beside it in place of nginx")
+	f.BoolVar(&o.Bare, "bare", false, "measure Go's net/http and crypto/tls alone in place of this server, beside nginx")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -68,6 +68,7 @@ docs/configuration.md.`,
 				return err
 			}
 			defer reloadOnHangup(srv)()
+			defer giveHeapRoom()()
 			return srv.Run(cmd.Context())
 		},
 	}

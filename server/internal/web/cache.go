@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
@@ -122,30 +124,38 @@ const maxVersions = 256
 // versionCache holds version.json as it goes out, by what it says. Its keys are whole values, so nothing in it can be
 // stale: a changed offer is another key.
 type versionCache struct {
+	last  atomic.Pointer[versionBody] // the one asked for last: most fleets are offered one, and hashing it is more than to compare it
 	mu    sync.Mutex
-	files map[protocol.VersionFile]versionBody // guarded by mu
+	files map[protocol.VersionFile]*versionBody // guarded by mu
 }
 
 type versionBody struct {
+	file protocol.VersionFile
 	body []byte // shared, never written to
-	etag string
+	// As values of a header, shared as well.
+	length, etag []string
 }
 
-func (c *versionCache) body(f protocol.VersionFile) (versionBody, error) {
+func (c *versionCache) body(f protocol.VersionFile) (*versionBody, error) {
+	if v := c.last.Load(); v != nil && v.file == f {
+		return v, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if v, ok := c.files[f]; ok {
+		c.last.Store(v)
 		return v, nil
 	}
 	b, err := f.Append(nil)
 	if err != nil {
-		return versionBody{}, err
+		return nil, err
 	}
 	sum := sha256.Sum256(b)
-	v := versionBody{body: b, etag: `"` + hex.EncodeToString(sum[:8]) + `"`}
+	v := &versionBody{file: f, body: b, length: []string{strconv.Itoa(len(b))}, etag: []string{`"` + hex.EncodeToString(sum[:8]) + `"`}}
 	if c.files == nil || len(c.files) >= maxVersions {
-		c.files = make(map[protocol.VersionFile]versionBody)
+		c.files = make(map[protocol.VersionFile]*versionBody)
 	}
 	c.files[f] = v
+	c.last.Store(v)
 	return v, nil
 }

@@ -145,7 +145,7 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		return
 	}
 	header := w.Header()
-	header.Set("Content-Type", "application/json")
+	header["Content-Type"] = typeJSON
 	if offer.Signed != "" {
 		header.Set("Cache-Control", "no-store") // the answer to this question, and to no other
 		body := withOffer(v.body, offer.Signed)
@@ -153,10 +153,31 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(body))
 		return
 	}
-	header.Set("Cache-Control", "no-cache")
-	header.Set("ETag", v.etag)
+	header["Cache-Control"], header["Etag"] = noCache, v.etag
+	if r.Method == http.MethodGet && !conditional(r) {
+		header["Accept-Ranges"], header["Content-Length"] = rangesOfBytes, v.length
+		_, _ = w.Write(v.body) // below the minute that every request has for its answer; who is gone gets nothing
+		return
+	}
 	oneRange(r, int64(len(v.body)))
 	http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(v.body))
+}
+
+// Lists of header values that every version.json has, made once.
+var (
+	typeJSON      = []string{"application/json"}
+	noCache       = []string{"no-cache"}
+	rangesOfBytes = []string{"bytes"}
+)
+
+// conditional says whether a request asks for anything but the whole content, whatever it may be by now.
+func conditional(r *http.Request) bool {
+	for _, name := range []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		if _, ok := r.Header[name]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // withOffer is a version file with one more field. The file is written once for all who are offered it.
