@@ -116,12 +116,5 @@ func TestAPoolChangesNothing(t *testing.T) {
 func BenchmarkProgramPieceShared(b *testing.B) {
 	f := norflash.New(4 * mib)
 	f.Share(norflash.NewPool())
-	data := make([]byte, norflash.PieceSize)
-	off := int64(0)
-	for b.Loop() {
-		if err := f.Program(off, data); err != nil {
-			b.Fatal(err)
-		}
-		off = (off + norflash.PieceSize) % (4 * mib)
-	}
+	programAll(b, f)
 }
