@@ -136,6 +136,27 @@ func (p *Process) Used() (time.Duration, error) {
 	return time.Duration(ticks) * tick, err
 }
 
+// Peak is the most that the program without its children has held in memory since it was started, in bytes (VmHWM).
+func (p *Process) Peak() (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", p.name, err)
+	}
+	return kibOf(b, "VmHWM:")
+}
+
+// kibOf finds the line of a file in /proc that begins with key and has an amount in KiB, and returns it in bytes.
+func kibOf(b []byte, key string) (int64, error) {
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		if len(fields) >= 2 && fields[0] == key {
+			kib, err := strconv.ParseInt(fields[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc has no %s for it", key)
+}
+
 // Memory is what the program and its children hold in memory now, in bytes: pages they share with others in proportion (PSS).
 func (p *Process) Memory() (int64, error) {
 	var total int64
@@ -144,16 +165,9 @@ func (p *Process) Memory() (int64, error) {
 		if err != nil {
 			return err
 		}
-		for line := range strings.Lines(string(b)) {
-			fields := strings.Fields(line)
-			if len(fields) < 2 || fields[0] != "Pss:" {
-				continue
-			}
-			kib, err := strconv.ParseInt(fields[1], 10, 64)
-			total += kib << 10
-			return err
-		}
-		return errors.New("/proc/PID/smaps_rollup has no Pss")
+		held, err := kibOf(b, "Pss:")
+		total += held
+		return err
 	})
 	return total, err
 }

@@ -54,6 +54,8 @@ func rollout(ctx context.Context, b *Bench) error {
 		for _, f := range []Figure{
 			{Name: of + "from the order to the last one confirmed", Unit: "s", Ours: run.took.Seconds()},
 			{Name: of + "processor time of the server for each", Unit: "ms", Ours: run.each},
+			{Name: of + "memory of one at the peak", Unit: "KiB", Ours: run.board},
+			{Name: of + "memory of the server at the peak", Unit: "MiB", Ours: run.server},
 			{Name: of + "a command to another device meanwhile, 99th percentile", Unit: "ms", Ours: high(run.commands), Note: fmt.Sprintf("of %d", len(run.commands))},
 			{Name: of + "the dashboard's first page meanwhile, 99th percentile", Unit: "ms", Ours: high(run.pages), Note: fmt.Sprintf("of %d", len(run.pages))},
 		} {
@@ -72,6 +74,7 @@ func rollout(ctx context.Context, b *Bench) error {
 type fleetRun struct {
 	took            time.Duration
 	each            float64 // ms of the server for one board
+	board, server   float64 // memory at the peak: KiB of one board, MiB of the server
 	commands, pages []float64
 }
 
@@ -129,8 +132,11 @@ func (b *Bench) rollOut(ctx context.Context, n int) (run fleetRun, err error) {
 	after, usedErr := s.Used()
 	stop()
 	probes.Wait()
+	held, heldErr := boards.Peak()
+	served, servedErr := s.Peak()
+	run.board, run.server = float64(held)/1024/float64(n), float64(served)/1024/1024
 	run.each = float64((after - before).Microseconds()) / 1000 / float64(n)
-	return run, errors.Join(err, usedErr, commandsErr, pagesErr)
+	return run, errors.Join(err, usedErr, heldErr, servedErr, commandsErr, pagesErr)
 }
 
 // boards switches n boards on, with an image of their own and the release to come published, and waits until all of them
@@ -151,7 +157,8 @@ func (s *Server) boards(ctx context.Context, n int) (*Process, error) {
 	if err := os.WriteFile(key, []byte(p.Public), 0o600); err != nil {
 		return nil, err
 	}
-	boards, err := s.b.start("boards", s.b.Binary, "device", "fleet", "--data", s.Data, "--count", strconv.Itoa(n), "--image", image,
+	// In the field boards are other machines. Here they share the processors of the server, and stand back for it.
+	boards, err := s.b.start("boards", "nice", "-n", "10", s.b.Binary, "device", "fleet", "--data", s.Data, "--count", strconv.Itoa(n), "--image", image,
 		"--trusted-key", key, "--seed", "7", "--quiet")
 	if err != nil {
 		return nil, err

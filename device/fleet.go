@@ -38,8 +38,8 @@ type FleetConfig struct {
 	Each func(i int, l *Layout, c *Config)
 }
 
-// Fleet is many boards in one process. What they have in common is in memory once: flash content until a board writes it,
-// certificates to trust.
+// Fleet is many boards in one process. What they have in common is in memory once: sectors of flash, those of an image that
+// they were updated to included, and certificates to trust.
 type Fleet struct {
 	cfg    FleetConfig
 	boards []*Board
@@ -58,6 +58,7 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
+	base.base.flash.Share(norflash.NewPool())
 	f := &Fleet{cfg: cfg, boards: make([]*Board, 0, cfg.Count)}
 	trust := new(agent.Trust)
 	for i := range cfg.Count {

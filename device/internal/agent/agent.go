@@ -125,7 +125,7 @@ type agent struct {
 	// links is one channel, because the order is what the events mean: what a board answers to a command that came over a
 	// session it has not heard of yet would be forgotten with everything else it had to say before that session.
 	links  chan linkEvent
-	acks   chan protocol.Status
+	acks   chan protocol.Phase // of the statuses that the broker has
 	health *health
 
 	job        *job
@@ -157,7 +157,7 @@ func Run(ctx context.Context, cfg Config) (End, error) {
 	if a.self.restart {
 		return Restart, nil
 	}
-	a.rep.onAcked = func(s protocol.Status) { send(ctx, a.acks, s) }
+	a.rep.onAcked = func(p protocol.Phase) { send(ctx, a.acks, p) }
 	var wg sync.WaitGroup
 	wg.Go(func() { a.rep.run(ctx) })
 	if a.link != nil {
@@ -194,7 +194,7 @@ func newAgent(cfg Config) *agent {
 	a := &agent{
 		env: cfg, log: cfg.Log, rand: newRand(cfg.Seed, 1), began: time.Now(),
 		heap:  &heap{rand: newRand(cfg.Seed, 2), minimum: heapAtBoot},
-		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Status, eventQueue),
+		links: make(chan linkEvent, eventQueue), acks: make(chan protocol.Phase, eventQueue),
 	}
 	a.health = &health{acked: make(chan struct{})}
 	a.nonces.rand = newRand(cfg.Seed, uint64(a.began.UnixNano())) // seeded alike, two boots must not ask alike
@@ -290,8 +290,8 @@ func (a *agent) loop(ctx context.Context) (End, error) {
 			}
 			release = a.heap.use(heapMQTT)
 			a.rep.connected()
-		case s := <-a.acks:
-			if err := a.acked(s); err != nil {
+		case p := <-a.acks:
+			if err := a.acked(p); err != nil {
 				return Halted, err
 			}
 			a.next(ctx)
@@ -361,10 +361,10 @@ func (a *agent) unsettled() bool {
 	return a.job != nil && a.job.wish == nil || a.self.rolledBack != nil
 }
 
-// acked hears that the broker has a status. That of a rollback is remembered, in flash, so that it is not told again.
-func (a *agent) acked(s protocol.Status) error {
+// acked hears that the broker has a status of this phase. That of a rollback is remembered, in flash, so that it is not told again.
+func (a *agent) acked(p protocol.Phase) error {
 	a.health.ack()
-	if a.self.rolledBack == nil || s.Phase != protocol.PhaseRolledBack {
+	if a.self.rolledBack == nil || p != protocol.PhaseRolledBack {
 		return nil
 	}
 	if a.job != nil {

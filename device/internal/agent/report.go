@@ -29,7 +29,7 @@ type reporter struct {
 	qos      byte
 	log      *slog.Logger
 	onStatus func(protocol.Status)
-	onAcked  func(protocol.Status) // called from the publishing goroutine
+	onAcked  func(protocol.Phase) // called from the publishing goroutine
 	battery  func() (protocol.Battery, bool)
 	heap     *heap
 	assert   bool // a step that the table does not allow panics
@@ -325,7 +325,7 @@ func (r *reporter) publish(ctx context.Context, s protocol.Status) error {
 		return err
 	}
 	if qos > 0 {
-		r.onAcked(s)
+		r.onAcked(s.Phase)
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ type Op struct {
 }
 
 // page is one sector's content. A nil page is erased. A page that two flashes
-// share is never written; see Flash.owned.
+// share, or that is in a Pool, is never written; see Flash.owned.
 type page struct {
 	bytes [SectorSize]byte
 	sum   atomic.Pointer[digest] // of bytes, once somebody asked; shared like them
@@ -87,6 +87,7 @@ var erasedPage = func() *page {
 type Flash struct {
 	pages []*page
 	owned []uint64 // bit i: pages[i] is this flash's alone and may be written
+	pool  *Pool    // takes sectors that are complete; nil for none
 	file  *os.File // nil in memory
 	fault error    // a failed write to the file: memory and file may differ
 	ops   int
@@ -132,7 +133,7 @@ func (f *Flash) fill(sector int, content *[SectorSize]byte) {
 // armed, no log, no pace and no operations counted. It is a cheap fork: pages are
 // shared until one side writes them. The clone of a file is not a file.
 func (f *Flash) Clone() *Flash {
-	c := &Flash{pages: make([]*page, len(f.pages)), owned: make([]uint64, len(f.owned))}
+	c := &Flash{pages: make([]*page, len(f.pages)), owned: make([]uint64, len(f.owned)), pool: f.pool}
 	copy(c.pages, f.pages)
 	clear(f.owned)
 	for sector, w := range f.weak {
@@ -247,6 +248,9 @@ func (f *Flash) programPiece(off int64, p []byte) error {
 	if failing {
 		return ErrPowerCut
 	}
+	if f.pool != nil && (off+int64(len(p)))%SectorSize == 0 {
+		f.handIn(sector)
+	}
 	return nil
 }
 
@@ -314,7 +318,7 @@ func (f *Flash) view(sector int) *page {
 
 // writable makes the sector's page this flash's own.
 func (f *Flash) writable(sector int) *page {
-	if f.owned[sector/64]&(1<<(sector%64)) != 0 {
+	if f.owns(sector) {
 		f.pages[sector].sum.Store(nil)
 		return f.pages[sector]
 	}
@@ -323,5 +327,7 @@ func (f *Flash) writable(sector int) *page {
 	f.own(sector)
 	return p
 }
+
+func (f *Flash) owns(sector int) bool { return f.owned[sector/64]&(1<<(sector%64)) != 0 }
 
 func (f *Flash) own(sector int) { f.owned[sector/64] |= 1 << (sector % 64) }

@@ -362,8 +362,10 @@ func TestFilesOfOtherSizesAreRefused(t *testing.T) {
 	}
 }
 
-func BenchmarkProgramPiece(b *testing.B) {
-	f := norflash.New(4 * mib)
+func BenchmarkProgramPiece(b *testing.B) { programAll(b, norflash.New(4*mib)) }
+
+// programAll programs a chip of 4 MiB from its start to its end, again and again.
+func programAll(b *testing.B, f *norflash.Flash) {
 	data := make([]byte, norflash.PieceSize)
 	off := int64(0)
 	for b.Loop() {
