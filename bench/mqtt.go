@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"bmsota/protocol"
@@ -118,15 +117,6 @@ const (
 	toAll       = "a message at QoS 1 to all devices"
 	atOnce      = "devices at once over TLS"
 )
-
-// files is how many open files a process may have: this one and those it starts.
-func files() uint64 {
-	var limit syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
-		return 1024
-	}
-	return limit.Cur
-}
 
 // broker is the server's own, with the memory and the time of all of the server.
 func (s *Server) broker() *brokerSide {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"syscall"
 	"time"
 
 	"bmsota/esp/appimage"
@@ -44,11 +43,4 @@ func (b *Bench) again(do func() error) Turn {
 		after, err := spent()
 		return float64((after - before).Nanoseconds()) / 1000 / float64(n), err
 	}
-}
-
-// spent is the processor time of this process.
-func spent() (time.Duration, error) {
-	var u syscall.Rusage
-	err := syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), err
 }
