@@ -62,7 +62,7 @@ e2e-postgres: ## every story with a server in it, with its rows in PostgreSQL; N
 	BMSOTA_E2E_DATABASE=postgres go test -count=1 -timeout 60m ./e2e/... -run 'TestScripts/postgres/$(NAME)'
 
 .PHONY: explain-postgres
-explain-postgres: ## fills a PostgreSQL with a million devices and holds what is asked often to its indexes; N for another number
+explain-postgres: ## fills a PostgreSQL with a million devices, where check has 20,000, and holds what is asked often to its indexes; N for another number
 	BMSOTA_EXPLAIN=$(or $(N),1000000) go test -count=1 -timeout 60m -run AreAnsweredFromIndexesOfPostgres -v ./server/internal/store
 
 .PHONY: fuzz

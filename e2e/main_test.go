@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"bmsota/server/pgtest"
@@ -149,12 +150,12 @@ func runStories(t *testing.T, kind deviceKind) {
 			"killrollouts":  cmdKillRollouts,
 			"killreplicas":  cmdKillReplicas,
 			"later":         cmdLater,
-			"sleep":         cmdSleep,
-			"wake":          cmdWake,
+			"sleep":         signals("sleep", syscall.SIGSTOP), // as a machine is paused
+			"wake":          signals("wake", syscall.SIGCONT),
 			"untouched":     cmdUntouched,
 			"realidf":       cmdRealIDF,
 			"sshd":          cmdSSHD,
-			"interrupt":     cmdInterrupt,
+			"interrupt":     signals("interrupt", syscall.SIGINT), // Ctrl-C
 			"interrupts":    cmdInterrupts,
 			"tool":          cmdTool,
 			"secret":        cmdSecret,

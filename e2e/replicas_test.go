@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -31,23 +30,6 @@ func cmdLater(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil {
 		ts.Fatalf("build %s: %v\n%s", args[0], err, out)
 	}
-}
-
-// cmdSleep stops a process as a machine does that is paused: sleep NAME. wake NAME has it go on.
-func cmdSleep(ts *testscript.TestScript, neg bool, args []string) {
-	plain(ts, neg, "sleep")
-	if len(args) != 1 {
-		ts.Fatalf("usage: sleep NAME")
-	}
-	ts.Check(running(ts, args[0]).signal(syscall.SIGSTOP))
-}
-
-func cmdWake(ts *testscript.TestScript, neg bool, args []string) {
-	plain(ts, neg, "wake")
-	if len(args) != 1 {
-		ts.Fatalf("usage: wake NAME")
-	}
-	ts.Check(running(ts, args[0]).signal(syscall.SIGCONT))
 }
 
 // pageFollowsBothServers is of a person whose requests come to two servers in turn, with data folders a and b.

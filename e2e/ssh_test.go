@@ -76,13 +76,15 @@ func cmdSSHD(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdInterrupt presses Ctrl-C on a process: interrupt NAME
-func cmdInterrupt(ts *testscript.TestScript, neg bool, args []string) {
-	plain(ts, neg, "interrupt")
-	if len(args) != 1 {
-		ts.Fatalf("usage: interrupt NAME")
+// signals gives the command that sends a process a signal: NAME PROCESS
+func signals(name string, sig syscall.Signal) func(ts *testscript.TestScript, neg bool, args []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		plain(ts, neg, name)
+		if len(args) != 1 {
+			ts.Fatalf("usage: %s NAME", name)
+		}
+		ts.Check(running(ts, args[0]).signal(sig))
 	}
-	ts.Check(running(ts, args[0]).signal(syscall.SIGINT))
 }
 
 // cmdInterrupts publishes one image and another in turn and presses Ctrl-C at a random moment of each, holding the folder

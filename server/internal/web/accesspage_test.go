@@ -1,7 +1,6 @@
 package web
 
 import (
-	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
@@ -16,23 +15,8 @@ var tokenShown = regexp.MustCompile(`<code class="long" id="token">([^<]+)</code
 func TestAccessPageLetsInAndShutsOut(t *testing.T) {
 	s := newSite(t)
 	cookie := s.signIn(fleet.RoleAdmin)
-	post := func(path, form string) reply {
-		t.Helper()
-		v, err := url.ParseQuery(form)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.do("POST", "/access/"+path, cookie, v)
-	}
-	to := func(r reply, what string) {
-		t.Helper()
-		if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/access?done="+what {
-			t.Errorf("%d to %q, want %q\n%s", r.StatusCode, r.Header.Get("Location"), what, r.body)
-		}
-		if doneTexts[what] == "" {
-			t.Errorf("nothing is said of %q", what)
-		}
-	}
+	post := func(path, form string) reply { t.Helper(); return s.post("/access/"+path, form, cookie) }
+	to := func(r reply, what string) { t.Helper(); s.leadsTo(r, "/access", what) }
 	const first, second = "a first password", "  the second one "
 	to(post("accounts", "name=anna&role=operator&new="+url.QueryEscape(first)+"&again="+url.QueryEscape(first)), "account-made")
 	session, by, err := s.fleet.Login(t.Context(), "anna", first, "x")
@@ -99,11 +83,7 @@ func TestBadAccessFormsSaySoAndChangeNothing(t *testing.T) {
 		{"tokens", "", 400}, {"tokens", "name=ci&role=viewer&life=1y", 400}, {"tokens", "name=ci&role=king&life=", 400}, {"tokens", "name=anna&role=viewer&life=", 409},
 		{"tokens", "name=viewer&role=viewer&life=", 409}, {"tokens/nobody/remove", "confirmed=yes", 404},
 	} {
-		v, err := url.ParseQuery(c.form)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := s.do("POST", "/access/"+c.path, cookie, v)
+		r := s.post("/access/"+c.path, c.form, cookie)
 		if r.StatusCode != c.status {
 			t.Errorf("%s %s: %d, want %d", c.path, c.form, r.StatusCode, c.status)
 		}

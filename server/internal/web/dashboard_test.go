@@ -138,6 +138,27 @@ func (s *site) do(method, path, cookie string, form url.Values, lines ...string)
 
 func (s *site) get(path, cookie string) reply { s.t.Helper(); return s.do("GET", path, cookie, nil) }
 
+// post sends a form, given as it is encoded.
+func (s *site) post(path, form, cookie string) reply {
+	s.t.Helper()
+	v, err := url.ParseQuery(form)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.do("POST", path, cookie, v)
+}
+
+// leadsTo: a form was carried out, and its answer leads to a page that says so.
+func (s *site) leadsTo(r reply, page, what string) {
+	s.t.Helper()
+	if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != page+"?done="+what {
+		s.t.Errorf("%d to %q, want %q\n%s", r.StatusCode, r.Header.Get("Location"), what, r.body)
+	}
+	if doneTexts[what] == "" {
+		s.t.Errorf("nothing is said of %q", what)
+	}
+}
+
 // signIn is a session of a role, by its token.
 func (s *site) signIn(role fleet.Role) string {
 	s.t.Helper()

@@ -18,14 +18,7 @@ const allEvents = "&rollout.halted=yes&rollout.finished=yes&device.rolled_back=y
 func TestWebhooksPageTellsAndTakesAway(t *testing.T) {
 	s := newSite(t)
 	cookie := s.signIn(fleet.RoleAdmin)
-	post := func(path, form string) reply {
-		t.Helper()
-		v, err := url.ParseQuery(form)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.do("POST", "/webhooks"+path, cookie, v)
-	}
+	post := func(path, form string) reply { t.Helper(); return s.post("/webhooks"+path, form, cookie) }
 	list := func() []fleet.WebhookView {
 		t.Helper()
 		hooks, err := s.fleet.Webhooks(t.Context(), admin)
@@ -52,12 +45,7 @@ func TestWebhooksPageTellsAndTakesAway(t *testing.T) {
 		t.Fatalf("%+v", list())
 	}
 
-	to := func(r reply, what string) {
-		t.Helper()
-		if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/webhooks?done="+what || doneTexts[what] == "" {
-			t.Errorf("%d to %q, want %q\n%s", r.StatusCode, r.Header.Get("Location"), what, r.body)
-		}
-	}
+	to := func(r reply, what string) { t.Helper(); s.leadsTo(r, "/webhooks", what) }
 	to(post("/"+all.ID+"/test", ""), "webhook-test")
 	if at := slices.IndexFunc(list(), func(h fleet.WebhookView) bool { return h.ID == all.ID }); list()[at].Waiting != 1 {
 		t.Errorf("no test waits: %+v", list()[at])
@@ -87,11 +75,7 @@ func TestBadWebhookFormsSaySoAndChangeNothing(t *testing.T) {
 		{"", "url=http%3A%2F%2Fanna%3Asecret%40other.lan%2F" + allEvents, 400},
 		{"/w-none/test", "", 404}, {"/w-none/test", "x=1", 400}, {"/w-none/remove", "confirmed=yes", 404}, {"/w-none/remove", "confirmed=yes&x=1", 400},
 	} {
-		v, err := url.ParseQuery(c.form)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := s.do("POST", "/webhooks"+c.path, cookie, v)
+		r := s.post("/webhooks"+c.path, c.form, cookie)
 		if r.StatusCode != c.status {
 			t.Errorf("%s %s: %d, want %d", c.path, c.form, r.StatusCode, c.status)
 		}
