@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// PresenceWait is how long those who come and leave are gathered.
+const PresenceWait = presenceWait
+
 // InTurn runs work as a login's password is worked on.
 func InTurn(ctx context.Context, f *Fleet, work func()) error { return f.guard.inTurn(ctx, work) }
 

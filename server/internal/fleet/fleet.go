@@ -60,6 +60,8 @@ type Fleet struct {
 	folds   chan *fold    // callers of Fold to the committer of Run
 	running chan struct{} // closed when the committer takes folds
 	stopped chan struct{} // closed when it takes no more
+	handing sync.RWMutex  // read-locked while something is put into folds
+	emptied chan struct{} // closed after stopped, when nothing is left in folds
 	started atomic.Bool   // Run may be called once
 
 	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
@@ -124,6 +126,7 @@ func New(cfg Config) (*Fleet, error) {
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),
+		emptied: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 
 		planning: make(chan struct{}, 1),
