@@ -65,6 +65,16 @@ func Remembered(f *Fleet) (n, limit int) {
 	return len(f.askers.known), maxAskers
 }
 
+// UnstruckLogins is Unstruck for logins.
+func UnstruckLogins(f *Fleet) { f.ledger.logins = nil }
+
+// RememberedLogins is how many logins are remembered, and how many there may be.
+func RememberedLogins(f *Fleet) (n, limit int) {
+	f.logins.mu.Lock()
+	defer f.logins.mu.Unlock()
+	return len(f.logins.known), maxLogins
+}
+
 // Plans says whether f does what goes by the clock.
 func Plans(f *Fleet) bool { return f.plans() }
 

@@ -67,7 +67,8 @@ type Fleet struct {
 	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
 
 	catalog    catalogCache
-	askers     *askers
+	askers     *memory[asker]
+	logins     *memory[tokenSum]
 	census     censusCache
 	guard      *guard // of logins
 	ledger     *ledger
@@ -106,7 +107,7 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Silence < 0 || cfg.Expiry < 0 || cfg.KeepAttempts < 0 || cfg.KeepAudit < 0 {
 		return nil, errors.New("fleet: silence, expiry and what is kept cannot be negative")
 	}
-	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newAskers()}
+	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newMemory[asker](maxAskers), logins: newMemory[tokenSum](maxLogins)}
 	var others *share
 	if cfg.Share != nil {
 		if cfg.Share.Place == "" {
@@ -122,6 +123,7 @@ func New(cfg Config) (*Fleet, error) {
 		cfg:     cfg,
 		ledger:  books,
 		askers:  books.askers,
+		logins:  books.logins,
 		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
