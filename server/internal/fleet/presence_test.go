@@ -68,6 +68,34 @@ func TestWhoComesAndLeavesIsNotedInGroups(t *testing.T) {
 	})
 }
 
+// A command that is not kept goes to whoever has a session here, also before his row says so.
+func TestWhoHasJustComeCanBeTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, out := newFleet(t, fleet.Config{}), newOutbox()
+		defer start(t, f, out)()
+		synctest.Wait()
+		hear(t, f, "d1", status("b", 1, protocol.PhaseIdle))
+		tell := func() error {
+			_, err := f.Command(t.Context(), teller{out}, anna, "d1", protocol.Command{Action: protocol.ActionStatus})
+			return err
+		}
+		if err := f.Disconnected(t.Context(), "d1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(fleet.PresenceWait)
+		synctest.Wait()
+		if err := tell(); !errors.Is(err, fleet.ErrRefused) {
+			t.Errorf("a device that is away: %v", err)
+		}
+		if err := f.Connected(t.Context(), "d1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := tell(); err != nil {
+			t.Errorf("a device that has just come: %v", err)
+		}
+	})
+}
+
 // TestWhoCameLastIsWhatIsNoted has devices come, leave and speak in any order, and Run end in the middle of it: each row says what
 // was last said of its device.
 func TestWhoCameLastIsWhatIsNoted(t *testing.T) {
