@@ -229,13 +229,9 @@ func (s *Server) openBroker() error {
 	if s.cfg.MQTT.External.URL != "" {
 		return s.openExternal(topics)
 	}
-	secure := s.certs.config(false)
-	if s.devices != nil {
-		s.devices.ask(secure)
-	}
 	embedded, err := broker.NewEmbedded(broker.Config{
 		Handler: s.fleet, Topics: topics, AcceptSeedStatus: s.cfg.Fleet.AcceptSeedStatus,
-		Secure: s.mqttTLS, TLS: secure, Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
+		Secure: s.mqttTLS, TLS: s.certs.config(false, s.devices), Plain: s.mqttPlain, PlainAnywhere: s.cfg.MQTT.PlainAnywhere,
 		Log: s.log, TurnedAway: s.fleet.TurnedAway,
 	})
 	if err != nil {
@@ -358,11 +354,11 @@ func (s *Server) runWeb(ctx context.Context) error {
 	places := newPlaces(s.cfg.HTTPS.MaxConnections)
 	srv.ConnState = places.state
 	if s.https != nil {
-		secure := s.certs.config(true)
+		var asked *deviceCertificates
 		if s.cfg.HTTPS.ClientCertificates {
-			s.devices.ask(secure)
+			asked = s.devices
 		}
-		serve(tls.NewListener(newBoundedListener(s.https, places), secure))
+		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true, asked)))
 	}
 	if s.plain != nil {
 		serve(newBoundedListener(s.plain, places))

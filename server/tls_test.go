@@ -395,8 +395,8 @@ func TestACMEServesItsNamesAndLeavesTheRest(t *testing.T) {
 	if c.acme.HostPolicy(t.Context(), "evil.example.org") == nil {
 		t.Error("a certificate for a foreign name would be asked for")
 	}
-	if !slices.Contains(c.config(true).NextProtos, acme.ALPNProto) || len(c.config(false).NextProtos) != 0 {
-		t.Errorf("protocols are %q and %q", c.config(true).NextProtos, c.config(false).NextProtos)
+	if !slices.Contains(c.config(true, nil).NextProtos, acme.ALPNProto) || len(c.config(false, nil).NextProtos) != 0 {
+		t.Errorf("protocols are %q and %q", c.config(true, nil).NextProtos, c.config(false, nil).NextProtos)
 	}
 	if !bytes.Contains(c.caPEM, []byte("CERTIFICATE")) || bytes.Equal(c.caPEM, c.localCA) {
 		t.Error("devices are not given the authority of the ACME side")
@@ -411,7 +411,7 @@ func TestOldTLSIsRefused(t *testing.T) {
 		go func() {
 			defer close(done)
 			defer server.Close()
-			s := tls.Server(server, certs.config(true))
+			s := tls.Server(server, certs.config(true, nil))
 			_ = s.Handshake()
 			_, _ = io.Copy(io.Discard, s)
 		}()
@@ -423,5 +423,124 @@ func TestOldTLSIsRefused(t *testing.T) {
 		}
 		client.Close()
 		<-done
+	}
+}
+
+// shake shakes hands once, and returns how both ends see the connection.
+func shake(t *testing.T, server, client *tls.Config) (theirs, ours tls.ConnectionState, err error) {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := conn.Write([]byte("x")); err == nil { // in TLS 1.3 a client learns from what it reads whether it is let in
+			ours = conn.(*tls.Conn).ConnectionState()
+		}
+	}()
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", l.Addr().String(), client)
+	if err == nil {
+		defer conn.Close()
+		_, err = io.ReadFull(conn, make([]byte, 1))
+		theirs = conn.ConnectionState()
+	}
+	<-done
+	return theirs, ours, err
+}
+
+func TestClientsOfTLS12AreGivenTheCheapestCurve(t *testing.T) {
+	certs := localCerts(t, t.TempDir(), &clock{time.Now()}, "localhost")
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certs.localCA)
+	server := certs.config(true, nil)
+	for _, c := range []struct {
+		version uint16
+		offered []tls.CurveID
+		want    tls.CurveID // 0 = the handshake fails
+	}{
+		{tls.VersionTLS12, nil, tls.CurveP256}, // what Go offers by itself has X25519 before it
+		{tls.VersionTLS12, []tls.CurveID{tls.X25519, tls.CurveP256}, tls.CurveP256},
+		{tls.VersionTLS12, []tls.CurveID{tls.CurveP256}, tls.CurveP256},
+		{tls.VersionTLS12, []tls.CurveID{tls.X25519}, tls.X25519},
+		{tls.VersionTLS12, []tls.CurveID{tls.CurveP384}, tls.CurveP384},
+		{tls.VersionTLS12, []tls.CurveID{tls.CurveP521}, tls.CurveP521},
+		{tls.VersionTLS12, []tls.CurveID{tls.X25519, tls.CurveP384}, tls.X25519},
+		{tls.VersionTLS12, []tls.CurveID{tls.X25519MLKEM768}, 0},
+		{tls.VersionTLS13, nil, tls.X25519MLKEM768},
+		{tls.VersionTLS13, []tls.CurveID{tls.X25519, tls.CurveP256}, tls.X25519},
+		{tls.VersionTLS13, []tls.CurveID{tls.CurveP384}, tls.CurveP384},
+	} {
+		client := &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12, MaxVersion: c.version, CurvePreferences: c.offered}
+		theirs, _, err := shake(t, server, client)
+		switch {
+		case c.want == 0 && err == nil:
+			t.Errorf("%s, %v: agreed on %v", tls.VersionName(c.version), c.offered, theirs.CurveID)
+		case c.want != 0 && (err != nil || theirs.CurveID != c.want || theirs.Version != c.version):
+			t.Errorf("%s, %v: %s, curve %v: %v", tls.VersionName(c.version), c.offered, tls.VersionName(theirs.Version), theirs.CurveID, err)
+		}
+	}
+}
+
+// Whoever is given the other configuration is asked for a certificate, resumes and is shown a replaced certificate as everybody is.
+func TestTheCheapestCurveLeavesTheRestAsItIs(t *testing.T) {
+	dir := t.TempDir()
+	certs := localCerts(t, dir, &clock{time.Now()}, "localhost")
+	devices, err := openDeviceCertificates(t.TempDir(), time.Now, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newKey(t)
+	issued, err := devices.issue("bms-1", key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(issued.PEM))
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certs.localCA)
+	client := &tls.Config{RootCAs: pool, ServerName: "localhost", MaxVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(1),
+		Certificates: []tls.Certificate{{Certificate: [][]byte{block.Bytes}, PrivateKey: key}}}
+	for _, alpn := range []bool{true, false} {
+		server := certs.config(alpn, devices)
+		client.NextProtos = nil
+		if alpn {
+			client.NextProtos = []string{"http/1.1"}
+		}
+		for _, resumed := range []bool{false, true} {
+			theirs, ours, err := shake(t, server, client)
+			if err != nil || theirs.CurveID != tls.CurveP256 || theirs.DidResume != resumed || (theirs.NegotiatedProtocol == "http/1.1") != alpn {
+				t.Errorf("alpn %v: resumed %v with %v, protocol %q: %v", alpn, theirs.DidResume, theirs.CurveID, theirs.NegotiatedProtocol, err)
+			}
+			if len(ours.VerifiedChains) != 1 || ours.PeerCertificates[0].Subject.CommonName != "bms-1" {
+				t.Errorf("alpn %v, resumed %v: the device's certificate was not asked for", alpn, resumed)
+			}
+		}
+		stranger := client.Clone()
+		stranger.Certificates, stranger.ClientSessionCache = []tls.Certificate{otherAuthority(t).client("bms-1", nil)}, nil
+		stranger.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger.Certificates[0], nil }
+		if _, _, err := shake(t, server, stranger); err == nil {
+			t.Errorf("alpn %v: a certificate of another authority was taken", alpn)
+		}
+	}
+	server := certs.config(false, nil)
+	before := certs.current.Load().Leaf
+	if err := os.Remove(filepath.Join(dir, serverCertName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := certs.readLocal(); err != nil {
+		t.Fatal(err)
+	}
+	client.ClientSessionCache = nil
+	theirs, _, err := shake(t, server, client)
+	if err != nil || theirs.PeerCertificates[0].Equal(before) || !theirs.PeerCertificates[0].Equal(certs.current.Load().Leaf) {
+		t.Errorf("a certificate that was replaced is not shown: %v", err)
 	}
 }
