@@ -50,7 +50,9 @@ func auditFollows(t *testing.T, s fleet.Store) {
 		return tx.AppendAudit(rows[2:3])
 	})
 	elsewhere := auditRows(audit.Head{Seq: 3, Hash: strings.Repeat("1", 64)}, 1)
-	for name, bad := range map[string][]audit.Entry{"gap": rows[4:5], "again": rows[2:3], "row 1": rows[:1], "another log": elsewhere} {
+	later := auditRows(audit.Head{Seq: 4, Hash: strings.Repeat("1", 64)}, 1)
+	for name, bad := range map[string][]audit.Entry{"gap": rows[4:5], "again": rows[2:3], "row 1": rows[:1], "another log": elsewhere,
+		"gap among rows": {rows[3], rows[5]}, "again among rows": {rows[3], rows[3]}, "row 1 among rows": {rows[3], rows[0]}, "another log among rows": {rows[3], later[0]}} {
 		if err := s.Update(t.Context(), func(tx fleet.Tx) error { _ = tx.AppendAudit(bad); return nil }); !errors.Is(err, fleet.ErrConflict) {
 			t.Errorf("%s: %v", name, err)
 		}

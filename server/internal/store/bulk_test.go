@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -30,8 +31,16 @@ func manyAreMany(t *testing.T, s fleet.Store) {
 			next++
 		}
 		for _, version := range []string{"1.0.0", "2.0.0"} {
+			counts := map[fleet.MemberState]int{fleet.MemberOpen: next}
+			if version == "1.0.0" {
+				counts = map[fleet.MemberState]int{fleet.MemberOpen: next - n, fleet.MemberPending: n}
+			}
+			maps.DeleteFunc(counts, func(_ fleet.MemberState, members int) bool { return members == 0 })
 			for i := range devices {
 				devices[i].Version, members[i].Message = version, version
+				if version == "2.0.0" {
+					members[i].State = fleet.MemberOpen
+				}
 			}
 			for i := range attempts {
 				attempts[i].Message = version
@@ -43,6 +52,7 @@ func manyAreMany(t *testing.T, s fleet.Store) {
 			slices.Reverse(reverse)
 			for _, do := range []func(*testing.T, fleet.Store, func(fleet.Tx) error){view, update} {
 				do(t, s, func(tx fleet.Tx) error {
+					same(t, counts)(tx.MemberCounts("r"))
 					found, err := tx.DevicesIn(append(reverse, "nobody"))
 					slices.SortFunc(found, func(a, b fleet.Device) int { return strings.Compare(a.ID, b.ID) })
 					if err != nil || len(found) != n || n > 0 && !reflect.DeepEqual(found, devices) {
@@ -67,13 +77,20 @@ func manyAreMany(t *testing.T, s fleet.Store) {
 			}
 		}
 	}
-	bad := make([]fleet.Attempt, 40)
+	bad := make([]fleet.Attempt, 400)
 	for i := range bad {
 		bad[i] = attempt(fmt.Sprint("x", i), "d0000", 9, fleet.AttemptOpen)
 	}
-	bad[20].DeviceID = "nobody"
-	if err := s.Update(t.Context(), func(tx fleet.Tx) error { return tx.PutAttempts(bad) }); !errors.Is(err, fleet.ErrConflict) {
-		t.Errorf("an attempt without a device among 40: %v, want ErrConflict", err)
+	replaces := slices.Clone(bad)
+	replaces[0] = attempt("b-d0001", "d0001", 9, fleet.AttemptOpen)
+	for _, list := range [][]fleet.Attempt{bad, replaces} {
+		for _, at := range []int{20, 390} {
+			list = slices.Clone(list)
+			list[at].DeviceID = "nobody"
+			if err := s.Update(t.Context(), func(tx fleet.Tx) error { return tx.PutAttempts(list) }); !errors.Is(err, fleet.ErrConflict) {
+				t.Errorf("an attempt without a device, the %dth of 400 from %s on: %v, want ErrConflict", at, list[0].ID, err)
+			}
+		}
 	}
 	view(t, s, func(tx fleet.Tx) error {
 		if open, err := tx.OpenAttemptsIn([]string{"d0000"}); err != nil || len(open) != 2 {

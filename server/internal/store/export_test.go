@@ -146,6 +146,12 @@ func (db *Postgres) Tamper(text string, args ...any) error {
 	return err
 }
 
+// PreparedStatements is how many the connection that writes has at the server.
+func (db *Postgres) PreparedStatements() (n int, err error) {
+	err = db.write.QueryRow("SELECT COUNT(*) FROM pg_prepared_statements WHERE NOT from_sql AND statement NOT LIKE '%pg_prepared_statements%'").Scan(&n)
+	return n, err
+}
+
 // SomebodyWaits says whether a session of the server waits for a lock.
 func (db *Postgres) SomebodyWaits() (waits bool, err error) {
 	err = db.read.QueryRow("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)").Scan(&waits)

@@ -45,6 +45,7 @@ type Postgres struct {
 	writer      string        // this opening of the database, in operations
 	number      int64         // of the last Update that had something to commit
 	tables      int64         // the version of them that this program knows
+	prepares    bool          // a connection keeps prepared statements, as the URL has it
 	jitter      func() float64
 	forgetful   bool // for tests: does not look for its number
 }
@@ -111,7 +112,7 @@ func (db *Postgres) updateOnce(ctx context.Context, fn func(fleet.Tx) error) (ag
 		err = fault(err)
 		return passing != nil, err
 	}
-	t := &sqlTx{ctx: own, tx: tx, conn: conn, fault: fault, bind: bind, clock: postgresClock, tables: db.tables}
+	t := &sqlTx{ctx: own, tx: tx, conn: conn, prepares: db.prepares, fault: fault, bind: bind, clock: postgresClock, tables: db.tables}
 	if err = fn(t); err == nil {
 		err = t.failed
 	}

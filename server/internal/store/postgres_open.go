@@ -88,7 +88,8 @@ func openPostgres(ctx context.Context, c PostgresConfig, ready func(*Postgres, c
 	if _, set := conf.RuntimeParams["application_name"]; !set {
 		conf.RuntimeParams["application_name"] = "bmsota"
 	}
-	db := &Postgres{turn: make(chan struct{}, 1), writer: newWriter(), jitter: c.Jitter}
+	db := &Postgres{turn: make(chan struct{}, 1), writer: newWriter(), jitter: c.Jitter,
+		prepares: conf.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement}
 	if db.jitter == nil {
 		db.jitter = rand.Float64
 	}

@@ -81,3 +81,19 @@ func emptyPostgres(t *testing.T) fleet.Store {
 	s, database := newPostgres(t)
 	return openPostgres(t, s.URL(database, pgtest.Superuser))
 }
+
+// TestManyRowsWithoutPreparedStatements: behind a pooler that deals out transactions, many rows leave none behind either.
+func TestManyRowsWithoutPreparedStatements(t *testing.T) {
+	s, database := newPostgres(t)
+	for mode, want := range map[string]bool{"cache_statement": true, "exec": false} {
+		db := openPostgres(t, s.URL(database, pgtest.Superuser)+"&default_query_exec_mode="+mode)
+		if !want {
+			manyAreMany(t, db)
+		}
+		devices := []fleet.Device{device("one"), device("two")}
+		update(t, db, func(tx fleet.Tx) error { return tx.PutDevices(devices) })
+		if got, err := db.PreparedStatements(); err != nil || got > 0 != want {
+			t.Errorf("%s: %d prepared statements (%v)", mode, got, err)
+		}
+	}
+}

@@ -15,6 +15,7 @@ type sqlTx struct {
 	prepared *[queryCount]*sql.Stmt // nil where the driver keeps them
 	many     bulk                   // likewise, of those for many rows
 	conn     *sql.Conn              // of tx, in an Update of PostgreSQL: what COPY goes over
+	prepares bool                   // conn keeps prepared statements: no pooler deals out transactions
 	fault    func(error) error      // names the sentinel of a driver's error
 	bind     func([]any) []any      // values as the columns want them; nil for as they are
 	advised  bool                   // the database chooses indexes by the words of a query
