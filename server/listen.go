@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"bmsota/server/internal/web"
 )
 
 // errAddrInUseWindows is WSAEADDRINUSE, which has no name in package syscall on other systems.
@@ -31,10 +33,6 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// sendBuffer bounds what the kernel takes for a peer that reads slowly, in bytes. Without it the kernel grows the
-// buffer to megabytes, and a write that has "moved" says nothing about whether the peer has.
-const sendBuffer = 128 << 10
-
 // boundedListener bounds what connections cost: their number (places), and the send buffer of each. So a fleet that comes
 // all at once is served in turn, and nobody can use up the open files that the broker and the database need.
 type boundedListener struct {
@@ -55,7 +53,7 @@ func (l boundedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(sendBuffer) // a connection that refuses is already gone
+			_ = tcp.SetWriteBuffer(web.SendBuffer) // a connection that refuses is already gone
 		}
 		if placed := l.places.take(conn, l.ended); placed != nil {
 			return placed, nil

@@ -5,4 +5,4 @@ package web
 import "syscall"
 
 // awaitRoom waits for nothing: the write that follows does, with its record in memory.
-func awaitRoom(syscall.RawConn) {}
+func awaitRoom(syscall.RawConn) error { return nil }
