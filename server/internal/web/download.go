@@ -14,12 +14,13 @@ const SendBuffer = 128 << 10
 
 // A peer that has shown to be fast gets a larger send buffer for the rest of its image, and larger chunks: it would be waited for
 // some fifteen times for each megabyte, and a wait costs as much as the encryption of 16 KiB. An ESP32 is not one of them, and
-// whoever reads fast and then stalls can have no more than fastPeers buffers held for stallTimeout.
+// whoever reads fast and then stalls can have no more than fastPeers buffers held.
 const (
 	fastPeers  = 64
 	fastBuffer = 1 << 20
 	fastChunk  = 256 << 10              // less than the third of fastBuffer that is free when the kernel says that there is room
-	fastWithin = 100 * time.Millisecond // for pacedChunk
+	fastTaken  = 160 << 10              // more than the kernel of a peer that reads nothing takes for it, which is 128 KiB at Linux
+	fastWithin = 250 * time.Millisecond // for fastTaken
 )
 
 // downloadWriter is a pacedWriter for an image. It waits before a chunk is encrypted and not after, so that a download which stalls
@@ -45,24 +46,29 @@ func (d *downloadWriter) Write(b []byte) (written int, err error) {
 	defer func() {
 		if fast {
 			d.slow()
+			d.fast.Add(-1)
 		}
 	}()
 	for len(b) > 0 && err == nil {
-		chunk := b[:min(len(b), pacedChunk)]
-		switch {
-		case fast && len(b) > pacedChunk:
-			chunk = b[:min(len(b)-pacedChunk, fastChunk)]
-		case fast:
-			// Before the last chunk the buffer is small again: there is room when most of what was in it has gone, so an answer
+		size := pacedChunk
+		if fast && len(b) > pacedChunk {
+			size = min(len(b)-pacedChunk, fastChunk)
+		}
+		last := fast && len(b) <= pacedChunk
+		if last {
+			// Before the last chunk the buffer is small again. There is room when most of what was in it has gone, so an answer
 			// that has been written is no further ahead of a fast peer than of any other.
 			d.slow()
-			fast = false
 		}
 		if err = d.wire.await(); err != nil {
 			break
 		}
+		if last {
+			d.fast.Add(-1)
+			fast = false
+		}
 		var n int
-		n, err = d.chunk(chunk)
+		n, err = d.chunk(b[:min(len(b), size)])
 		written += n
 		b = b[n:]
 		if !fast && len(b) > fastChunk && d.isFast(written, time.Since(began)) {
@@ -82,13 +88,13 @@ func (d *downloadWriter) chunk(b []byte) (int, error) {
 	return n, err
 }
 
-// isFast says whether the peer has taken a chunk soon after the first was written.
+// isFast says whether the peer has taken fastTaken bytes soon after the first was written.
 func (d *downloadWriter) isFast(written int, after time.Duration) bool {
-	if after > fastWithin || written < 2*pacedChunk {
+	if after > fastWithin || written <= fastTaken {
 		return false
 	}
 	left := d.wire.queued()
-	return left >= 0 && written-left >= pacedChunk
+	return left >= 0 && written-left >= fastTaken
 }
 
 // hurry gives the peer a large buffer, if there is one left.
@@ -101,10 +107,7 @@ func (d *downloadWriter) hurry() bool {
 	return true
 }
 
-func (d *downloadWriter) slow() {
-	setSendBuffer(d.wire.sys, SendBuffer)
-	d.fast.Add(-1)
-}
+func (d *downloadWriter) slow() { setSendBuffer(d.wire.sys, SendBuffer) }
 
 // ReadFrom is what http.ServeContent ends in, through io.CopyN: src is an io.LimitedReader on the content it was given.
 func (d *downloadWriter) ReadFrom(src io.Reader) (int64, error) {
