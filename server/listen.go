@@ -19,7 +19,9 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	if addr == off {
 		return nil, nil
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	// No probes of TCP: whoever is silent on one of these is found by a deadline of HTTP or the keepalive of MQTT, which are shorter, and
+	// to ask for probes is four system calls for each connection.
+	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", addr)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, errAddrInUseWindows):
 		return nil, fmt.Errorf("%s is taken by another program: stop it, or set %s to another port", addr, key)

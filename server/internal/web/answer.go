@@ -13,9 +13,10 @@ import (
 // answer is the http.ResponseWriter of a lane. What a handler writes without a Content-Length is kept until it has ended and then has one: on
 // a lane that is a problem document. It says what it has to say in one write where that is short.
 type answer struct {
-	conn   net.Conn
-	last   bool // the connection ends with this answer
-	header http.Header
+	conn    net.Conn
+	last    bool        // the connection ends with this answer
+	closing func() bool // it does; asked when the header is said
+	header  http.Header
 
 	status   int   // 0 = nothing was said yet
 	promised int64 // bytes of the body; -1 = not said, -2 = there is none
@@ -38,13 +39,13 @@ var outs = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, sh
 var errUnsaid = errors.New("web: a long answer without a length")
 
 // begin makes a ready for one answer.
-func (a *answer) begin(conn net.Conn, last bool) {
+func (a *answer) begin(conn net.Conn, last bool, closing func() bool) {
 	header := a.header
 	if header == nil {
 		header = make(http.Header, 8)
 	}
 	clear(header)
-	*a = answer{conn: conn, last: last, header: header}
+	*a = answer{conn: conn, last: last, closing: closing, header: header}
 }
 
 func (a *answer) Header() http.Header { return a.header }
@@ -119,7 +120,7 @@ func (a *answer) tell() {
 	a.out.WriteString("\r\nDate: ")
 	a.out.Write(time.Now().UTC().AppendFormat(a.out.AvailableBuffer(), http.TimeFormat))
 	a.out.Write(lineEnd)
-	if a.last {
+	if a.last = a.last || a.closing(); a.last {
 		a.out.WriteString("Connection: close\r\n")
 	}
 	_ = a.header.Write(a.out) // to memory

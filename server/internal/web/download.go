@@ -18,7 +18,7 @@ const SendBuffer = 128 << 10
 const (
 	fastPeers  = 64
 	fastBuffer = 1 << 20
-	fastChunk  = 256 << 10              // less than the third of fastBuffer that is free when the kernel says that there is room
+	fastChunk  = 128 << 10              // less than the third that is free when there is room, where net.core.wmem_max is Linux's own 208 KiB too
 	fastTaken  = 160 << 10              // more than the kernel of a peer that reads nothing takes for it, which is 128 KiB at Linux
 	fastWithin = 250 * time.Millisecond // for fastTaken
 )
@@ -71,7 +71,7 @@ func (d *downloadWriter) Write(b []byte) (written int, err error) {
 		n, err = d.chunk(b[:min(len(b), size)])
 		written += n
 		b = b[n:]
-		if !fast && len(b) > fastChunk && d.isFast(written, time.Since(began)) {
+		if !fast && len(b) > 2*fastChunk && d.isFast(written, time.Since(began)) {
 			fast = d.hurry()
 		}
 	}
@@ -90,10 +90,10 @@ func (d *downloadWriter) chunk(b []byte) (int, error) {
 
 // isFast says whether the peer has taken fastTaken bytes soon after the first was written.
 func (d *downloadWriter) isFast(written int, after time.Duration) bool {
-	if after > fastWithin || written <= fastTaken {
+	if d.wire.kernel == nil || after > fastWithin || written <= fastTaken {
 		return false
 	}
-	left := d.wire.queued()
+	left := d.wire.kernel.queued()
 	return left >= 0 && written-left >= fastTaken
 }
 
@@ -103,11 +103,11 @@ func (d *downloadWriter) hurry() bool {
 		d.fast.Add(-1)
 		return false
 	}
-	setSendBuffer(d.wire.sys, fastBuffer)
+	d.wire.kernel.resize(fastBuffer)
 	return true
 }
 
-func (d *downloadWriter) slow() { setSendBuffer(d.wire.sys, SendBuffer) }
+func (d *downloadWriter) slow() { d.wire.kernel.resize(SendBuffer) }
 
 // ReadFrom is what http.ServeContent ends in, through io.CopyN: src is an io.LimitedReader on the content it was given.
 func (d *downloadWriter) ReadFrom(src io.Reader) (int64, error) {

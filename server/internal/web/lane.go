@@ -32,6 +32,9 @@ type lane struct {
 	out answer
 }
 
+// fewest is how many bytes net/http awaits after an answer before it takes them for a request.
+const fewest = 4
+
 // maxSimple is how many bytes the header of a request has that a lane answers.
 const maxSimple = 4 << 10
 
@@ -48,18 +51,18 @@ var heards = sync.Pool{New: func() any { return &heard{parser: bufio.NewReaderSi
 // serve is the life of a lane.
 func (c *lane) serve() {
 	defer c.server.ended(c)
-	on := false
 	defer func() {
-		if p := recover(); p != nil && p != http.ErrAbortHandler {
-			c.server.log.Error("http connection panicked", "panic", p, "peer", c.peer, "stack", string(debug.Stack()))
-			on = false
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler {
+				c.server.log.Error("http connection panicked", "panic", p, "peer", c.peer, "stack", string(debug.Stack()))
+			}
+			_ = c.wire.Close()
 		}
-		if c.drop(); !on {
-			_ = c.conn.Close()
-		}
+		c.drop()
 	}()
 	c.peer = c.wire.RemoteAddr().String()
 	if !c.handshake() {
+		_ = c.wire.Close()
 		return
 	}
 	ctx := context.WithValue(c.server.ctx, linkKey{}, c.link)
@@ -67,6 +70,9 @@ func (c *lane) serve() {
 	for {
 		n, mine := c.header(patience)
 		if n == 0 && mine {
+			// Without the alert of TLS that says so: nobody reads it where the peer has gone, and the kernel of a board that has would
+			// answer with a reset.
+			_ = c.wire.Close()
 			return
 		}
 		var r *http.Request
@@ -74,12 +80,12 @@ func (c *lane) serve() {
 			r = c.request(ctx, n)
 		}
 		if r == nil {
-			on = true
 			c.rest.take(&handed{c.conn, c.link, bytes.Clone(c.in.b[:c.in.n])})
 			return
 		}
 		c.server.state(c.link, http.StateActive)
 		if !c.answer(r) {
+			_ = c.conn.Close()
 			return
 		}
 		c.server.state(c.link, http.StateIdle)
@@ -121,22 +127,19 @@ func (c *lane) header(patience time.Duration) (n int, mine bool) {
 	if c.conn.SetReadDeadline(time.Now().Add(patience)) != nil {
 		return 0, true
 	}
-	for begun := c.in.n > 0; ; {
-		got := c.in.b[:c.in.n]
-		if !begins(got) {
-			return 0, false
+	first := patience == headerTimeout
+	late := first // its end has a deadline
+	for {
+		if first || c.in.n >= fewest {
+			n, ok := simple(c.in.b[:c.in.n])
+			if n > 0 || !ok || c.in.n == len(c.in.b) {
+				return n, n > 0 && ok
+			}
+			if !late && c.conn.SetReadDeadline(time.Now().Add(headerTimeout)) != nil {
+				return 0, true
+			}
+			late = true
 		}
-		if end := bytes.Index(got, headerEnd); end >= 0 {
-			n = end + len(headerEnd)
-			return n, simple(got[:n])
-		}
-		if c.in.n == len(c.in.b) {
-			return 0, false
-		}
-		if c.in.n > 0 && !begun && c.conn.SetReadDeadline(time.Now().Add(headerTimeout)) != nil {
-			return 0, true
-		}
-		begun = c.in.n > 0
 		more, err := c.conn.Read(c.in.b[c.in.n:])
 		c.in.n += more
 		if err != nil && more == 0 {
@@ -176,84 +179,110 @@ func (c *lane) answer(r *http.Request) bool {
 	if c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)) != nil {
 		return false
 	}
-	last := r.Close || c.server.isClosing()
-	c.out.begin(c.conn, last)
+	c.out.begin(c.conn, r.Close, c.server.isClosing)
 	c.server.handler.ServeHTTP(&c.out, r)
 	if err := c.out.end(); err != nil {
 		c.server.log.LogAttrs(r.Context(), slog.LevelDebug, "http: answer was cut", slog.String("peer", c.peer), slog.Any("err", err))
 		return false
 	}
-	return !last
+	return !c.out.last
 }
 
 var (
-	headerEnd = []byte("\r\n\r\n")
-	lineEnd   = []byte("\r\n")
-	get       = []byte("GET /firmware/")
-	http11    = []byte(" HTTP/1.1")
+	lineEnd = []byte("\r\n")
+	get     = []byte("GET /firmware/")
+	http11  = []byte(" HTTP/1.1")
 )
 
-// begins says whether what has come so far may be the beginning of a simple request.
-func begins(b []byte) bool { return bytes.HasPrefix(b, get[:min(len(b), len(get))]) }
+// simple says whether b, as far as it goes, is the header of a request that leaves nothing to interpret: GET, by HTTP/1.1, of a path that
+// devices ask for; one Host; header fields that are a token, a colon and printable ASCII; none that says that a body follows, or that
+// something else is spoken from here on; and each line ended with CR and LF. n is its length when it is whole.
+func simple(b []byte) (n int, ok bool) {
+	if !bytes.HasPrefix(b, get[:min(len(b), len(get))]) {
+		return 0, false
+	}
+	hosts := 0
+	for first := true; ; first = false {
+		end := bytes.IndexByte(b[n:], '\n')
+		if end < 0 {
+			return 0, true
+		}
+		line, ok := bytes.CutSuffix(b[n:n+end], []byte("\r"))
+		n += end + 1
+		switch {
+		case !ok:
+			return 0, false
+		case first:
+			if !simpleRequestLine(line) {
+				return 0, false
+			}
+		case len(line) == 0:
+			return n, hosts == 1
+		default:
+			host, ok := simpleField(line)
+			if host {
+				hosts++
+			}
+			if !ok {
+				return 0, false
+			}
+		}
+	}
+}
 
-// simple says whether a whole header is one that leaves nothing to interpret: GET, by HTTP/1.1, of a path that devices ask for; one Host;
-// header fields that are a token, a colon and printable ASCII; none that says that a body follows, or that something else is spoken from
-// here on.
-func simple(head []byte) bool {
-	line, rest, _ := bytes.Cut(head, lineEnd)
-	target, ok := bytes.CutSuffix(line[min(len(line), len("GET ")):], http11)
-	if !ok || !begins(line) || len(line) < len(get) {
+func simpleRequestLine(line []byte) bool {
+	target, ok := bytes.CutSuffix(bytes.TrimPrefix(line, []byte("GET ")), http11)
+	if !ok || !isPrintable(target) || bytes.IndexByte(target, ' ') >= 0 {
 		return false
 	}
 	path, _, _ := bytes.Cut(target, []byte("?"))
-	if !bytes.HasSuffix(path, []byte(".bin")) && !bytes.HasSuffix(path, []byte("/version.json")) && !bytes.HasSuffix(path, []byte("/version")) {
-		return false
+	return bytes.HasSuffix(path, []byte(".bin")) || bytes.HasSuffix(path, []byte("/version.json")) || bytes.HasSuffix(path, []byte("/version"))
+}
+
+func simpleField(line []byte) (host, ok bool) {
+	name, value, ok := bytes.Cut(line, []byte(":"))
+	if value = bytes.Trim(value, " "); !ok || len(name) == 0 || !isPrintable(value) {
+		return false, false
 	}
-	for _, c := range target {
-		if c <= ' ' || c > '~' {
+	for _, c := range name {
+		if c != '-' && c != '_' && !isLetterOrDigit(c) {
+			return false, false
+		}
+	}
+	switch {
+	case bytes.EqualFold(name, []byte("Host")):
+		return true, isHost(value)
+	case bytes.EqualFold(name, []byte("Connection")):
+		return false, bytes.EqualFold(value, []byte("keep-alive")) || bytes.EqualFold(value, []byte("close"))
+	}
+	for _, odd := range notSimple {
+		if bytes.EqualFold(name, odd) {
+			return false, false
+		}
+	}
+	return false, true
+}
+
+// notSimple are fields that say how to read what follows.
+var notSimple = [][]byte{[]byte("Content-Length"), []byte("Transfer-Encoding"), []byte("Trailer"), []byte("Expect"), []byte("Upgrade"), []byte("TE")}
+
+func isPrintable(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' || c > '~' {
 			return false
 		}
 	}
-	hosts := 0
-	for len(rest) > len(lineEnd) {
-		line, rest, _ = bytes.Cut(rest, lineEnd)
-		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || len(name) == 0 {
-			return false
-		}
-		for _, c := range name {
-			if c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
-				return false
-			}
-		}
-		value = bytes.Trim(value, " ")
-		for _, c := range value {
-			if c < ' ' || c > '~' {
-				return false
-			}
-		}
-		switch {
-		case bytes.EqualFold(name, []byte("Host")):
-			hosts++
-			if !isHost(value) {
-				return false
-			}
-		case bytes.EqualFold(name, []byte("Connection")):
-			if !bytes.EqualFold(value, []byte("keep-alive")) && !bytes.EqualFold(value, []byte("close")) {
-				return false
-			}
-		case bytes.EqualFold(name, []byte("Content-Length")), bytes.EqualFold(name, []byte("Transfer-Encoding")), bytes.EqualFold(name, []byte("Trailer")),
-			bytes.EqualFold(name, []byte("Expect")), bytes.EqualFold(name, []byte("Upgrade")), bytes.EqualFold(name, []byte("TE")):
-			return false
-		}
-	}
-	return hosts == 1
+	return true
+}
+
+func isLetterOrDigit(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
 }
 
 // isHost says whether b is a host name or an address, with or without a port.
 func isHost(b []byte) bool {
 	for _, c := range b {
-		if c != '.' && c != '-' && c != ':' && c != '[' && c != ']' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+		if bytes.IndexByte([]byte(".-:[]"), c) < 0 && !isLetterOrDigit(c) {
 			return false
 		}
 	}

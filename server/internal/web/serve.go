@@ -81,7 +81,7 @@ func (s *Server) accept(l net.Listener, secure *tls.Config) (*handedOn, error) {
 		return nil, http.ErrServerClosed
 	}
 	s.open[l] = struct{}{}
-	rest := &handedOn{Listener: l, conns: make(chan net.Conn), ended: make(chan struct{})}
+	rest := &handedOn{Listener: l, conns: make(chan net.Conn), ended: make(chan struct{}), shut: make(chan struct{})}
 	go func() {
 		rest.err = s.acceptAll(l, secure, rest)
 		close(rest.ended)
@@ -266,6 +266,8 @@ type handedOn struct {
 	conns chan net.Conn
 	ended chan struct{} // closed when Listener accepts no more
 	err   error         // what it said then
+	shut  chan struct{} // closed by Close
+	once  sync.Once
 }
 
 func (l *handedOn) Accept() (net.Conn, error) {
@@ -274,16 +276,25 @@ func (l *handedOn) Accept() (net.Conn, error) {
 		return conn, nil
 	case <-l.ended:
 		return nil, l.err
+	case <-l.shut:
+		return nil, net.ErrClosed
 	}
+}
+
+func (l *handedOn) Close() error {
+	l.once.Do(func() { close(l.shut) })
+	return l.Listener.Close()
 }
 
 // take hands on conn, and closes it where nobody takes it any more.
 func (l *handedOn) take(conn net.Conn) {
 	select {
 	case l.conns <- conn:
+		return
 	case <-l.ended:
-		_ = conn.Close()
+	case <-l.shut:
 	}
+	_ = conn.Close()
 }
 
 // notTLS answers who speaks HTTP where HTTPS is spoken.

@@ -12,8 +12,8 @@ import (
 // it has TLS write many records at once, and asks the kernel how far the peer has got.
 type wire struct {
 	net.Conn
-	sys    syscall.RawConn // of Conn; nil where it has none
-	secure bool            // TLS is spoken above
+	kernel kernel // nil where it is not known
+	secure bool   // TLS is spoken above
 
 	mu   sync.Mutex
 	held *[]byte // what TLS has written since hold; nil = each write goes out; guarded by mu
@@ -21,13 +21,29 @@ type wire struct {
 
 func newWire(conn net.Conn, secure bool) *wire {
 	w := &wire{Conn: conn, secure: secure}
-	if s, ok := conn.(syscall.Conn); ok {
-		if sys, err := s.SyscallConn(); err == nil {
-			w.sys = sys
+	switch c := conn.(type) {
+	case kernel:
+		w.kernel = c
+	case syscall.Conn:
+		if sys, err := c.SyscallConn(); err == nil {
+			w.kernel = socket{sys}
 		}
 	}
 	return w
 }
+
+// kernel is how a connection's send buffer is asked after.
+type kernel interface {
+	// room waits until there is some in the send buffer, a third of it, or until the write deadline has passed, which is an error.
+	room() error
+	// queued is how many bytes are in it, those included that are on their way; below 0 where that is not known.
+	queued() int
+	// resize bounds it, in bytes.
+	resize(bytes int)
+}
+
+// socket is the kernel behind a connection of TCP.
+type socket struct{ syscall.RawConn }
 
 // pieces are what records are held in: a chunk, and 29 bytes for each record of it, of which the first of a connection are small.
 var pieces = sync.Pool{New: func() any { b := make([]byte, 0, fastChunk+8<<10); return &b }}
@@ -95,24 +111,16 @@ func closeWrite(conn net.Conn) error {
 // room only when a third of it has gone, which is longer than a slow peer may take.
 func (w *wire) await() error {
 	for {
-		waits := w.queued()
-		if err := w.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil || w.sys == nil {
-			return err // without sys the write waits, under the same deadline
+		if w.kernel == nil { // the write waits
+			return w.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
-		err := awaitRoom(w.sys)
-		if err == nil {
-			return nil
+		waits := w.kernel.queued()
+		if err := w.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
+			return err
 		}
-		if left := w.queued(); left < 0 || waits-left < pacedChunk {
+		err := w.kernel.room()
+		if err == nil || waits < 0 || waits-w.kernel.queued() < pacedChunk {
 			return err
 		}
 	}
-}
-
-// queued is queued of the connection.
-func (w *wire) queued() int {
-	if w.sys == nil {
-		return -1
-	}
-	return queued(w.sys)
 }
