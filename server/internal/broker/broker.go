@@ -40,7 +40,8 @@ type Handler interface {
 	// takes back the command of that topic. fleet.ErrUnderWay (wrapped): it is durable, and nothing is to be sent on.
 	Order(ctx context.Context, by fleet.Identity, device string, retained bool, payload []byte) ([]byte, error)
 	// Connected and Disconnected tell of a device's sessions: of the first that begins and of the last that ends. For
-	// one device they are never called at once, and they come in turn.
+	// one device they are never called at once, and they come in turn. They need not be durable when they return, but before a
+	// later Fold of the device is.
 	Connected(ctx context.Context, device string) error
 	Disconnected(ctx context.Context, device string) error
 	// Contested tells that a device's login is used in two places, and how often its sessions have met lately. It must

@@ -91,8 +91,9 @@ var eachDevice = Identity{Role: RoleDevice}
 type ledger struct {
 	Store
 	now    func() time.Time
-	askers *askers // from which a device is struck out when a row of it is put; nil = there are none
-	place  string  // of this server, where others are told what changes; empty = nobody is
+	askers *memory[asker]    // from which a device is struck out when a row of it is put; nil = there are none
+	logins *memory[tokenSum] // from which it is struck out when its login changes; likewise
+	place  string            // of this server, where others are told what changes; empty = nobody is
 }
 
 // Update is an Update by the server itself.
@@ -101,10 +102,14 @@ func (l *ledger) Update(ctx context.Context, fn func(Tx) error) error {
 }
 
 func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) (err error) {
-	change, refused := l.askers.begin(), false
-	defer func() { change.end(err != nil && !refused, l.now()) }()
+	asked, logins, refused := l.askers.begin(), l.logins.begin(), false
+	defer func() {
+		doubt, now := err != nil && !refused, l.now()
+		asked.end(doubt, now)
+		logins.end(doubt, now)
+	}()
 	return l.Store.Update(ctx, func(tx Tx) error {
-		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), struck: change}
+		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), asked: asked, logins: logins}
 		if l.place != "" {
 			book.change = newChanged()
 		}
@@ -138,7 +143,8 @@ type book struct {
 	devices  map[string]deviceThen   // as they were before; those that were read
 	attempts map[string]AttemptState // likewise; empty for none
 	pruned   audit.Head              // to be removed up to it, once the log says so
-	struck   *change                 // of what askers remember
+	asked    *change[asker]          // what is struck out of what is remembered
+	logins   *change[tokenSum]       // likewise
 	change   *changed                // for the other servers; nil where there are none
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
@@ -391,7 +397,10 @@ func (t *audited) tellDevice(d Device) error {
 		t.add(audit.Entry{What: what, Device: d.ID, Who: who.Name, Role: string(who.Role), Details: details})
 	}
 	t.book.devices[d.ID] = now
-	t.book.struck.strike(d.ID)
+	t.book.asked.strike(d.ID)
+	if now.token != old.token || now.revoked != old.revoked {
+		t.book.logins.strike(d.ID)
+	}
 	return nil
 }
 
@@ -505,7 +514,7 @@ func (t *audited) tellAttempt(a Attempt) error {
 		tell(audit.AttemptEnd, audit.Of("state", string(a.State), "phase", string(a.Phase), "reason", string(a.Reason), "message", message)...)
 	}
 	t.book.attempts[a.ID] = a.State
-	t.book.struck.strike(a.DeviceID)
+	t.book.asked.strike(a.DeviceID)
 	return nil
 }
 

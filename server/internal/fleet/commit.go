@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -25,7 +26,7 @@ type fold struct {
 	device string
 	status protocol.Status
 	online *bool      // set for a connect or disconnect, which carry no status
-	done   chan error // capacity 1, so that the committer never waits for a caller that has gone
+	done   chan error // capacity 1, so that the committer never waits for a caller that has gone; nil when nobody waits
 }
 
 // result is what a fold led to, for the log and the loop, once it is committed.
@@ -59,65 +60,36 @@ func (f *Fleet) Fold(ctx context.Context, device string, shared bool, payload []
 	return f.submit(ctx, &fold{device: device, status: s})
 }
 
-// Connected notes that a device has an MQTT session.
-func (f *Fleet) Connected(ctx context.Context, device string) error {
-	f.mu.Lock()
-	f.sessions[device]++
-	f.mu.Unlock()
-	return f.setOnline(ctx, device, true)
-}
-
-// Disconnected notes that a session of a device has ended. A device is offline when its last one has: a device that
-// comes back before its old connection was given up is never shown as gone.
-func (f *Fleet) Disconnected(ctx context.Context, device string) error {
-	f.mu.Lock()
-	left := f.sessions[device] - 1
-	if left > 0 {
-		f.sessions[device] = left
-	} else {
-		delete(f.sessions, device)
-	}
-	f.mu.Unlock()
-	if left > 0 {
-		return nil
-	}
-	return f.setOnline(ctx, device, false)
-}
-
-func (f *Fleet) setOnline(ctx context.Context, device string, online bool) error {
-	if err := protocol.CheckDeviceID(device); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	fo := &fold{device: device, online: &online}
-	err := f.submit(ctx, fo)
-	if !errors.Is(err, ErrStopped) {
-		return err
-	}
-	// The broker opens before Run and closes after it; these two need no group.
-	return f.commit(ctx, []*fold{fo})[0].err
-}
-
-// live says whether the broker of this process holds a session of device.
-func (f *Fleet) live(device string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sessions[device] > 0
-}
-
-// submit hands fo to the committer and waits for its commit.
-func (f *Fleet) submit(ctx context.Context, fo *fold) error {
+// hand gives fo to the committer, in the order of the calls. What nobody waits for is committed when this has returned nil, also
+// where Run ends; ErrStopped says that it was not taken.
+func (f *Fleet) hand(ctx context.Context, fo *fold) error {
 	select {
 	case <-f.running:
 	default:
 		return ErrStopped
 	}
-	fo.done = make(chan error, 1)
+	f.handing.RLock()
+	defer f.handing.RUnlock()
+	select {
+	case <-f.stopped:
+		return ErrStopped
+	default:
+	}
 	select {
 	case f.folds <- fo:
+		return nil
 	case <-f.stopped:
 		return ErrStopped
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// submit hands fo to the committer and waits for its commit.
+func (f *Fleet) submit(ctx context.Context, fo *fold) error {
+	fo.done = make(chan error, 1)
+	if err := f.hand(ctx, fo); err != nil {
+		return err
 	}
 	select {
 	case err := <-fo.done:
@@ -138,25 +110,63 @@ func (f *Fleet) submit(ctx context.Context, fo *fold) error {
 // runCommitter takes folds in groups until ctx ends. A group that was begun is finished.
 func (f *Fleet) runCommitter(ctx context.Context) {
 	close(f.running)
-	defer close(f.stopped)
 	group := make([]*fold, 0, foldGroup)
 	for ctx.Err() == nil { // asked first: select would choose at random while folds wait
 		select {
 		case <-ctx.Done():
-			return
 		case fo := <-f.folds:
-			group = append(group[:0], fo)
+			group = f.gather(ctx, append(group[:0], fo))
+			f.commitGroup(context.WithoutCancel(ctx), group)
 		}
-	gather:
-		for len(group) < foldGroup {
-			select {
-			case fo := <-f.folds:
-				group = append(group, fo)
-			default:
-				break gather
-			}
+	}
+	close(f.stopped)
+	f.empty(context.WithoutCancel(ctx))
+	close(f.emptied)
+}
+
+// gather adds to a group of one what waits, and what comes within presenceWait while no caller waits for any of it.
+func (f *Fleet) gather(ctx context.Context, group []*fold) []*fold {
+	var enough <-chan time.Time
+	awaited := group[0].done != nil
+	for len(group) < foldGroup {
+		select {
+		case fo := <-f.folds:
+			group, awaited = append(group, fo), awaited || fo.done != nil
+			continue
+		default:
 		}
-		f.commitGroup(context.WithoutCancel(ctx), group)
+		if awaited {
+			break
+		}
+		if enough == nil {
+			timer := time.NewTimer(presenceWait)
+			defer timer.Stop()
+			enough = timer.C
+		}
+		select {
+		case fo := <-f.folds:
+			group, awaited = append(group, fo), fo.done != nil
+		case <-enough:
+			return group
+		case <-ctx.Done():
+			return group
+		}
+	}
+	return group
+}
+
+// empty commits what was handed over before stopped was closed and nobody waits for. Who waits has been told that it is not stored.
+func (f *Fleet) empty(ctx context.Context) {
+	var left []*fold
+	f.handing.Lock() // until whoever is handing over has done so, or has seen that stopped is closed
+	for len(f.folds) > 0 {
+		if fo := <-f.folds; fo.done == nil {
+			left = append(left, fo)
+		}
+	}
+	f.handing.Unlock()
+	for group := range slices.Chunk(left, foldGroup) {
+		f.commitGroup(ctx, group)
 	}
 }
 
@@ -169,8 +179,18 @@ func (f *Fleet) commitGroup(ctx context.Context, group []*fold) {
 			results[i] = f.commit(ctx, []*fold{fo})[0]
 		}
 	}
+	var unnoted int
+	var unnotedBy error
 	for i, fo := range group {
-		fo.done <- results[i].err
+		switch err := results[i].err; {
+		case fo.done != nil:
+			fo.done <- err
+		case err != nil:
+			unnoted, unnotedBy = unnoted+1, err
+		}
+	}
+	if unnoted > 0 {
+		f.cfg.Log.Warn("who came and left is not recorded", "times", unnoted, "err", unnotedBy)
 	}
 }
 

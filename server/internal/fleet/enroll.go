@@ -119,49 +119,6 @@ func (f *Fleet) drop(id string) {
 	f.wakeLoop()
 }
 
-// Authenticate checks an MQTT login: name is a device id or the name of an operator's token, secret the token. A viewer's
-// token is not for MQTT. Everything that is not exactly right is ErrDenied, without saying what was wrong; a fault of the
-// store is another error.
-func (f *Fleet) Authenticate(ctx context.Context, name, secret string) (Identity, error) {
-	if name == "" || secret == "" || len(name) > protocol.MaxDeviceID || len(secret) > 256 {
-		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
-	}
-	digest := tokenDigest(secret)
-	id, ends := Identity{}, time.Time{}
-	err := f.cfg.Store.View(ctx, func(tx Tx) error {
-		id, ends = Identity{}, time.Time{}
-		d, err := tx.Device(name)
-		if err == nil && !d.Revoked && sameDigest(d.TokenSHA256, digest) {
-			id = Identity{Name: name, Role: RoleDevice}
-			return nil
-		}
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return err
-		}
-		o, err := tx.Operator(name)
-		if err == nil && o.valid(f.cfg.Now()) && sameDigest(o.TokenSHA256, digest) && (Identity{o.Name, o.Role}).Has(RightOperate) {
-			id = Identity{Name: name, Role: RoleOperator} // there is nothing more to do over MQTT
-			ends = o.ExpiresAt
-		}
-		if errors.Is(err, ErrNotFound) {
-			return nil
-		}
-		return err
-	})
-	if err != nil {
-		return Identity{}, err
-	}
-	if id.Name == "" {
-		return Identity{}, fmt.Errorf("%w: login refused", ErrDenied)
-	}
-	if !ends.IsZero() {
-		f.mu.Lock()
-		f.ending[name] = ends
-		f.mu.Unlock()
-	}
-	return id, nil
-}
-
 // endExpired cuts off the operators who have logged in with a token that has run out since.
 func (f *Fleet) endExpired() {
 	now := f.cfg.Now()

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// PresenceWait is how long those who come and leave are gathered.
+const PresenceWait = presenceWait
+
 // InTurn runs work as a login's password is worked on.
 func InTurn(ctx context.Context, f *Fleet, work func()) error { return f.guard.inTurn(ctx, work) }
 
@@ -60,6 +63,16 @@ func Remembered(f *Fleet) (n, limit int) {
 	f.askers.mu.Lock()
 	defer f.askers.mu.Unlock()
 	return len(f.askers.known), maxAskers
+}
+
+// UnstruckLogins is Unstruck for logins.
+func UnstruckLogins(f *Fleet) { f.ledger.logins = nil }
+
+// RememberedLogins is how many logins are remembered, and how many there may be.
+func RememberedLogins(f *Fleet) (n, limit int) {
+	f.logins.mu.Lock()
+	defer f.logins.mu.Unlock()
+	return len(f.logins.known), maxLogins
 }
 
 // Plans says whether f does what goes by the clock.

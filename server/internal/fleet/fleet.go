@@ -60,12 +60,15 @@ type Fleet struct {
 	folds   chan *fold    // callers of Fold to the committer of Run
 	running chan struct{} // closed when the committer takes folds
 	stopped chan struct{} // closed when it takes no more
+	handing sync.RWMutex  // read-locked while something is put into folds
+	emptied chan struct{} // closed after stopped, when nothing is left in folds
 	started atomic.Bool   // Run may be called once
 
 	heardSince atomic.Pointer[time.Time] // since when statuses are taken; nil before Run
 
 	catalog    catalogCache
-	askers     *askers
+	askers     *memory[asker]
+	logins     *memory[tokenSum]
 	census     censusCache
 	guard      *guard // of logins
 	ledger     *ledger
@@ -104,7 +107,7 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Silence < 0 || cfg.Expiry < 0 || cfg.KeepAttempts < 0 || cfg.KeepAudit < 0 {
 		return nil, errors.New("fleet: silence, expiry and what is kept cannot be negative")
 	}
-	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newAskers()}
+	books := &ledger{Store: cfg.Store, now: cfg.Now, askers: newMemory[asker](maxAskers), logins: newMemory[tokenSum](maxLogins)}
 	var others *share
 	if cfg.Share != nil {
 		if cfg.Share.Place == "" {
@@ -120,10 +123,12 @@ func New(cfg Config) (*Fleet, error) {
 		cfg:     cfg,
 		ledger:  books,
 		askers:  books.askers,
+		logins:  books.logins,
 		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),
 		stopped: make(chan struct{}),
+		emptied: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 
 		planning: make(chan struct{}, 1),

@@ -403,6 +403,8 @@ func TestReconnectNeverShowsADeviceAsGone(t *testing.T) {
 		synctest.Wait()
 		online := func(want bool) {
 			t.Helper()
+			time.Sleep(fleet.PresenceWait)
+			synctest.Wait()
 			if d, err := f.Device(t.Context(), "d1"); err != nil || d.Online != want {
 				t.Errorf("online is %v (%v), want %v", d.Online, err, want)
 			}

@@ -58,6 +58,8 @@ func (y *yard) disconnect(id string) {
 	if err := y.Disconnected(y.t.Context(), id); err != nil {
 		y.t.Fatal(err)
 	}
+	time.Sleep(fleet.PresenceWait)
+	synctest.Wait()
 }
 
 func (y *yard) say(id string, p protocol.Phase, command string, change ...func(*protocol.Status)) {

@@ -41,7 +41,7 @@ func (f *Fleet) Command(ctx context.Context, out Messenger, by Identity, device 
 	if err != nil {
 		return cmd, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if !kept && !d.Online {
+	if !kept && !d.Online && !f.live(device) { // its row may say so a moment later
 		return cmd, fmt.Errorf("%w: device %q is not connected, and the command %q is not kept for it", ErrRefused, device, cmd.Action)
 	}
 	if payload, err = f.Order(ctx, by, device, kept, payload); err != nil {

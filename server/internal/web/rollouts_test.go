@@ -82,6 +82,13 @@ func fleetOn(t testing.TB, rows fleet.Store, boards int) (*httptest.Server, *api
 		if err := f.Disconnected(ctx, fmt.Sprintf("bms-%02d", i)); err != nil { // nothing shall start
 			t.Fatal(err)
 		}
+		for gone := false; !gone; { // until it is noted
+			d, err := f.Device(ctx, fmt.Sprintf("bms-%02d", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone = !d.Online
+		}
 	}
 	srv := httptest.NewServer(New(Config{Fleet: f, Log: quiet()}))
 	t.Cleanup(srv.Close)
