@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -254,61 +256,74 @@ func TestAHandlerThatBreaksItsWordEndsTheConnection(t *testing.T) {
 	}
 }
 
-// A server that shuts down gives the answer that is under way, and says that it is the last.
+// A server that shuts down gives the answer that is under way, says that it is the last where it has not said more yet, and waits for
+// nothing else.
 func TestShutdownWaitsForAnswersAndForNobodyElse(t *testing.T) {
-	var begun, goOn chan struct{}
-	h := func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.RawQuery != "" {
-			close(begun)
-			<-goOn
-		}
-		_, _ = io.WriteString(w, "answer")
+	for _, begunToAnswer := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			begun, goOn := make(chan struct{}), make(chan struct{})
+			body := strings.Repeat("answer", shortAnswer)
+			h := func(w http.ResponseWriter, r *http.Request) {
+				rest := body
+				if begunToAnswer {
+					w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+					_, _ = io.WriteString(w, body[:2*shortAnswer])
+					rest = body[2*shortAnswer:]
+				}
+				close(begun)
+				<-goOn
+				_, _ = io.WriteString(w, rest)
+			}
+			l := &pipeListener{make(chan net.Conn)}
+			s := NewServer(http.HandlerFunc(h), quiet())
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(l, nil) }()
+			idle, idleEnd := net.Pipe()
+			busy, busyEnd := net.Pipe()
+			l.conns <- idleEnd
+			l.conns <- busyEnd
+			if _, err := io.WriteString(busy, simpleRequest); err != nil {
+				t.Fatal(err)
+			}
+			in := bufio.NewReaderSize(busy, 10*shortAnswer)
+			if begunToAnswer {
+				if _, err := in.Peek(2 * shortAnswer); err != nil {
+					t.Fatal(err)
+				}
+			}
+			<-begun
+			down := make(chan error, 1)
+			go func() { down <- s.Shutdown(t.Context()) }()
+			asked := time.Now()
+			if n, err := idle.Read(make([]byte, 1)); err != io.EOF || time.Since(asked) > 0 {
+				t.Errorf("a connection that waits is not closed: %d, %v, after %v", n, err, time.Since(asked))
+			}
+			synctest.Wait()
+			select {
+			case err := <-down:
+				t.Errorf("the server is down while an answer is under way: %v", err)
+			default:
+			}
+			close(goOn)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil || resp.Close == begunToAnswer {
+				t.Fatalf("the last answer: %+v, %v", resp, err)
+			}
+			if b, err := io.ReadAll(resp.Body); string(b) != body || err != nil {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+			if err := <-down; err != nil || time.Since(asked) > 0 {
+				t.Errorf("down after %v: %v", time.Since(asked), err)
+			}
+			close(l.conns)
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				t.Error(err)
+			}
+			if err := s.Serve(l, nil); !errors.Is(err, http.ErrServerClosed) {
+				t.Errorf("a server that is down serves: %v", err)
+			}
+		})
 	}
-	synctest.Test(t, func(t *testing.T) {
-		begun, goOn = make(chan struct{}), make(chan struct{})
-		l := &pipeListener{make(chan net.Conn)}
-		s := NewServer(http.HandlerFunc(h), quiet())
-		served := make(chan error, 1)
-		go func() { served <- s.Serve(l, nil) }()
-		idle, idleEnd := net.Pipe()
-		busy, busyEnd := net.Pipe()
-		l.conns <- idleEnd
-		l.conns <- busyEnd
-		if _, err := io.WriteString(busy, "GET /firmware/version?slowly HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		<-begun
-		down := make(chan error, 1)
-		go func() { down <- s.Shutdown(t.Context()) }()
-		asked := time.Now()
-		if n, err := idle.Read(make([]byte, 1)); err != io.EOF || time.Since(asked) > 0 {
-			t.Errorf("a connection that waits is not closed: %d, %v, after %v", n, err, time.Since(asked))
-		}
-		synctest.Wait()
-		select {
-		case err := <-down:
-			t.Errorf("the server is down while an answer is under way: %v", err)
-		default:
-		}
-		close(goOn)
-		resp, err := http.ReadResponse(bufio.NewReader(busy), nil)
-		if err != nil || !resp.Close {
-			t.Fatalf("the last answer: %+v, %v", resp, err)
-		}
-		if b, err := io.ReadAll(resp.Body); string(b) != "answer" || err != nil {
-			t.Errorf("%q, %v", b, err)
-		}
-		if err := <-down; err != nil {
-			t.Error(err)
-		}
-		close(l.conns)
-		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-			t.Error(err)
-		}
-		if err := s.Serve(l, nil); !errors.Is(err, http.ErrServerClosed) {
-			t.Errorf("a server that is down serves: %v", err)
-		}
-	})
 }
 
 // Of ConnState hangs whose place another connection may have.
@@ -351,5 +366,32 @@ func TestALaneSaysWhenItServes(t *testing.T) {
 	want := []http.ConnState{http.StateActive, http.StateIdle, http.StateActive, http.StateIdle, http.StateNew, http.StateActive, http.StateIdle, http.StateClosed}
 	if !slices.Equal(states, want) {
 		t.Errorf("%v, want %v", states, want)
+	}
+}
+
+// Who leaves the s out is told, and not met with bytes of TLS.
+func TestPlainHTTPWhereHTTPSIsSpokenIsTold(t *testing.T) {
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	defer secure.Close()
+	for sent, told := range map[string]bool{"GET / HTTP/1.1\r\nHost: x\r\n\r\n": true, "POST /x HTTP/1.1\r\n\r\n": true, "\x00\x01nonsense": false} {
+		client, server := net.Pipe()
+		l := &pipeListener{make(chan net.Conn)}
+		s := NewServer(http.NotFoundHandler(), quiet())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.Serve(l, secure.TLS) // ends with the listener
+		}()
+		l.conns <- server
+		go func() { _, _ = io.WriteString(client, sent) }() // what is left of it nobody reads
+		_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
+		b, _ := io.ReadAll(client)
+		if strings.HasPrefix(string(b), "HTTP/1.0 400") != told || strings.Contains(string(b), "write https://") != told {
+			t.Errorf("%q is answered with %q", sent, b)
+		}
+		client.Close()
+		close(l.conns)
+		<-done
+		s.Close()
 	}
 }
