@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"bmsota/server/internal/workers"
 )
 
 // Server serves a handler that New made, with the limits above, by HTTP/1.1 only. Every client of this server (esp_http_client,
@@ -30,6 +32,7 @@ type Server struct {
 	log     *slog.Logger
 	ctx     context.Context // of requests; ends with Close
 	end     context.CancelFunc
+	workers workers.Pool[*lane]
 
 	mu      sync.Mutex
 	closing bool                      // guarded by mu
@@ -43,6 +46,7 @@ func NewServer(h http.Handler, log *slog.Logger) *Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	s := &Server{handler: h, log: log, open: make(map[net.Listener]struct{}), lanes: make(map[*lane]struct{}), left: make(chan struct{})}
+	s.workers.Turn = (*lane).serve
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           linked{h},
@@ -86,7 +90,22 @@ func (s *Server) accept(l net.Listener, secure *tls.Config) (*handedOn, error) {
 		rest.err = s.acceptAll(l, secure, rest)
 		close(rest.ended)
 	}()
+	go s.rest(rest.ended)
 	return rest, nil
+}
+
+// rest has workers end that have nothing to do, until ended.
+func (s *Server) rest(ended <-chan struct{}) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.workers.Rest()
+		case <-ended:
+			return
+		}
+	}
 }
 
 func (s *Server) acceptAll(l net.Listener, secure *tls.Config, rest *handedOn) error {
@@ -134,7 +153,7 @@ func (s *Server) begin(conn net.Conn, secure *tls.Config, rest *handedOn) {
 		return
 	}
 	s.lanes[c] = struct{}{}
-	go c.serve()
+	s.workers.Give(c)
 }
 
 // waits notes whether a lane waits for a request, and says whether it may go on.
@@ -176,6 +195,7 @@ func (s *Server) stop(all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closing = true
+	s.workers.End()
 	for l := range s.open {
 		_ = l.Close()
 	}
