@@ -128,14 +128,26 @@ type watched struct {
 }
 
 // https asks for the release of a device; 0 when there is no connection.
-func (c shower) https(query string) int {
+func (c shower) https(t *testing.T, query string) int {
+	t.Helper()
 	tr := &http.Transport{TLSClientConfig: c.conf.Clone(), DisableKeepAlives: true}
-	resp, err := (&http.Client{Transport: tr}).Get("https://" + c.server.HTTPSAddr() + "/firmware/version.json" + query)
-	if err != nil {
-		return 0
+	ask := func(method string) int { // GET is answered by the web side's lanes, HEAD by net/http
+		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+c.server.HTTPSAddr()+"/firmware/version.json"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
 	}
-	resp.Body.Close()
-	return resp.StatusCode
+	get := ask(http.MethodGet)
+	if head := ask(http.MethodHead); head != get {
+		t.Errorf("%s: GET is answered with %d and HEAD with %d", query, get, head)
+	}
+	return get
 }
 
 func withCertificates(t *testing.T) (*Server, *api.Client) {
@@ -219,7 +231,7 @@ func TestOnlyTheCertificateOnRecordOpens(t *testing.T) {
 			t.Errorf("%s: broker says %v, want in=%t", row.name, err, row.in)
 		}
 		client.Disconnect(0)
-		if status := peer.https(row.query); status != row.status {
+		if status := peer.https(t, row.query); status != row.status {
 			t.Errorf("%s: HTTPS answers %d, want %d", row.name, status, row.status)
 		}
 	}
@@ -242,7 +254,7 @@ func TestOnlyTheCertificateOnRecordOpens(t *testing.T) {
 	if _, err := holding(t, s).mqtt("d1", ""); err == nil {
 		t.Error("a device with a certificate came in without it")
 	}
-	if status := holding(t, s).https("?device=d1"); status != 200 {
+	if status := holding(t, s).https(t, "?device=d1"); status != 200 {
 		t.Errorf("without a certificate HTTPS answers %d", status)
 	}
 }
@@ -275,7 +287,7 @@ func TestARevocationCutsAndOutlivesResumedSessions(t *testing.T) {
 		defer conn.Close()
 		return conn.ConnectionState().DidResume
 	}
-	if peer.https("?device=d2") != http.StatusForbidden || !resumed() || peer.https("?device=d2") != http.StatusForbidden {
+	if peer.https(t, "?device=d2") != http.StatusForbidden || !resumed() || peer.https(t, "?device=d2") != http.StatusForbidden {
 		t.Error("a resumed session forgets its certificate")
 	}
 
@@ -294,7 +306,7 @@ func TestARevocationCutsAndOutlivesResumedSessions(t *testing.T) {
 	if !resumed() {
 		t.Error("the session is not resumed any more: the next lines show nothing")
 	}
-	if status := peer.https(""); status != http.StatusForbidden {
+	if status := peer.https(t, ""); status != http.StatusForbidden {
 		t.Errorf("a resumed session of a revoked device gets %d", status)
 	}
 	if _, err := peer.mqtt("", ""); err == nil {
@@ -387,7 +399,7 @@ func TestBrowsersAreNotAskedAndCertificatesOutliveARestart(t *testing.T) {
 	asked := false
 	peer := holding(t, s)
 	peer.conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { asked = true; return &cert, nil }
-	if status := peer.https(""); status != http.StatusNotFound || asked {
+	if status := peer.https(t, ""); status != http.StatusNotFound || asked {
 		t.Errorf("answered %d, asked for a certificate: %t", status, asked)
 	}
 	stop()

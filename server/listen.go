@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"bmsota/server/internal/web"
 )
 
 // errAddrInUseWindows is WSAEADDRINUSE, which has no name in package syscall on other systems.
@@ -17,7 +19,9 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	if addr == off {
 		return nil, nil
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	// No probes of TCP: whoever is silent on one of these is found by a deadline of HTTP or the keepalive of MQTT, which are shorter, and
+	// to ask for probes is four system calls for each connection.
+	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", addr)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, errAddrInUseWindows):
 		return nil, fmt.Errorf("%s is taken by another program: stop it, or set %s to another port", addr, key)
@@ -30,10 +34,6 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	}
 	return l, nil
 }
-
-// sendBuffer bounds what the kernel takes for a peer that reads slowly, in bytes. Without it the kernel grows the
-// buffer to megabytes, and a write that has "moved" says nothing about whether the peer has.
-const sendBuffer = 128 << 10
 
 // boundedListener bounds what connections cost: their number (places), and the send buffer of each. So a fleet that comes
 // all at once is served in turn, and nobody can use up the open files that the broker and the database need.
@@ -55,7 +55,7 @@ func (l boundedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(sendBuffer) // a connection that refuses is already gone
+			_ = tcp.SetWriteBuffer(web.SendBuffer) // a connection that refuses is already gone
 		}
 		if placed := l.places.take(conn, l.ended); placed != nil {
 			return placed, nil

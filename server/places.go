@@ -2,7 +2,6 @@ package server
 
 import (
 	"container/list"
-	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -56,6 +55,14 @@ func (c *placedConn) SyscallConn() (syscall.RawConn, error) {
 		return s.SyscallConn()
 	}
 	return nil, errors.ErrUnsupported
+}
+
+// CloseWrite lets the web side say that it is done with a peer which is still sending.
+func (c *placedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // take finds a place for a connection, and waits for one where it must; nil when the connection was closed instead,
@@ -186,11 +193,8 @@ func (p *places) leave(c *placedConn) {
 	p.give(c)
 }
 
-// state is for http.Server.ConnState, which says "active" when a whole header has been read and "idle" after the answer.
+// state is for ConnState of a server, which says "active" when a whole header has been read and "idle" after the answer.
 func (p *places) state(conn net.Conn, s http.ConnState) {
-	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn()
-	}
 	c, ok := conn.(*placedConn)
 	if !ok {
 		return

@@ -341,11 +341,11 @@ func (s *Server) runWeb(ctx context.Context) error {
 		config.SSO = s.signOn
 	}
 	handler := web.New(config)
-	srv := web.Server(handler, s.log)
+	srv := web.NewServer(handler, s.log)
 	group, groupCtx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener) {
+	serve := func(l net.Listener, secure *tls.Config) {
 		group.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(l, secure); !errors.Is(err, http.ErrServerClosed) {
 				return err
 			}
 			return nil
@@ -358,10 +358,10 @@ func (s *Server) runWeb(ctx context.Context) error {
 		if s.cfg.HTTPS.ClientCertificates {
 			asked = s.devices
 		}
-		serve(tls.NewListener(newBoundedListener(s.https, places), s.certs.config(true, asked)))
+		serve(newBoundedListener(s.https, places), s.certs.config(true, asked))
 	}
 	if s.plain != nil {
-		serve(newBoundedListener(s.plain, places))
+		serve(newBoundedListener(s.plain, places), nil)
 	}
 	group.Go(func() error {
 		<-groupCtx.Done()

@@ -37,7 +37,7 @@ func TestAStalledDownloadHoldsNoRecordOfTLS(t *testing.T) {
 		all := string(stacks[:runtime.Stack(stacks, true)])
 		waits := false
 		for stack := range strings.SplitSeq(all, "\n\n") {
-			waits = waits || strings.Contains(stack, "web.awaitRoom") && strings.Contains(stack, "[IO wait")
+			waits = waits || strings.Contains(stack, "web.socket.room") && strings.Contains(stack, "[IO wait")
 		}
 		if waits {
 			break

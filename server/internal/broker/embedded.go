@@ -21,6 +21,7 @@ import (
 
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/workers"
 )
 
 // Limits that are no configuration, because no honest peer meets them.
@@ -153,7 +154,7 @@ type Embedded struct {
 	work     context.Context // of every call of Handler; outlives Run's ctx by CloseTimeout
 	stopWork context.CancelFunc
 	handlers sync.WaitGroup // one for each connection
-	workers  pool
+	workers  workers.Pool[*conn]
 
 	mu     sync.Mutex
 	closed bool
@@ -179,7 +180,7 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 		live:    make(map[string]*conn),
 		peers:   make(map[fleet.Identity]*peer),
 	}
-	e.workers.turn = e.turn
+	e.workers.Turn = e.turn
 	e.work, e.stopWork = context.WithCancel(context.Background())
 
 	caps := mqtt.NewDefaultServerCapabilities()
@@ -271,7 +272,7 @@ func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config
 		e.conns[c] = struct{}{}
 		e.mu.Unlock()
 		e.handlers.Add(1)
-		e.workers.give(c)
+		e.workers.Give(c)
 	}
 }
 
@@ -290,7 +291,7 @@ func (e *Embedded) close() error {
 	}
 	e.mu.Unlock()
 
-	defer e.workers.end()
+	defer e.workers.End()
 	done := make(chan struct{})
 	go func() {
 		e.handlers.Wait()
@@ -333,7 +334,7 @@ func (e *Embedded) sweep(ctx context.Context) {
 		}
 		e.mu.Unlock()
 		e.bans.forget(now)
-		e.workers.rest()
+		e.workers.Rest()
 		for topic, pk := range e.srv.Topics.Retained.GetAll() {
 			if pk.Expiry > 0 && pk.Expiry < now.Unix() {
 				e.srv.Topics.RetainMessage(packets.Packet{TopicName: topic})

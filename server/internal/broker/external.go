@@ -27,7 +27,7 @@ import (
 // Limits of the connection to an external broker.
 const (
 	maxPending  = 256              // messages received and not yet acknowledged
-	workers     = 16               // calls of Handler at once; messages of one device stay in order
+	shards      = 16               // calls of Handler at once; messages of one device stay in order
 	echoMemory  = 10 * time.Minute // how long an own command is known for ours when it comes back
 	maxEchoes   = 100_000
 	maxInterval = time.Minute // between two tries to connect, or to store
@@ -243,13 +243,13 @@ func (x *External) receive(ctx context.Context) error {
 	defer cancel()
 	var group errgroup.Group
 	arrived := make(chan *pending, maxPending)
-	var shards [workers]chan *pending
+	var queues [shards]chan *pending
 	for i := range shards {
-		shards[i] = make(chan *pending, maxPending)
+		queues[i] = make(chan *pending, maxPending)
 		group.Go(func() error {
 			for {
 				select {
-				case p := <-shards[i]:
+				case p := <-queues[i]:
 					if x.slept() {
 						cancel()
 						return nil
@@ -293,7 +293,7 @@ func (x *External) receive(ctx context.Context) error {
 		_, device := x.cfg.Topics.Parse(msg.Topic())
 		sum := sha256.Sum256([]byte(device))
 		select {
-		case shards[sum[0]%workers] <- p:
+		case queues[sum[0]%shards] <- p:
 		case <-ctx.Done():
 		}
 	}

@@ -24,7 +24,7 @@ import (
 // which a waiting read takes half, and one that has grown does not shrink below twice that.
 func (e *Embedded) await(c *conn) {
 	c.wire.await()
-	e.workers.give(c)
+	e.workers.Give(c)
 }
 
 // readers are what packets are read through, for a turn each.

@@ -31,7 +31,7 @@ func TestASilentSessionIsOneGoroutine(t *testing.T) {
 		}
 		for range 2 {
 			synctest.Wait()
-			r.workers.rest()
+			r.workers.Rest()
 		}
 		synctest.Wait()
 		stacks := make([]byte, 1<<20)

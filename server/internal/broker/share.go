@@ -68,13 +68,13 @@ func (x *External) lookAtRetained(ctx context.Context) error {
 	defer cancel()
 	var group errgroup.Group
 	var open atomic.Int64 // messages that are not stored yet
-	var shards [workers]chan paho.Message
+	var queues [shards]chan paho.Message
 	for i := range shards {
-		shards[i] = make(chan paho.Message, 1) // full, it stops reading
+		queues[i] = make(chan paho.Message, 1) // full, it stops reading
 		group.Go(func() error {
 			for {
 				select {
-				case msg := <-shards[i]:
+				case msg := <-queues[i]:
 					if !x.slept() {
 						x.handle(ctx, msg)
 					}
@@ -95,7 +95,7 @@ func (x *External) lookAtRetained(ctx context.Context) error {
 		_, device := x.cfg.Topics.Parse(msg.Topic())
 		sum := sha256.Sum256([]byte(device))
 		select {
-		case shards[sum[0]%workers] <- msg:
+		case queues[sum[0]%shards] <- msg:
 		case <-ctx.Done():
 		}
 		select {

@@ -125,12 +125,12 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	srv := web.Server(web.New(web.Config{Fleet: f, Log: log, Closing: ctx.Done()}), log)
+	srv := web.NewServer(web.New(web.Config{Fleet: f, Log: log, Closing: ctx.Done()}), log)
 	var wg sync.WaitGroup
 	for _, run := range []func() error{
 		func() error { return f.Run(ctx, e) },
 		func() error { return e.Run(ctx) },
-		func() error { return srv.Serve(webLn) },
+		func() error { return srv.Serve(webLn, nil) },
 	} {
 		wg.Go(func() {
 			if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) {

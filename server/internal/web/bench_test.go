@@ -2,6 +2,7 @@ package web
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -32,18 +33,23 @@ func BenchmarkFirmwareOverLoopback(b *testing.B) {
 }
 
 func benchGet(b *testing.B, f Fleet, path string, size int64) {
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = Server(New(Config{Fleet: f, Log: quiet()}), quiet())
-	srv.StartTLS()
-	defer srv.Close()
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	defer secure.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := NewServer(New(Config{Fleet: f, Log: quiet()}), quiet())
+	defer s.Close()
+	go func() { _ = s.Serve(l, secure.TLS) }() // ends with Close
 	b.SetBytes(size)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
-		client := &http.Client{Transport: srv.Client().Transport.(*http.Transport).Clone()}
+		client := &http.Client{Transport: secure.Client().Transport.(*http.Transport).Clone()}
 		defer client.CloseIdleConnections()
 		buf := make([]byte, 64<<10)
 		for pb.Next() {
-			resp, err := client.Get(srv.URL + path)
+			resp, err := client.Get("https://" + l.Addr().String() + path)
 			if err != nil {
 				b.Fatal(err)
 			}

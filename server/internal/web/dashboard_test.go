@@ -83,7 +83,7 @@ func newSite(t *testing.T, change ...func(*Config)) *site {
 		fn(&cfg)
 	}
 	s.Server = httptest.NewUnstartedServer(nil)
-	s.Config = Server(New(cfg), quiet())
+	s.Config.Handler = New(cfg)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	s.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

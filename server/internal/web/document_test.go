@@ -26,7 +26,11 @@ import (
 )
 
 func routesOf(srv *httptest.Server) []route {
-	return srv.Config.Handler.(*handler).routes()
+	h := srv.Config.Handler
+	if l, ok := h.(linked); ok {
+		h = l.Handler
+	}
+	return h.(*handler).routes()
 }
 
 // served is the document that a server hands out.

@@ -314,9 +314,17 @@ func start(tb testing.TB, f Fleet, change ...func(*Config)) *httptest.Server {
 		fn(&cfg)
 	}
 	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = Server(New(cfg), quiet())
+	s := NewServer(New(cfg), quiet())
+	lanes, err := s.accept(srv.Listener, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	srv.Config, srv.Listener = s.http, lanes
 	srv.Start()
-	tb.Cleanup(srv.Close)
+	tb.Cleanup(func() {
+		_ = s.Close()
+		srv.Close()
+	})
 	return srv
 }
 

@@ -150,7 +150,7 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		header.Set("Cache-Control", "no-store") // the answer to this question, and to no other
 		body := withOffer(v.body, offer.Signed)
 		oneRange(r, int64(len(body)))
-		http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(body))
+		http.ServeContent(paced(w), r, "", time.Time{}, bytes.NewReader(body))
 		return
 	}
 	header["Cache-Control"], header["Etag"] = noCache, v.etag
@@ -160,7 +160,7 @@ func (h *handler) versionFile(w http.ResponseWriter, r *http.Request, q fleet.Qu
 		return
 	}
 	oneRange(r, int64(len(v.body)))
-	http.ServeContent(paced(w), r, "", time.Time{}, newImageReader(v.body))
+	http.ServeContent(paced(w), r, "", time.Time{}, bytes.NewReader(v.body))
 }
 
 // Lists of header values that every version.json has, made once.
@@ -215,7 +215,7 @@ func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("ETag", `"`+digest+`"`)
 	oneRange(r, blob.Size())
-	http.ServeContent(pacedDownload(w, r), r, "", time.Time{}, content)
+	http.ServeContent(h.download(w, r), r, "", time.Time{}, content)
 }
 
 // oneRange leaves at most one range in the request, for http.ServeContent to answer. A list of ranges is dropped, so

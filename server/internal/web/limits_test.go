@@ -40,11 +40,11 @@ func (pipeAddr) String() string  { return "pipe" }
 func inBubble(t *testing.T, f Fleet, fn func(conn net.Conn)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &pipeListener{make(chan net.Conn)}
-		srv := Server(New(Config{Fleet: f, Log: quiet()}), quiet())
+		srv := NewServer(New(Config{Fleet: f, Log: quiet()}), quiet())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			if err := srv.Serve(l, nil); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				t.Errorf("serve: %v", err)
 			}
 		}()

@@ -25,6 +25,7 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bmsota/api"
@@ -122,6 +123,7 @@ type handler struct {
 	cfg      Config
 	mux      *http.ServeMux
 	images   *imageCache
+	fast     atomic.Int32 // peers that download into a large buffer
 	versions versionCache
 	// lost answers where nothing is: with a problem, and where there is a dashboard with a page for those who read pages.
 	lost func(w http.ResponseWriter, r *http.Request)
@@ -129,7 +131,7 @@ type handler struct {
 	described func() (json.RawMessage, error)
 }
 
-// New makes the handler. It starts nothing and is safe for concurrent use. Serve it with Server, which holds the
+// New makes the handler. It starts nothing and is safe for concurrent use. Serve it with a Server, which holds the
 // limits of connections.
 func New(cfg Config) http.Handler {
 	if cfg.CacheBytes == 0 {
@@ -150,25 +152,6 @@ func New(cfg Config) http.Handler {
 		h.routeDashboard()
 	}
 	return behind(cfg.TrustedProxies, h)
-}
-
-// Server is an http.Server for h with the limits above, HTTP/1.1 only. Every client of this server (esp_http_client,
-// the bmsota tool, curl) speaks HTTP/1.1, and without HTTP/2 there are no streams to reset, no header frames to flood
-// and no flow control to hold buffers open with. Errors of single connections go to log at debug level: anyone can
-// cause them.
-func Server(h http.Handler, log *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &http.Server{
-		Handler:           h,
-		Protocols:         protocols,
-		ConnContext:       withRawConn,
-		ReadHeaderTimeout: headerTimeout,
-		WriteTimeout:      stallTimeout, // moved on by every chunk that is written (paced.go)
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }
 
 // ServeHTTP refuses odd paths before anything is matched: ServeMux would answer them with a redirect, which ESP32

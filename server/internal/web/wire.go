@@ -1,0 +1,126 @@
+package web
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// wire is the transport of a connection: TCP on the outside, and below TLS where that is spoken. Whoever writes an image through
+// it has TLS write many records at once, and asks the kernel how far the peer has got.
+type wire struct {
+	net.Conn
+	kernel kernel // nil where it is not known
+	secure bool   // TLS is spoken above
+
+	mu   sync.Mutex
+	held *[]byte // what TLS has written since hold; nil = each write goes out; guarded by mu
+}
+
+func newWire(conn net.Conn, secure bool) *wire {
+	w := &wire{Conn: conn, secure: secure}
+	switch c := conn.(type) {
+	case kernel:
+		w.kernel = c
+	case syscall.Conn:
+		if sys, err := c.SyscallConn(); err == nil {
+			w.kernel = socket{sys}
+		}
+	}
+	return w
+}
+
+// kernel is how a connection's send buffer is asked after.
+type kernel interface {
+	// room waits until there is some in the send buffer, a third of it, or until the write deadline has passed, which is an error.
+	room() error
+	// queued is how many bytes are in it, those included that are on their way; below 0 where that is not known.
+	queued() int
+	// resize bounds it, in bytes.
+	resize(bytes int)
+}
+
+// socket is the kernel behind a connection of TCP.
+type socket struct{ syscall.RawConn }
+
+// pieces are what records are held in: a chunk, and 29 bytes for each record of it, of which the first of a connection are small.
+var pieces = sync.Pool{New: func() any { b := make([]byte, 0, fastChunk+8<<10); return &b }}
+
+// hold has what TLS writes from now on wait for flush. A record of 16 KiB by itself is a system call, a segment and a wake of the
+// peer, which together cost more than its encryption.
+func (w *wire) hold() {
+	if !w.secure {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		w.held = pieces.Get().(*[]byte)
+	}
+}
+
+// flush writes what was held.
+func (w *wire) flush() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		return nil
+	}
+	err := w.out()
+	pieces.Put(w.held)
+	w.held = nil
+	return err
+}
+
+// out writes what is held; mu is held.
+func (w *wire) out() error {
+	_, err := w.Conn.Write(*w.held)
+	*w.held = (*w.held)[:0]
+	return err
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		return w.Conn.Write(p)
+	}
+	if len(*w.held)+len(p) > cap(*w.held) {
+		if err := w.out(); err != nil {
+			return 0, err
+		}
+	}
+	*w.held = append(*w.held, p...)
+	return len(p), nil
+}
+
+// CloseWrite lets net/http say on plain HTTP that it is done with a peer which is still sending.
+func (w *wire) CloseWrite() error { return closeWrite(w.Conn) }
+
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// await waits until the kernel takes a chunk more for the peer. It fails when the peer has taken less than pacedChunk for
+// stallTimeout: what has left the send buffer is asked for and not how much fits into it, because a large one that is full has
+// room only when a third of it has gone, which is longer than a slow peer may take.
+func (w *wire) await() error {
+	for {
+		if w.kernel == nil { // the write waits
+			return w.SetWriteDeadline(time.Now().Add(stallTimeout))
+		}
+		waits := w.kernel.queued()
+		if err := w.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
+			return err
+		}
+		err := w.kernel.room()
+		if err == nil || waits < 0 || waits-w.kernel.queued() < pacedChunk {
+			return err
+		}
+	}
+}
