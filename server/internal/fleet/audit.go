@@ -91,8 +91,9 @@ var eachDevice = Identity{Role: RoleDevice}
 type ledger struct {
 	Store
 	now    func() time.Time
-	askers *askers // from which a device is struck out when a row of it is put; nil = there are none
-	place  string  // of this server, where others are told what changes; empty = nobody is
+	askers *askers   // from which a device is struck out when a row of it is put; nil = there are none
+	kept   *keptRows // likewise
+	place  string    // of this server, where others are told what changes; empty = nobody is
 }
 
 // Update is an Update by the server itself.
@@ -104,7 +105,7 @@ func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) (er
 	change, refused := l.askers.begin(), false
 	defer func() { change.end(err != nil && !refused, l.now()) }()
 	return l.Store.Update(ctx, func(tx Tx) error {
-		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), struck: change}
+		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), struck: change, kept: l.kept}
 		if l.place != "" {
 			book.change = newChanged()
 		}
@@ -139,6 +140,7 @@ type book struct {
 	attempts map[string]AttemptState // likewise; empty for none
 	pruned   audit.Head              // to be removed up to it, once the log says so
 	struck   *change                 // of what askers remember
+	kept     *keptRows               // likewise, of what the committer does; nil = nothing
 	change   *changed                // for the other servers; nil where there are none
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
@@ -392,6 +394,7 @@ func (t *audited) tellDevice(d Device) error {
 	}
 	t.book.devices[d.ID] = now
 	t.book.struck.strike(d.ID)
+	t.book.kept.strike(d.ID)
 	return nil
 }
 
@@ -506,6 +509,7 @@ func (t *audited) tellAttempt(a Attempt) error {
 	}
 	t.book.attempts[a.ID] = a.State
 	t.book.struck.strike(a.DeviceID)
+	t.book.kept.strike(a.DeviceID)
 	return nil
 }
 

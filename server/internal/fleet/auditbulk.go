@@ -20,9 +20,17 @@ func (t *audited) DevicesIn(ids []string) ([]Device, error) {
 	return list, nil
 }
 
+// recalled is for rows of a device that are as the transaction would read them, and were not read.
+func recalled(tx Tx, d Device, open []Attempt) {
+	if t, ok := tx.(*audited); ok {
+		t.book.devices[d.ID] = thenOf(d)
+		t.remember(open...)
+	}
+}
+
 func (t *audited) PutDevices(list []Device) error {
-	for _, d := range list {
-		if err := t.tellDevice(d); err != nil {
+	for i := range list {
+		if err := t.tellDevice(list[i]); err != nil {
 			return err
 		}
 	}

@@ -180,11 +180,11 @@ var errGroup = errors.New("commit of statuses")
 // commit applies group in one transaction and then, because rows come before words, wakes the loop.
 func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	results := make([]result, len(group))
-	now := f.cfg.Now()
-	err := f.update(ctx, theServer, func(tx Tx) error {
+	now := time.UnixMilli(f.cfg.Now().UnixMilli()).UTC() // as a row keeps it
+	var rows rowsOf
+	err := f.update(ctx, theServer, func(tx Tx) (err error) {
 		clear(results) // this may be the second run
-		rows, err := loadRows(tx, group, now)
-		if err != nil {
+		if rows, err = f.loadRows(tx, group, now); err != nil {
 			return err
 		}
 		for i, fo := range group {
@@ -195,6 +195,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		if err := rows.put(as(tx, eachDevice, "")); err != nil { // their own words
 			return err
 		}
+		f.kept.watch()
 		var notices []Notice
 		for _, r := range results {
 			notices = append(notices, r.notices...)
@@ -202,12 +203,14 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		return f.queue(tx, now, notices...)
 	})
 	if err != nil {
+		f.kept.keep(rowsOf{})
 		err = fmt.Errorf("%w: %w", errGroup, err)
 		for i := range results {
 			results[i] = result{err: err}
 		}
 		return results
 	}
+	f.kept.keep(rows)
 	f.announce(group, results)
 	for i, fo := range group {
 		if len(results[i].notices) > 0 {
@@ -249,6 +252,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 			return result{effects: Effects{Dropped: "offline"}}, nil
 		}
 	}
+	r.spoke = true
 	i := r.pick(fo.status.CommandID)
 	var a *Attempt
 	if i >= 0 {
@@ -284,6 +288,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 type row struct {
 	device         Device
 	deviceChanged  bool
+	spoke          bool      // by a status
 	open           []Attempt // oldest first; may end in here
 	attemptChanged map[int]bool
 }
@@ -294,23 +299,36 @@ type rowsOf struct {
 	ids []string // each once, in the order of the group
 }
 
-// loadRows reads what a group is about, all of it with two questions: one for each device would cost more than the rest.
-func loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
+// loadRows reads what a group is about, as far as it is not kept, all of it with two questions: one for each device would cost more
+// than the rest.
+func (f *Fleet) loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
 	rows := rowsOf{make(map[string]*row, len(group)), make([]string, 0, len(group))}
+	unread := make([]string, 0, len(group))
 	for _, fo := range group {
-		if rows.of[fo.device] == nil {
-			rows.of[fo.device] = &row{device: Device{ID: fo.device, FirstSeen: now}}
-			rows.ids = append(rows.ids, fo.device)
+		if rows.of[fo.device] != nil {
+			continue
 		}
+		r := f.kept.take(fo.device)
+		if r == nil {
+			r = &row{device: Device{ID: fo.device, FirstSeen: now}}
+			unread = append(unread, fo.device)
+		} else {
+			recalled(tx, r.device, r.open)
+		}
+		rows.of[fo.device] = r
+		rows.ids = append(rows.ids, fo.device)
 	}
-	devices, err := tx.DevicesIn(rows.ids)
+	if len(unread) == 0 {
+		return rows, nil
+	}
+	devices, err := tx.DevicesIn(unread)
 	if err != nil {
 		return rows, err
 	}
-	for _, d := range devices {
-		rows.of[d.ID].device = d
+	for i := range devices {
+		rows.of[devices[i].ID].device = devices[i]
 	}
-	open, err := tx.OpenAttemptsIn(rows.ids)
+	open, err := tx.OpenAttemptsIn(unread)
 	for _, a := range open {
 		r := rows.of[a.DeviceID]
 		r.open = append(r.open, a)
@@ -336,7 +354,7 @@ func (r *row) pick(command string) int {
 
 // put writes what has changed: devices before their attempts, which refer to them.
 func (rows rowsOf) put(tx Tx) error {
-	var devices []Device
+	devices := make([]Device, 0, len(rows.ids))
 	var attempts []Attempt
 	for _, id := range rows.ids {
 		r := rows.of[id]

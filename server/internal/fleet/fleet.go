@@ -66,6 +66,7 @@ type Fleet struct {
 
 	catalog    catalogCache
 	askers     *askers
+	kept       *keptRows // nil: others write the rows, too
 	census     censusCache
 	guard      *guard // of logins
 	ledger     *ledger
@@ -115,11 +116,15 @@ func New(cfg Config) (*Fleet, error) {
 			books.place = cfg.Share.Place
 		}
 	}
+	if others == nil {
+		books.kept = newKeptRows()
+	}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
 		ledger:  books,
 		askers:  books.askers,
+		kept:    books.kept,
 		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),

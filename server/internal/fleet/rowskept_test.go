@@ -1,0 +1,119 @@
+package fleet_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+	"time"
+
+	"bmsota/protocol"
+	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
+)
+
+// wrongKept compares what is kept of the devices with their rows.
+func (w *askingWalk) wrongKept() (kept int, what string) {
+	for _, id := range w.ids {
+		d, open, ok := fleet.Kept(w.Fleet, id)
+		if !ok {
+			continue
+		}
+		kept++
+		err := w.store.Store.View(w.t.Context(), func(tx fleet.Tx) error {
+			row, err := tx.Device(id)
+			if err != nil {
+				return err
+			}
+			rows, err := tx.OpenAttemptsOf(id)
+			if !reflect.DeepEqual(d, row) || len(open)+len(rows) > 0 && !reflect.DeepEqual(open, rows) {
+				what = fmt.Sprintf("%s: kept are %+v, %+v, the rows are %+v, %+v", id, d, open, row, rows)
+			}
+			return err
+		})
+		if err != nil {
+			w.t.Error(err)
+		}
+	}
+	return kept, what
+}
+
+// report folds statuses in n steps while others change the rows whenever they can: before the committer's transaction and
+// between two tries of it, and when it is committed and the committer does not know yet. It returns how often rows were kept, and what
+// was wrong with them first.
+func (w *askingWalk) report(n int) (kept int, what string) {
+	others := func() {
+		if w.r.IntN(3) == 0 {
+			w.change()
+		}
+	}
+	w.store.uncommitted, w.store.committed = others, others
+	inDoubt := errors.New("the answer was lost")
+	for step := range n {
+		others()
+		s := status(pick(w.r, "b1", "b2", "b3"), uint64(step+1), pick(w.r, protocol.PhaseIdle, protocol.PhaseDownloading, protocol.PhaseConfirmed, protocol.PhaseOffline))
+		s.CommandID = pick(w.r, "", "d1 0", "d1 1", "d2 0")
+		if w.r.IntN(6) == 0 {
+			w.store.answer = inDoubt
+		}
+		err := fleet.FoldNow(w.t.Context(), w.Fleet, w.id(), s)
+		w.store.answer = nil
+		if err != nil && !errors.Is(err, fleet.ErrDenied) && !errors.Is(err, inDoubt) {
+			w.t.Fatal(err)
+		}
+		n, what := w.wrongKept()
+		if kept += n; what != "" {
+			return kept, what
+		}
+	}
+	return kept, ""
+}
+
+// What the committer takes for the rows of a device is what they are: whatever others put before, between and after its
+// transactions, and whatever became of these.
+func TestWhatIsKeptOfADeviceIsItsRows(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	for n := range uint64(60) {
+		w := newAskingWalk(t, rand.New(rand.NewPCG(seed, n)))
+		kept, what := w.report(60)
+		if what != "" {
+			t.Fatalf("seed %d, walk %d: %s", seed, n, what)
+		}
+		if kept == 0 {
+			t.Fatalf("seed %d, walk %d: nothing is kept", seed, n)
+		}
+	}
+	for n := range uint64(60) {
+		w := newAskingWalk(t, rand.New(rand.NewPCG(seed, n)))
+		fleet.KeepWhateverChanges(w.Fleet)
+		if _, what := w.report(60); what != "" {
+			return
+		}
+	}
+	t.Errorf("seed %d: a fleet that strikes nobody out is not found", seed)
+}
+
+func TestNoMoreRowsAreKeptThanThereIsRoomFor(t *testing.T) {
+	f := newFleet(t, fleet.Config{Store: store.NewMemory()})
+	_, limit := fleet.KeptNow(f)
+	for i := range limit + 10 {
+		if err := fleet.FoldNow(t.Context(), f, fmt.Sprint("d", i), status("b", 1, protocol.PhaseIdle)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, _ := fleet.KeptNow(f); n != limit {
+		t.Errorf("the rows of %d are kept, the bound is %d", n, limit)
+	}
+}
+
+// Where others write the rows, too, none are kept.
+func TestNoRowsAreKeptThatOthersWrite(t *testing.T) {
+	f := newFleet(t, fleet.Config{Store: store.NewMemory(), Share: &fleet.Share{Place: "here"}})
+	if err := fleet.FoldNow(t.Context(), f, "d1", status("b", 1, protocol.PhaseIdle)); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := fleet.KeptNow(f); n != 0 {
+		t.Errorf("the rows of %d are kept", n)
+	}
+}
