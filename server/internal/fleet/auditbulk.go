@@ -29,12 +29,26 @@ func recalled(tx Tx, d Device, open []Attempt) {
 }
 
 func (t *audited) PutDevices(list []Device) error {
+	if err := t.tellDevices(list); err != nil {
+		return err
+	}
+	return t.Tx.PutDevices(list)
+}
+
+func (t *audited) PutReports(list []Device) error {
+	if err := t.tellDevices(list); err != nil {
+		return err
+	}
+	return t.Tx.PutReports(list)
+}
+
+func (t *audited) tellDevices(list []Device) error {
 	for i := range list {
 		if err := t.tellDevice(list[i]); err != nil {
 			return err
 		}
 	}
-	return t.Tx.PutDevices(list)
+	return nil
 }
 
 // AttemptsIn remembers which there are not as well.

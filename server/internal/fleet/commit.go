@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"bmsota/protocol"
@@ -252,6 +254,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 			return result{effects: Effects{Dropped: "offline"}}, nil
 		}
 	}
+	was := r.device
 	r.spoke = true
 	i := r.pick(fo.status.CommandID)
 	var a *Attempt
@@ -269,6 +272,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 	r.device, r.deviceChanged = examined, r.deviceChanged || doubtful || stray
 	r.device, next, e = Apply(r.device, a, fo.status, now)
 	r.deviceChanged = r.deviceChanged || e.Device
+	r.whole = r.whole || !reported(&was, &r.device)
 	if e.Attempt {
 		r.open[i] = *next
 		if r.attemptChanged == nil {
@@ -288,6 +292,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 type row struct {
 	device         Device
 	deviceChanged  bool
+	whole          bool      // more of it than a report changes, or it is new
 	spoke          bool      // by a status
 	open           []Attempt // oldest first; may end in here
 	attemptChanged map[int]bool
@@ -310,7 +315,7 @@ func (f *Fleet) loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
 		}
 		r := f.kept.take(fo.device)
 		if r == nil {
-			r = &row{device: Device{ID: fo.device, FirstSeen: now}}
+			r = &row{device: Device{ID: fo.device, FirstSeen: now}, whole: true}
 			unread = append(unread, fo.device)
 		} else {
 			recalled(tx, r.device, r.open)
@@ -326,7 +331,8 @@ func (f *Fleet) loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
 		return rows, err
 	}
 	for i := range devices {
-		rows.of[devices[i].ID].device = devices[i]
+		r := rows.of[devices[i].ID]
+		r.device, r.whole = devices[i], false
 	}
 	open, err := tx.OpenAttemptsIn(unread)
 	for _, a := range open {
@@ -354,12 +360,16 @@ func (r *row) pick(command string) int {
 
 // put writes what has changed: devices before their attempts, which refer to them.
 func (rows rowsOf) put(tx Tx) error {
-	devices := make([]Device, 0, len(rows.ids))
+	reports := make([]Device, 0, len(rows.ids))
+	var devices []Device
 	var attempts []Attempt
 	for _, id := range rows.ids {
 		r := rows.of[id]
-		if r.deviceChanged {
+		switch {
+		case r.deviceChanged && r.whole:
 			devices = append(devices, r.device)
+		case r.deviceChanged:
+			reports = append(reports, r.device)
 		}
 		for i := range r.open {
 			if r.attemptChanged[i] {
@@ -370,5 +380,20 @@ func (rows rowsOf) put(tx Tx) error {
 	if err := tx.PutDevices(devices); err != nil {
 		return err
 	}
+	if err := tx.PutReports(reports); err != nil {
+		return err
+	}
 	return tx.PutAttempts(attempts)
+}
+
+// reported says that from was to is no more than what Tx.PutReports writes.
+func reported(was, is *Device) bool {
+	a, b := &was.Status, &is.Status
+	return a.Phase == b.Phase && a.Project == b.Project && a.Chip == b.Chip && a.Reason == b.Reason &&
+		a.RollbackProtected == b.RollbackProtected && a.Signed == b.Signed &&
+		was.ID == is.ID && was.TokenSHA256 == is.TokenSHA256 && was.CertificateSHA256 == is.CertificateSHA256 &&
+		was.CertificateEnds.Equal(is.CertificateEnds) && was.EnrolledAt.Equal(is.EnrolledAt) && was.Revoked == is.Revoked &&
+		was.Channel == is.Channel && maps.Equal(was.Labels, is.Labels) && was.FirstSeen.Equal(is.FirstSeen) && was.PhaseSince.Equal(is.PhaseSince) &&
+		was.Version == is.Version && was.SHA256 == is.SHA256 && was.PreviousVersion == is.PreviousVersion && was.Boot == is.Boot &&
+		slices.Equal(was.OldBoots, is.OldBoots) && was.Doubts.Zero() && is.Doubts.Zero()
 }

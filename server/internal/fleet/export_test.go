@@ -64,6 +64,9 @@ func Remembered(f *Fleet) (n, limit int) {
 	return len(f.askers.known), maxAskers
 }
 
+// Reported says that was becomes is by what Tx.PutReports writes.
+func Reported(was, is Device) bool { return reported(&was, &is) }
+
 // FoldNow commits one status, as the committer does.
 func FoldNow(ctx context.Context, f *Fleet, device string, s protocol.Status) error {
 	return f.commit(ctx, []*fold{{device: device, status: s}})[0].err

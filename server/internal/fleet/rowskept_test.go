@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -115,5 +116,58 @@ func TestNoRowsAreKeptThatOthersWrite(t *testing.T) {
 	}
 	if n, _ := fleet.KeptNow(f); n != 0 {
 		t.Errorf("the rows of %d are kept", n)
+	}
+}
+
+// Whatever a row has beyond a report is not left out, and a field that is new is not forgotten.
+func TestWhatIsMoreThanAReportIsPutWhole(t *testing.T) {
+	var was fleet.Device
+	was.Status = status("b", 1, protocol.PhaseIdle)
+	other := func(v reflect.Value) {
+		switch v.Interface().(type) {
+		case time.Time:
+			v.Set(reflect.ValueOf(time.Unix(1, 0)))
+		case fleet.Labels:
+			v.Set(reflect.ValueOf(fleet.Labels{"a": "b"}))
+		case []string:
+			v.Set(reflect.ValueOf([]string{"a"}))
+		case fleet.Doubts:
+			v.Set(reflect.ValueOf(fleet.Doubts{Seqs: map[string]uint64{"a": 1}}))
+		case *protocol.Battery:
+			v.Set(reflect.ValueOf(&protocol.Battery{SOCPct: 1}))
+		default:
+			switch v.Kind() {
+			case reflect.Bool:
+				v.SetBool(!v.Bool())
+			case reflect.String:
+				v.SetString(v.String() + "x")
+			case reflect.Int, reflect.Int64:
+				v.SetInt(v.Int() + 1)
+			case reflect.Uint32, reflect.Uint64:
+				v.SetUint(v.Uint() + 1)
+			default:
+				t.Fatalf("no other value of a %s", v.Type())
+			}
+		}
+	}
+	row, copies := []string{"Online", "LastSeen", "Seq"}, []string{"Phase", "Project", "Chip", "Reason", "RollbackProtected", "Signed"}
+	for i := range reflect.TypeFor[fleet.Device]().NumField() {
+		field := reflect.TypeFor[fleet.Device]().Field(i).Name
+		if field == "Status" {
+			continue
+		}
+		is := was
+		other(reflect.ValueOf(&is).Elem().Field(i))
+		if got, want := fleet.Reported(was, is), slices.Contains(row, field); got != want {
+			t.Errorf("another %s is a report: %t, want %t", field, got, want)
+		}
+	}
+	for i := range reflect.TypeFor[protocol.Status]().NumField() {
+		field := reflect.TypeFor[protocol.Status]().Field(i).Name
+		is := was
+		other(reflect.ValueOf(&is.Status).Elem().Field(i))
+		if got, want := fleet.Reported(was, is), !slices.Contains(copies, field); got != want {
+			t.Errorf("another %s in the status is a report: %t, want %t", field, got, want)
+		}
 	}
 }
