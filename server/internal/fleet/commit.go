@@ -184,6 +184,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	results := make([]result, len(group))
 	now := time.UnixMilli(f.cfg.Now().UnixMilli()).UTC() // as a row keeps it
 	var rows rowsOf
+	committing := f.kept.begin()
 	err := f.update(ctx, theServer, func(tx Tx) (err error) {
 		clear(results) // this may be the second run
 		if rows, err = f.loadRows(tx, group, now); err != nil {
@@ -197,7 +198,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		if err := rows.put(as(tx, eachDevice, "")); err != nil { // their own words
 			return err
 		}
-		f.kept.watch()
+		f.kept.put(committing)
 		var notices []Notice
 		for _, r := range results {
 			notices = append(notices, r.notices...)
@@ -205,14 +206,14 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		return f.queue(tx, now, notices...)
 	})
 	if err != nil {
-		f.kept.keep(rowsOf{})
+		f.kept.end(committing, rowsOf{})
 		err = fmt.Errorf("%w: %w", errGroup, err)
 		for i := range results {
 			results[i] = result{err: err}
 		}
 		return results
 	}
-	f.kept.keep(rows)
+	f.kept.end(committing, rows)
 	f.announce(group, results)
 	for i, fo := range group {
 		if len(results[i].notices) > 0 {

@@ -16,9 +16,14 @@ const maxKept = 4096
 //
 // It is for rows that nobody else writes: SQLite, which is one process's. Where another server may write, nothing is kept.
 type keptRows struct {
-	mu     sync.Mutex
-	of     map[string]*row     // guarded by mu, as is struck
-	struck map[string]struct{} // since the committer has put its rows, until it keeps them; else nil
+	mu      sync.Mutex
+	of      map[string]*row // guarded by mu, as is what follows
+	commits []*committing   // under way
+}
+
+// committing is a transaction of the committer, or of what takes its place before it runs.
+type committing struct {
+	struck map[string]struct{} // since it has put its rows; nil before; guarded by the mu of keptRows
 }
 
 func newKeptRows() *keptRows { return &keptRows{of: make(map[string]*row)} }
@@ -43,33 +48,46 @@ func (k *keptRows) strike(device string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.of, device)
-	if k.struck != nil {
-		k.struck[device] = struct{}{}
+	for _, c := range k.commits {
+		if c.struck != nil {
+			c.struck[device] = struct{}{}
+		}
 	}
 }
 
-// watch is called by the committer in its transaction, when it has put what it puts: whoever is struck out from then on is not
-// kept by keep.
-func (k *keptRows) watch() {
+// begin is called before a transaction, put in it, when it has put its rows, and end after it.
+func (k *keptRows) begin() *committing {
+	if k == nil {
+		return nil
+	}
+	c := &committing{}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.commits = append(k.commits, c)
+	return c
+}
+
+func (k *keptRows) put(c *committing) {
 	if k == nil {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.struck = make(map[string]struct{})
+	c.struck = make(map[string]struct{})
 }
 
-// keep is called when the transaction is over, and takes over the rows that it has put, where it was committed: those of devices that
-// have said something, for the others may not do so for long.
-func (k *keptRows) keep(put rowsOf) {
+// end takes over the rows that the transaction has put, where it was committed: those of devices that have said something, for the
+// others may not do so for long.
+func (k *keptRows) end(c *committing, put rowsOf) {
 	if k == nil {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.commits = slices.DeleteFunc(k.commits, func(other *committing) bool { return other == c })
 	for _, id := range put.ids {
 		r := put.of[id]
-		if _, again := k.struck[id]; again || !r.spoke || !r.deviceChanged {
+		if _, again := c.struck[id]; again || !r.spoke || !r.deviceChanged {
 			continue
 		}
 		if len(k.of) >= maxKept {
@@ -82,5 +100,4 @@ func (k *keptRows) keep(put rowsOf) {
 		*r = row{device: r.device, open: open}
 		k.of[id] = r
 	}
-	k.struck = nil
 }

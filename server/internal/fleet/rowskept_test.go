@@ -45,8 +45,13 @@ func (w *askingWalk) wrongKept() (kept int, what string) {
 // was wrong with them first.
 func (w *askingWalk) report(n int) (kept int, what string) {
 	others := func() {
-		if w.r.IntN(3) == 0 {
+		switch w.r.IntN(6) {
+		case 0, 1:
 			w.change()
+		case 2: // the broker's word, which goes the way of statuses and by itself
+			if err := pick(w.r, w.Connected, w.Disconnected)(w.t.Context(), w.id()); err != nil && !errors.Is(err, fleet.ErrDenied) {
+				w.t.Error(err)
+			}
 		}
 	}
 	w.store.uncommitted, w.store.committed = others, others
