@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// maxKept is how many devices' rows are kept: some 6 MB, and 20 MB where each of them has said as much as it may.
+// maxKept is how many devices' rows are kept: some 6 MB, and 22 MB where each of them says as much as it may.
 const maxKept = 4096
 
 // keptRows remembers the rows that statuses were folded into, so that a device that reports again costs no reading. What is kept
