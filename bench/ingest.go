@@ -130,14 +130,15 @@ func (c crowd) report(logins []login, topics protocol.Topics, uptime int64, end 
 
 // report is one device.
 func (s *session) report(id string, topics protocol.Topics, uptime int64, end time.Time) (n int64, err error) {
+	var payload []byte
+	topic := topics.Status(id)
 	for n < statusBurst && time.Now().Before(end) {
 		status := protocol.Status{DeviceID: id, CurrentVersion: "1.0.0", Phase: protocol.PhaseIdle, UptimeSec: uptime + n + 1,
 			BootID: "bench", Seq: uint64(uptime + n + 1)}
-		payload, err := status.Append(nil)
-		if err != nil {
+		if payload, err = status.Append(payload[:0]); err != nil {
 			return n, err
 		}
-		if err := s.publish(topics.Status(id), uint16(n+1), payload); err != nil {
+		if err := s.publish(topic, uint16(n+1), payload); err != nil {
 			return n, err
 		}
 		if err := s.acknowledged(uint16(n + 1)); err != nil {

@@ -17,6 +17,7 @@ import (
 type session struct {
 	conn net.Conn
 	in   *bufio.Reader
+	room []byte // for what is published
 }
 
 // login is who logs in where. A nil tls is plain MQTT.
@@ -89,7 +90,10 @@ func (s *session) subscribe(filter string, qos byte) error {
 
 // publish sends a message at QoS 1; acknowledged waits for the answer.
 func (s *session) publish(topic string, id uint16, payload []byte) error {
-	return s.send(0x32, append(binary.BigEndian.AppendUint16(text(nil, topic), id), payload...))
+	packet := binary.AppendUvarint(append(s.room[:0], 0x32), uint64(2+len(topic)+2+len(payload)))
+	packet = append(binary.BigEndian.AppendUint16(text(packet, topic), id), payload...)
+	s.room = packet
+	return s.write(packet)
 }
 
 func (s *session) acknowledged(id uint16) error {
@@ -127,10 +131,14 @@ func (s *session) ask(first byte, body []byte, kind byte) ([]byte, error) {
 }
 
 func (s *session) send(first byte, body []byte) error {
+	return s.write(append(binary.AppendUvarint([]byte{first}, uint64(len(body))), body...))
+}
+
+func (s *session) write(packet []byte) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(within)); err != nil {
 		return err
 	}
-	_, err := s.conn.Write(append(binary.AppendUvarint([]byte{first}, uint64(len(body))), body...))
+	_, err := s.conn.Write(packet)
 	return err
 }
 

@@ -128,7 +128,7 @@ func ParseStatus(b []byte) (Status, error) {
 	var s Status
 	r.Take("timestamp_us", &s.TimestampUS)
 	r.Take("uptime_sec", &s.UptimeSec)
-	r.Take("status", &s.Status)
+	r.Take("status", (*int)(&s.Status))
 	r.Take("progress_pct", &s.ProgressPct)
 	r.Text("message", 512, &s.Message)
 	r.Text("current_version", 64, &s.CurrentVersion)

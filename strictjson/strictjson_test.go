@@ -102,7 +102,8 @@ func TestFieldsThatCameInAnotherFormAreHeldToTheSameRules(t *testing.T) {
 // FuzzTheWalkFindsWhatADecoderFinds holds Parse to encoding/json, which reads the same object another way.
 func FuzzTheWalkFindsWhatADecoderFinds(f *testing.F) {
 	for _, s := range []string{`{}`, ` { } `, `{"a":1}`, "\t{ \"a\" : 1 ,\r\n\"b\":[1,{\"c\":\"}]\\\"\"}] , \"d\" :{ } }\n", `{"\u0061\\":"\\","b\"":null}`,
-		`{"a":"{","b":true,"c":-1.5e3 }`, `{"a":1,"\u0061":2}`, `{"a":1} x`, `[1]`, `1`, `"a"`, ``, `{"a"}`, `{"a":1,}`, `{"\ud800":"\udfff"}`, `{"":""}`} {
+		`{"a":"{","b":true,"c":-1.5e3 }`, `{"a":1,"\u0061":2}`, `{"a":1} x`, `[1]`, `1`, `"a"`, ``, `{"a"}`, `{"a":1,}`, `{"\ud800":"\udfff"}`, `{"":""}`,
+		`{"a":4294967295,"b":4294967296,"c":-1,"d":-0,"e":999999999999999999,"f":9223372036854775808,"g":00}`, `{"a":tru}`, `{"a":1.}`, `{"a":1e+}`, "{\"a\":\"\n\"}", `{"a":"\u12"}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -125,6 +126,14 @@ func FuzzTheWalkFindsWhatADecoderFinds(f *testing.F) {
 		}
 		for i := range b {
 			b[i] = 'x' // the caller uses its bytes again
+		}
+		for key, raw := range want {
+			alike[int](t, given, key, raw)
+			alike[int64](t, given, key, raw)
+			alike[uint32](t, given, key, raw)
+			alike[uint64](t, given, key, raw)
+			alike[bool](t, given, key, raw)
+			alike[string](t, given, key, raw)
 		}
 		for key, raw := range want {
 			var have, is any
@@ -157,4 +166,21 @@ func FuzzTheWalkFindsWhatADecoderFinds(f *testing.F) {
 			}
 		}
 	})
+}
+
+// alike holds Take of one field to encoding/json.
+func alike[T comparable](t *testing.T, object []byte, key string, raw json.RawMessage) {
+	o, err := strictjson.Parse(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have, want T
+	o.Take(key, &have)
+	wantErr := json.Unmarshal(raw, &want)
+	if wantErr == nil && o.Err() != nil && len(raw) > strictjson.MaxNumber {
+		return
+	}
+	if (o.Err() == nil) != (wantErr == nil) || wantErr == nil && have != want {
+		t.Fatalf("key %q of %q as %T is %v (%v), want %v (%v)", key, object, have, have, o.Err(), want, wantErr)
+	}
 }

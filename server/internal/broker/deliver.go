@@ -23,6 +23,12 @@ func (e *Embedded) keep(pk *packets.Packet) {
 	}
 }
 
+// heard says whether anybody reads a topic now.
+func (e *Embedded) heard(topic string) bool {
+	readers := e.srv.Topics.Subscribers(topic)
+	return len(readers.Subscriptions)+len(readers.Shared) > 0
+}
+
 // pass hands a message to its readers.
 func (e *Embedded) pass(pk *packets.Packet) {
 	readers := e.srv.Topics.Subscribers(pk.TopicName)
@@ -121,7 +127,7 @@ func (e *Embedded) publishWill(c *conn) {
 // repeat publishes a device's status on the shared topic as well, while somebody listens to just that: the original tool
 // knows no other. Its readers are asked for first, because a repetition for nobody would double the work of every status.
 func (e *Embedded) repeat(payload []byte) {
-	topic := e.cfg.Topics.StatusAll()
+	topic := e.statusAll
 	for _, sub := range e.srv.Topics.Subscribers(topic).Subscriptions {
 		if sub.Filter == topic {
 			e.say(topic, payload, false, 0)
@@ -135,7 +141,7 @@ func (e *Embedded) repeat(payload []byte) {
 // in between.
 func (e *Embedded) sendRetained(cl *mqtt.Client, granted []packets.Subscription) {
 	topics, c := e.srv.Topics, connOf(cl)
-	shared := e.cfg.Topics.StatusAll()
+	shared := e.statusAll
 	for _, sub := range granted {
 		filter := sub.Filter
 		if filter == shared {

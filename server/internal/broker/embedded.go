@@ -150,6 +150,7 @@ type Embedded struct {
 	count   counters
 
 	packetInterval time.Duration // the constant, but for benchmarks
+	statusAll      string        // the topic
 
 	work     context.Context // of every call of Handler; outlives Run's ctx by CloseTimeout
 	stopWork context.CancelFunc
@@ -173,12 +174,13 @@ func NewEmbedded(cfg Config) (*Embedded, error) {
 	cfg = cfg.withDefaults()
 	e := &Embedded{
 		cfg: cfg, log: cfg.Log, packetInterval: packetInterval,
-		aliases: mqtt.NewTopicAliases(0),
-		rights:  rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
-		gate:    gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
-		conns:   make(map[*conn]struct{}),
-		live:    make(map[string]*conn),
-		peers:   make(map[fleet.Identity]*peer),
+		aliases:   mqtt.NewTopicAliases(0),
+		statusAll: cfg.Topics.StatusAll(),
+		rights:    rights{topics: cfg.Topics, seed: cfg.AcceptSeedStatus},
+		gate:      gate{max: cfg.MaxUnauthenticated, maxEach: cfg.MaxFromOne, each: make(map[string]*list.List)},
+		conns:     make(map[*conn]struct{}),
+		live:      make(map[string]*conn),
+		peers:     make(map[fleet.Identity]*peer),
 	}
 	e.workers.Turn = e.turn
 	e.work, e.stopWork = context.WithCancel(context.Background())

@@ -39,7 +39,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		if !c.denied.Swap(true) { // once for each connection
 			h.e.note("topic refused", "name", c.id.Name, "role", string(c.id.Role), "topic", topic, "publish", write)
 		}
-		if topic != h.e.cfg.Topics.StatusAll() { // boards that are set to repeat their statuses there do no wrong
+		if topic != h.e.statusAll { // boards that are set to repeat their statuses there do no wrong
 			h.e.knock(c, audit.AccessDenied, c.id.Name, "topic "+topic)
 		}
 		return false
@@ -66,12 +66,16 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	switch pk.FixedHeader.Type {
 	case packets.Publish, packets.Subscribe, packets.Unsubscribe:
 		if out, ok := cl.State.Inflight.Get(pk.PacketID); ok && out.FixedHeader.Type == packets.Publish {
-			c.held = &out
+			c.held = onHeap(out)
 			cl.State.Inflight.Delete(pk.PacketID)
 		}
 	}
 	return pk, nil
 }
+
+// onHeap takes a copy where one is needed: a packet whose own address is kept is put on the heap by everyone who is given it, and
+// has 816 bytes.
+func onHeap(pk packets.Packet) *packets.Packet { return &pk }
 
 // OnPacketProcessed undoes OnPacketRead's stepping aside and sends what is retained.
 func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) {
@@ -191,7 +195,9 @@ func (h *hook) status(c *conn, pk packets.Packet, shared bool) (packets.Packet, 
 	}
 	pk.Expiry, pk.Properties.MessageExpiryInterval = 0, 0 // the last status stays
 	e.keep(&pk)
-	c.passing = &pk
+	if e.heard(pk.TopicName) {
+		c.passing = onHeap(pk)
+	}
 	return pk, packets.CodeSuccessIgnore
 }
 

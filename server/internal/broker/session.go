@@ -30,9 +30,11 @@ func (e *Embedded) await(c *conn) {
 // readers are what packets are read through, for a turn each.
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
 
+var errPanic = errors.New("panic")
+
 // turn handles what has come, until there is no more or the connection ends.
 func (e *Embedded) turn(c *conn) {
-	ended := errors.New("panic") // what stays when a panic skips the line that sets it
+	ended := errPanic // what stays when a panic skips the line that sets it
 	defer func() {
 		// mochi's decoders index past the end of some short packets. A panic ends the peer that caused it.
 		if p := recover(); p != nil {

@@ -93,6 +93,7 @@ type ledger struct {
 	now    func() time.Time
 	askers *memory[asker]    // from which a device is struck out when a row of it is put; nil = there are none
 	logins *memory[tokenSum] // from which it is struck out when its login changes; likewise
+	kept   *keptRows         // from which it is struck out as from askers; nil = there are none
 	place  string            // of this server, where others are told what changes; empty = nobody is
 }
 
@@ -109,7 +110,7 @@ func (l *ledger) update(ctx context.Context, by Identity, fn func(Tx) error) (er
 		logins.end(doubt, now)
 	}()
 	return l.Store.Update(ctx, func(tx Tx) error {
-		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), asked: asked, logins: logins}
+		book := &book{now: l.now(), devices: make(map[string]deviceThen), attempts: make(map[string]AttemptState), asked: asked, logins: logins, kept: l.kept}
 		if l.place != "" {
 			book.change = newChanged()
 		}
@@ -145,6 +146,7 @@ type book struct {
 	pruned   audit.Head              // to be removed up to it, once the log says so
 	asked    *change[asker]          // what is struck out of what is remembered
 	logins   *change[tokenSum]       // likewise
+	kept     *keptRows               // likewise, of what the committer does; nil = nothing
 	change   *changed                // for the other servers; nil where there are none
 	leftOut  string                  // the member that an operator leaves out, for the PutRollout that follows
 }
@@ -401,6 +403,7 @@ func (t *audited) tellDevice(d Device) error {
 	if now.token != old.token || now.revoked != old.revoked {
 		t.book.logins.strike(d.ID)
 	}
+	t.book.kept.strike(d.ID)
 	return nil
 }
 
@@ -515,6 +518,7 @@ func (t *audited) tellAttempt(a Attempt) error {
 	}
 	t.book.attempts[a.ID] = a.State
 	t.book.asked.strike(a.DeviceID)
+	t.book.kept.strike(a.DeviceID)
 	return nil
 }
 

@@ -20,13 +20,35 @@ func (t *audited) DevicesIn(ids []string) ([]Device, error) {
 	return list, nil
 }
 
+// recalled is for rows of a device that are as the transaction would read them, and were not read.
+func recalled(tx Tx, d Device, open []Attempt) {
+	if t, ok := tx.(*audited); ok {
+		t.book.devices[d.ID] = thenOf(d)
+		t.remember(open...)
+	}
+}
+
 func (t *audited) PutDevices(list []Device) error {
-	for _, d := range list {
-		if err := t.tellDevice(d); err != nil {
+	if err := t.tellDevices(list); err != nil {
+		return err
+	}
+	return t.Tx.PutDevices(list)
+}
+
+func (t *audited) PutReports(list []Device) error {
+	if err := t.tellDevices(list); err != nil {
+		return err
+	}
+	return t.Tx.PutReports(list)
+}
+
+func (t *audited) tellDevices(list []Device) error {
+	for i := range list {
+		if err := t.tellDevice(list[i]); err != nil {
 			return err
 		}
 	}
-	return t.Tx.PutDevices(list)
+	return nil
 }
 
 // AttemptsIn remembers which there are not as well.

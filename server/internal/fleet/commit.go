@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -200,11 +201,12 @@ var errGroup = errors.New("commit of statuses")
 // commit applies group in one transaction and then, because rows come before words, wakes the loop.
 func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 	results := make([]result, len(group))
-	now := f.cfg.Now()
-	err := f.update(ctx, theServer, func(tx Tx) error {
+	now := time.UnixMilli(f.cfg.Now().UnixMilli()).UTC() // as a row keeps it
+	var rows rowsOf
+	committing := f.kept.begin()
+	err := f.update(ctx, theServer, func(tx Tx) (err error) {
 		clear(results) // this may be the second run
-		rows, err := loadRows(tx, group, now)
-		if err != nil {
+		if rows, err = f.loadRows(tx, group, now); err != nil {
 			return err
 		}
 		for i, fo := range group {
@@ -215,6 +217,7 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		if err := rows.put(as(tx, eachDevice, "")); err != nil { // their own words
 			return err
 		}
+		f.kept.put(committing)
 		var notices []Notice
 		for _, r := range results {
 			notices = append(notices, r.notices...)
@@ -222,12 +225,14 @@ func (f *Fleet) commit(ctx context.Context, group []*fold) []result {
 		return f.queue(tx, now, notices...)
 	})
 	if err != nil {
+		f.kept.end(committing, rowsOf{})
 		err = fmt.Errorf("%w: %w", errGroup, err)
 		for i := range results {
 			results[i] = result{err: err}
 		}
 		return results
 	}
+	f.kept.end(committing, rows)
 	f.announce(group, results)
 	for i, fo := range group {
 		if len(results[i].notices) > 0 {
@@ -269,6 +274,8 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 			return result{effects: Effects{Dropped: "offline"}}, nil
 		}
 	}
+	was := r.device
+	r.spoke = true
 	i := r.pick(fo.status.CommandID)
 	var a *Attempt
 	if i >= 0 {
@@ -285,6 +292,7 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 	r.device, r.deviceChanged = examined, r.deviceChanged || doubtful || stray
 	r.device, next, e = Apply(r.device, a, fo.status, now)
 	r.deviceChanged = r.deviceChanged || e.Device
+	r.whole = r.whole || !reported(&was, &r.device)
 	if e.Attempt {
 		r.open[i] = *next
 		if r.attemptChanged == nil {
@@ -304,6 +312,8 @@ func (f *Fleet) foldInto(tx Tx, r *row, fo *fold, now time.Time) (_ result, err 
 type row struct {
 	device         Device
 	deviceChanged  bool
+	whole          bool      // more of it than a report changes, or it is new
+	spoke          bool      // by a status
 	open           []Attempt // oldest first; may end in here
 	attemptChanged map[int]bool
 }
@@ -314,23 +324,37 @@ type rowsOf struct {
 	ids []string // each once, in the order of the group
 }
 
-// loadRows reads what a group is about, all of it with two questions: one for each device would cost more than the rest.
-func loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
+// loadRows reads what a group is about, as far as it is not kept, all of it with two questions: one for each device would cost more
+// than the rest.
+func (f *Fleet) loadRows(tx Tx, group []*fold, now time.Time) (rowsOf, error) {
 	rows := rowsOf{make(map[string]*row, len(group)), make([]string, 0, len(group))}
+	unread := make([]string, 0, len(group))
 	for _, fo := range group {
-		if rows.of[fo.device] == nil {
-			rows.of[fo.device] = &row{device: Device{ID: fo.device, FirstSeen: now}}
-			rows.ids = append(rows.ids, fo.device)
+		if rows.of[fo.device] != nil {
+			continue
 		}
+		r := f.kept.take(fo.device)
+		if r == nil {
+			r = &row{device: Device{ID: fo.device, FirstSeen: now}, whole: true}
+			unread = append(unread, fo.device)
+		} else {
+			recalled(tx, r.device, r.open)
+		}
+		rows.of[fo.device] = r
+		rows.ids = append(rows.ids, fo.device)
 	}
-	devices, err := tx.DevicesIn(rows.ids)
+	if len(unread) == 0 {
+		return rows, nil
+	}
+	devices, err := tx.DevicesIn(unread)
 	if err != nil {
 		return rows, err
 	}
-	for _, d := range devices {
-		rows.of[d.ID].device = d
+	for i := range devices {
+		r := rows.of[devices[i].ID]
+		r.device, r.whole = devices[i], false
 	}
-	open, err := tx.OpenAttemptsIn(rows.ids)
+	open, err := tx.OpenAttemptsIn(unread)
 	for _, a := range open {
 		r := rows.of[a.DeviceID]
 		r.open = append(r.open, a)
@@ -356,12 +380,16 @@ func (r *row) pick(command string) int {
 
 // put writes what has changed: devices before their attempts, which refer to them.
 func (rows rowsOf) put(tx Tx) error {
+	reports := make([]Device, 0, len(rows.ids))
 	var devices []Device
 	var attempts []Attempt
 	for _, id := range rows.ids {
 		r := rows.of[id]
-		if r.deviceChanged {
+		switch {
+		case r.deviceChanged && r.whole:
 			devices = append(devices, r.device)
+		case r.deviceChanged:
+			reports = append(reports, r.device)
 		}
 		for i := range r.open {
 			if r.attemptChanged[i] {
@@ -372,5 +400,20 @@ func (rows rowsOf) put(tx Tx) error {
 	if err := tx.PutDevices(devices); err != nil {
 		return err
 	}
+	if err := tx.PutReports(reports); err != nil {
+		return err
+	}
 	return tx.PutAttempts(attempts)
+}
+
+// reported says that from was to is no more than what Tx.PutReports writes.
+func reported(was, is *Device) bool {
+	a, b := &was.Status, &is.Status
+	return a.Phase == b.Phase && a.Project == b.Project && a.Chip == b.Chip && a.Reason == b.Reason &&
+		a.RollbackProtected == b.RollbackProtected && a.Signed == b.Signed &&
+		was.ID == is.ID && was.TokenSHA256 == is.TokenSHA256 && was.CertificateSHA256 == is.CertificateSHA256 &&
+		was.CertificateEnds.Equal(is.CertificateEnds) && was.EnrolledAt.Equal(is.EnrolledAt) && was.Revoked == is.Revoked &&
+		was.Channel == is.Channel && maps.Equal(was.Labels, is.Labels) && was.FirstSeen.Equal(is.FirstSeen) && was.PhaseSince.Equal(is.PhaseSince) &&
+		was.Version == is.Version && was.SHA256 == is.SHA256 && was.PreviousVersion == is.PreviousVersion && was.Boot == is.Boot &&
+		slices.Equal(was.OldBoots, is.OldBoots) && was.Doubts.Zero() && is.Doubts.Zero()
 }

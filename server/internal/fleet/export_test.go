@@ -3,6 +3,8 @@ package fleet
 import (
 	"context"
 	"time"
+
+	"bmsota/protocol"
 )
 
 // PresenceWait is how long those who come and leave are gathered.
@@ -64,6 +66,34 @@ func Remembered(f *Fleet) (n, limit int) {
 	defer f.askers.mu.Unlock()
 	return len(f.askers.known), maxAskers
 }
+
+// Reported says that was becomes is by what Tx.PutReports writes.
+func Reported(was, is Device) bool { return reported(&was, &is) }
+
+// FoldNow commits one status, as the committer does.
+func FoldNow(ctx context.Context, f *Fleet, device string, s protocol.Status) error {
+	return f.commit(ctx, []*fold{{device: device, status: s}})[0].err
+}
+
+// Kept are the rows that f keeps of a device, and whether it does.
+func Kept(f *Fleet, device string) (d Device, open []Attempt, ok bool) {
+	r := f.kept.of[device]
+	if r == nil {
+		return Device{}, nil, false
+	}
+	return r.device, r.open, true
+}
+
+// KeptNow is how many devices f keeps the rows of, and how many there may be.
+func KeptNow(f *Fleet) (n, limit int) {
+	if f.kept == nil {
+		return 0, maxKept
+	}
+	return len(f.kept.of), maxKept
+}
+
+// KeepWhateverChanges has f go on keeping the rows that it has put, whoever puts them after it: the mutant of keptRows.
+func KeepWhateverChanges(f *Fleet) { f.ledger.kept = nil }
 
 // UnstruckLogins is Unstruck for logins.
 func UnstruckLogins(f *Fleet) { f.ledger.logins = nil }

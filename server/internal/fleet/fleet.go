@@ -69,6 +69,7 @@ type Fleet struct {
 	catalog    catalogCache
 	askers     *memory[asker]
 	logins     *memory[tokenSum]
+	kept       *keptRows // nil: others write the rows, too
 	census     censusCache
 	guard      *guard // of logins
 	ledger     *ledger
@@ -118,12 +119,16 @@ func New(cfg Config) (*Fleet, error) {
 			books.place = cfg.Share.Place
 		}
 	}
+	if others == nil {
+		books.kept = newKeptRows()
+	}
 	cfg.Store = books // so that what forgets to say who acts is in the audit log all the same
 	return &Fleet{
 		cfg:     cfg,
 		ledger:  books,
 		askers:  books.askers,
 		logins:  books.logins,
+		kept:    books.kept,
 		share:   others,
 		folds:   make(chan *fold, foldQueue),
 		running: make(chan struct{}),

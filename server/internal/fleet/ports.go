@@ -38,6 +38,9 @@ type Tx interface {
 	// A list of either kind names each row once.
 	DevicesIn(ids []string) ([]Device, error)
 	PutDevices([]Device) error
+	// PutReports is PutDevices for devices that are there, in whose rows nothing changes but Online, LastSeen, Seq and Status; and in
+	// Status nothing that a row has copies of: Phase, Project, Chip, Reason, RollbackProtected and Signed.
+	PutReports([]Device) error
 
 	Attempt(id string) (Attempt, error)
 	AttemptsOf(device string, limit int) ([]Attempt, error) // newest first

@@ -170,6 +170,36 @@ func (t *sqlTx) PutDevices(list []fleet.Device) error {
 	return putAll(t, qPutDevice, list, deviceArgs)
 }
 
+// PutReports writes row by row in SQLite. A statement of many rows keeps of each page how it was, in a file where they are more than a
+// few, because it may fail in their middle; and whatever an update names is written into the indexes anew.
+func (t *sqlTx) PutReports(list []fleet.Device) error {
+	if t.prepared == nil {
+		return t.PutDevices(list)
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	stmt := t.tx.StmtContext(t.ctx, t.prepared[qPutReport])
+	for i := range list {
+		d := &list[i]
+		status, err := statusOf(d)
+		if err != nil {
+			return err
+		}
+		rows, err := t.changed(func() (sql.Result, error) {
+			return stmt.ExecContext(t.ctx, d.Online, millis(d.LastSeen), int64(d.Seq), string(status), d.ID)
+		})
+		if err == nil && rows != 1 {
+			t.failed = fmt.Errorf("%w: device %q has reported and is not there", fleet.ErrConflict, d.ID)
+			err = t.failed
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (t *sqlTx) PutAttempts(list []fleet.Attempt) error {
 	fresh, err := t.newAttempts(list)
 	if err != nil {
@@ -228,6 +258,18 @@ func (t *memoryTx) OpenAttemptsIn(devices []string) ([]fleet.Attempt, error) {
 func (t *memoryTx) PutDevices(list []fleet.Device) error   { return each(list, t.PutDevice) }
 func (t *memoryTx) PutAttempts(list []fleet.Attempt) error { return each(list, t.PutAttempt) }
 func (t *memoryTx) PutMembers(list []fleet.Member) error   { return each(list, t.PutMember) }
+
+// PutReports puts no more than a report changes, as the databases do.
+func (t *memoryTx) PutReports(list []fleet.Device) error {
+	return each(list, func(d fleet.Device) error {
+		row, there := t.m.devices[d.ID]
+		if !there {
+			return t.conflict("device %q has reported and is not there", d.ID)
+		}
+		row.Online, row.LastSeen, row.Seq, row.Status = d.Online, d.LastSeen, d.Seq, d.Status
+		return t.PutDevice(row)
+	})
+}
 
 func each[T any](list []T, put func(T) error) error {
 	for _, v := range list {

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"bmsota/server/internal/fleet"
+	"bmsota/server/internal/store"
 )
 
 // manyAreMany puts lists of the lengths at which statements change, twice, so that the second replaces; and one of them
@@ -77,6 +79,7 @@ func manyAreMany(t *testing.T, s fleet.Store) {
 			}
 		}
 	}
+	reportsArePut(t, s)
 	bad := make([]fleet.Attempt, 400)
 	for i := range bad {
 		bad[i] = attempt(fmt.Sprint("x", i), "d0000", 9, fleet.AttemptOpen)
@@ -98,4 +101,49 @@ func manyAreMany(t *testing.T, s fleet.Store) {
 		}
 		return nil
 	})
+}
+
+// reportsArePut puts reports of some of the devices that are there, and looks at all of them.
+func reportsArePut(t *testing.T, s fleet.Store) {
+	var want []fleet.Device
+	view(t, s, func(tx fleet.Tx) (err error) {
+		want, err = tx.Devices()
+		return err
+	})
+	for _, n := range []int{0, 1, 2, 40} {
+		reports := make([]fleet.Device, n)
+		for i := range reports {
+			d := &want[3*i]
+			d.Online, d.LastSeen, d.Seq, d.Status.Seq, d.Status.Message = !d.Online, at(int64(n)), d.Seq+1<<63, d.Seq+1<<63, fmt.Sprint("number ", n)
+			reports[i] = *d
+		}
+		update(t, s, func(tx fleet.Tx) error { return tx.PutReports(reports) })
+		view(t, s, func(tx fleet.Tx) error {
+			got, err := tx.Devices()
+			if err != nil || len(got) != len(want) {
+				t.Errorf("%d devices (%v), want %d", len(got), err, len(want))
+				return err
+			}
+			for i := range want {
+				if !reflect.DeepEqual(got[i], want[i]) {
+					t.Errorf("after %d reports a device is %+v, want %+v", n, got[i], want[i])
+				}
+			}
+			return nil
+		})
+	}
+}
+
+func TestAReportOfADeviceThatIsNotThereIsNoRow(t *testing.T) {
+	db, err := store.OpenSQLite(t.Context(), filepath.Join(t.TempDir(), "bmsota.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for name, s := range map[string]fleet.Store{"sqlite": db, "memory": store.NewMemory()} {
+		err := s.Update(t.Context(), func(tx fleet.Tx) error { return tx.PutReports([]fleet.Device{device("nobody")}) })
+		if !errors.Is(err, fleet.ErrConflict) {
+			t.Errorf("%s: %v, want ErrConflict", name, err)
+		}
+	}
 }

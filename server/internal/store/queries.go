@@ -37,6 +37,7 @@ const (
 	qDevice
 	qDevices
 	qPutDevice
+	qPutReport
 	qAttempt
 	qAttemptsOf
 	qOpenAttempts
@@ -101,6 +102,7 @@ ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, enrolled_at
  old_boots = excluded.old_boots, status = excluded.status, labels = excluded.labels,
  certificate_sha256 = excluded.certificate_sha256, certificate_ends = excluded.certificate_ends, project = excluded.project, chip = excluded.chip,
  reason = excluded.reason, protected = excluded.protected, doubts = excluded.doubts, suspect = excluded.suspect`,
+	qPutReport: `UPDATE devices SET online = $1, last_seen = $2, seq = $3, status = $4 WHERE id = $5`,
 
 	qAttempt:        `SELECT ` + attemptColumns + ` FROM attempts WHERE id = $1`,
 	qAttemptsOf:     `SELECT ` + attemptColumns + ` FROM attempts WHERE device_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2`,

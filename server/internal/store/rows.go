@@ -108,10 +108,8 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 			return nil, fmt.Errorf("device %q: encode boots: %w", d.ID, err)
 		}
 	}
-	if d.Status.Phase != "" {
-		if status, err = json.Marshal(d.Status); err != nil {
-			return nil, fmt.Errorf("device %q: encode status: %w", d.ID, err)
-		}
+	if status, err = statusOf(&d); err != nil {
+		return nil, err
 	}
 	if len(d.Labels) > 0 {
 		if labels, err = json.Marshal(d.Labels); err != nil {
@@ -128,6 +126,18 @@ func deviceArgs(d fleet.Device) ([]any, error) {
 		millis(d.LastSeen), millis(d.PhaseSince), string(d.Status.Phase), d.Version, d.SHA256, d.PreviousVersion, d.Boot,
 		int64(d.Seq), string(oldBoots), string(status), string(labels), string(doubts), d.CertificateSHA256, millis(d.CertificateEnds),
 		s.Project, s.Chip, string(s.Reason), s.RollbackProtected && s.Signed, d.Suspect()}, nil
+}
+
+// statusOf is the status of a device as its row has it.
+func statusOf(d *fleet.Device) ([]byte, error) {
+	if d.Status.Phase == "" {
+		return nil, nil
+	}
+	status, err := json.Marshal(&d.Status)
+	if err != nil {
+		return nil, fmt.Errorf("device %q: encode status: %w", d.ID, err)
+	}
+	return status, nil
 }
 
 func scanAttempt(s scanner) (a fleet.Attempt, err error) {
