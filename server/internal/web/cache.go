@@ -39,13 +39,15 @@ func newImageCache(limit int64) *imageCache {
 }
 
 // content gives a reader for the bytes of blob, from memory when they fit. It checks the digest when it loads: a file
-// that has rotted on disk is a fault here, once, and not in every device. The reader must not be used after done, nor
-// after blob is closed.
+// that has rotted on disk is a fault here, once, and not in every device. The reader must not be used after done. It takes blob
+// over, and closes it before it returns where the bytes are in memory: thousands of downloads that take their time would hold
+// thousands of open files.
 func (c *imageCache) content(sha256 string, blob fleet.Blob) (_ io.ReadSeeker, done func(), _ error) {
 	entry := c.enter(sha256, blob)
 	if entry == nil {
-		return blob, func() {}, nil
+		return blob, func() { _ = blob.Close() }, nil
 	}
+	defer blob.Close()
 	image, err := entry.load()
 	if err != nil {
 		c.drop(entry)

@@ -204,7 +204,7 @@ func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
 		h.fail(w, r, err)
 		return
 	}
-	defer blob.Close()
+	size := blob.Size()
 	content, done, err := h.images.content(digest, blob)
 	if err != nil {
 		h.fail(w, r, err)
@@ -214,7 +214,7 @@ func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
 	header := w.Header()
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("ETag", `"`+digest+`"`)
-	oneRange(r, blob.Size())
+	oneRange(r, size)
 	http.ServeContent(h.download(w, r), r, "", time.Time{}, content)
 }
 

@@ -129,6 +129,10 @@ func TestStalledReaderIsCut(t *testing.T) {
 		if _, err := io.CopyN(io.Discard, conn, 100_000); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait()
+		if f.opened != 1 || f.closed != 1 {
+			t.Errorf("a download from memory holds a file: %d opened, %d closed", f.opened, f.closed)
+		}
 		before := time.Now()
 		time.Sleep(stallTimeout + 5*time.Second) // reads nothing meanwhile
 		n, err := io.Copy(io.Discard, conn)
