@@ -56,6 +56,34 @@ func (c *imageCache) content(sha256 string, blob fleet.Blob) (_ io.ReadSeeker, d
 	return newImageReader(image), func() { c.leave(entry) }, nil
 }
 
+// held is content without a blob, for an image that is in memory or about to be. A release is never removed, so what stands for
+// one does so for good.
+func (c *imageCache) held(sha256 string) (_ io.ReadSeeker, done func(), ok bool) {
+	c.mu.Lock()
+	entry := c.find(sha256)
+	c.mu.Unlock()
+	if entry == nil {
+		return nil, nil, false
+	}
+	image, err := entry.load()
+	if err != nil { // whoever loads it says so, and drops it
+		return nil, nil, false
+	}
+	return newImageReader(image), func() { c.leave(entry) }, true
+}
+
+// find is an image that is in memory or about to be, for one more reader; nil when there is none. It is called with mu held.
+func (c *imageCache) find(sha256 string) *cachedImage {
+	e, ok := c.images[sha256]
+	if !ok {
+		return nil
+	}
+	c.recent.MoveToFront(e)
+	entry := e.Value.(*cachedImage)
+	entry.readers++
+	return entry
+}
+
 // enter is nil when there is no room.
 func (c *imageCache) enter(sha256 string, blob fleet.Blob) *cachedImage {
 	size := blob.Size()
@@ -64,10 +92,7 @@ func (c *imageCache) enter(sha256 string, blob fleet.Blob) *cachedImage {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e, ok := c.images[sha256]; ok {
-		c.recent.MoveToFront(e)
-		entry := e.Value.(*cachedImage)
-		entry.readers++
+	if entry := c.find(sha256); entry != nil {
 		return entry
 	}
 	for e := c.recent.Back(); e != nil && c.used+size > c.limit; {

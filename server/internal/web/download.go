@@ -12,13 +12,13 @@ import (
 // has "moved" says nothing about whether the peer has. Whoever listens sets it for each connection.
 const SendBuffer = 128 << 10
 
-// A peer that has shown to be fast gets a larger send buffer for the rest of its image, and larger chunks: it would be waited for
-// some fifteen times for each megabyte, and a wait costs as much as the encryption of 16 KiB. An ESP32 is not one of them, and
-// whoever reads fast and then stalls can have no more than fastPeers buffers held.
+// A peer that has shown to be fast gets a larger send buffer for the rest of its image, and chunks of up to fastChunk: it would be
+// waited for some fifteen times for each megabyte, and a wait costs as much as the encryption of 16 KiB. An ESP32 is not one of them,
+// and whoever reads fast and then stalls can have no more than fastPeers buffers held.
 const (
 	fastPeers  = 64
 	fastBuffer = 1 << 20
-	fastChunk  = 128 << 10              // less than the third that is free when there is room, where net.core.wmem_max is Linux's own 208 KiB too
+	fastChunk  = 256 << 10
 	fastTaken  = 160 << 10              // more than the kernel of a peer that reads nothing takes for it, which is 128 KiB at Linux
 	fastWithin = 250 * time.Millisecond // for fastTaken
 )
@@ -42,7 +42,7 @@ func (h *handler) download(w http.ResponseWriter, r *http.Request) http.Response
 }
 
 func (d *downloadWriter) Write(b []byte) (written int, err error) {
-	began, fast := time.Now(), false
+	began, fast, fastSize := time.Now(), false, 0
 	defer func() {
 		if fast {
 			d.slow()
@@ -52,7 +52,7 @@ func (d *downloadWriter) Write(b []byte) (written int, err error) {
 	for len(b) > 0 && err == nil {
 		size := pacedChunk
 		if fast && len(b) > pacedChunk {
-			size = min(len(b)-pacedChunk, fastChunk)
+			size = min(len(b)-pacedChunk, fastSize)
 		}
 		last := fast && len(b) <= pacedChunk
 		if last {
@@ -72,7 +72,7 @@ func (d *downloadWriter) Write(b []byte) (written int, err error) {
 		written += n
 		b = b[n:]
 		if !fast && len(b) > 2*fastChunk && d.isFast(written, time.Since(began)) {
-			fast = d.hurry()
+			fastSize, fast = d.hurry()
 		}
 	}
 	return written, err
@@ -97,14 +97,14 @@ func (d *downloadWriter) isFast(written int, after time.Duration) bool {
 	return left >= 0 && written-left >= fastTaken
 }
 
-// hurry gives the peer a large buffer, if there is one left.
-func (d *downloadWriter) hurry() bool {
+// hurry gives the peer a large buffer, if there is one left, and returns the size of its chunks: less than the third of the buffer that
+// is free when there is room.
+func (d *downloadWriter) hurry() (size int, ok bool) {
 	if d.fast.Add(1) > fastPeers {
 		d.fast.Add(-1)
-		return false
+		return 0, false
 	}
-	d.wire.kernel.resize(fastBuffer)
-	return true
+	return max(pacedChunk, min(fastChunk, d.wire.kernel.resize(fastBuffer)/2)), true
 }
 
 func (d *downloadWriter) slow() { d.wire.kernel.resize(SendBuffer) }

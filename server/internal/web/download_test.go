@@ -27,6 +27,8 @@ type peer struct {
 	began    time.Time
 	sent     int
 	bound    int
+	limit    int // of bound, whatever is asked for; 0 = none
+	overfull int // what was once written beyond bound: a write that would have waited, with its records in memory
 	largest  int // bound there ever was
 	deadline time.Time
 }
@@ -39,6 +41,7 @@ func (p *peer) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sent += len(b)
+	p.overfull = max(p.overfull, p.sent-min(p.sent, p.pace(time.Since(p.began)))-p.bound)
 	return len(b), nil
 }
 
@@ -55,11 +58,15 @@ func (p *peer) queued() int {
 	return p.sent - min(p.sent, p.pace(time.Since(p.began)))
 }
 
-func (p *peer) resize(bytes int) {
+func (p *peer) resize(bytes int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.limit > 0 {
+		bytes = min(bytes, p.limit)
+	}
 	p.bound = 2 * bytes
 	p.largest = max(p.largest, p.bound)
+	return bytes
 }
 
 func (p *peer) room() error {
@@ -120,28 +127,34 @@ const (
 
 func TestWhoIsFastGetsALargeBufferAndGivesItBack(t *testing.T) {
 	for what, c := range map[string]struct {
-		pace func(time.Duration) int
-		fast bool // it is taken for fast
-		cut  bool
-		took time.Duration // at least
+		pace  func(time.Duration) int
+		fast  bool // it is taken for fast
+		cut   bool
+		took  time.Duration // at least
+		limit int           // of its buffer
 	}{
-		"a fast one":                               {at(fastRate, all), true, false, 0},
-		"a board":                                  {at(100_000, all), false, false, 35 * time.Second},
-		"one on a bad link":                        {at(5_000, all), false, false, 13 * time.Minute},
-		"one whose kernel alone takes something":   {at(fastRate, 128<<10), false, true, stallTimeout},
-		"one that is fast first and then slow":     {then(at(fastRate, all), 1<<20, 5_000), true, false, 8 * time.Minute},
-		"one that is fast first and takes no more": {at(fastRate, 1<<20), true, true, stallTimeout},
+		"a fast one": {at(fastRate, all), true, false, 0, 0},
+		"a fast one, where Linux's own bound holds": {at(fastRate, all), true, false, 0, 212_992},
+		"a board":                                  {at(100_000, all), false, false, 35 * time.Second, 0},
+		"one on a bad link":                        {at(5_000, all), false, false, 13 * time.Minute, 0},
+		"one whose kernel alone takes something":   {at(fastRate, 128<<10), false, true, stallTimeout, 0},
+		"one that is fast first and then slow":     {then(at(fastRate, all), 1<<20, 5_000), true, false, 8 * time.Minute, 0},
+		"one that is fast first and takes no more": {at(fastRate, 1<<20), true, true, stallTimeout, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var fast atomic.Int32
 			p := newPeer(c.pace)
+			p.limit = c.limit
 			began := time.Now()
 			n, err := p.send(imageLen, &fast)
 			if took := time.Since(began); (err != nil) != c.cut || !c.cut && n != imageLen || took < c.took || c.cut && took > 2*stallTimeout+time.Second {
 				t.Errorf("%s was sent %d bytes in %v: %v", what, n, took, err)
 			}
-			if (p.largest == 2*fastBuffer) != c.fast {
+			if (p.largest > 2*SendBuffer) != c.fast || c.fast && c.limit == 0 && p.largest != 2*fastBuffer {
 				t.Errorf("%s had a buffer of %d bytes at most", what, p.largest)
+			}
+			if p.overfull > 0 {
+				t.Errorf("%s was written %d bytes more at once than there was room for", what, p.overfull)
 			}
 			if p.bound != 2*SendBuffer || fast.Load() != 0 {
 				t.Errorf("%s keeps a buffer of %d bytes; %d large ones are given out", what, p.bound, fast.Load())

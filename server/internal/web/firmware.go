@@ -2,9 +2,11 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -198,19 +200,30 @@ func (h *handler) offeredImage(w http.ResponseWriter, r *http.Request, q fleet.Q
 	h.image(w, r, offer.Release.SHA256)
 }
 
-func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
-	blob, err := h.cfg.Fleet.Firmware(r.Context(), digest)
-	if err != nil {
-		h.fail(w, r, err)
-		return
+// content is a reader for the bytes of an image, from memory or from where the fleet has them. It must not be used after done.
+func (h *handler) content(ctx context.Context, digest string) (_ io.ReadSeeker, done func(), _ error) {
+	if image, done, ok := h.images.held(digest); ok {
+		return image, done, nil
 	}
-	size := blob.Size()
-	content, done, err := h.images.content(digest, blob)
+	blob, err := h.cfg.Fleet.Firmware(ctx, digest)
+	if err != nil {
+		return nil, nil, err
+	}
+	return h.images.content(digest, blob)
+}
+
+func (h *handler) image(w http.ResponseWriter, r *http.Request, digest string) {
+	content, done, err := h.content(r.Context(), digest)
 	if err != nil {
 		h.fail(w, r, err)
 		return
 	}
 	defer done()
+	size, err := content.Seek(0, io.SeekEnd)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
 	header := w.Header()
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("ETag", `"`+digest+`"`)

@@ -11,9 +11,13 @@ func (s socket) queued() int {
 	return n
 }
 
-// resize goes by SO_SNDBUF. Where net.core.wmem_max is less, that is the bound.
-func (s socket) resize(bytes int) {
+// resize goes by SO_SNDBUF. Where net.core.wmem_max is less, that is the bound. The kernel says twice what it was told (socket(7)).
+func (s socket) resize(bytes int) int {
+	twice := 0
 	_ = s.Control(func(fd uintptr) { // a connection that refuses is already gone
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, bytes)
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, bytes) == nil {
+			twice, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+		}
 	})
+	return twice / 2
 }

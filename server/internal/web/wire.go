@@ -38,8 +38,8 @@ type kernel interface {
 	room() error
 	// queued is how many bytes are in it, those included that are on their way; below 0 where that is not known.
 	queued() int
-	// resize bounds it, in bytes.
-	resize(bytes int)
+	// resize bounds it, in bytes, and says what the bound is now.
+	resize(bytes int) int
 }
 
 // socket is the kernel behind a connection of TCP.
