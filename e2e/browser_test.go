@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -145,15 +146,25 @@ func (b *browser) open(path string) { b.do("open "+path, chromedp.Navigate(b.bas
 // click clicks what a selector finds, and waits for the page it leads to.
 func (b *browser) click(css string) {
 	for end := time.Now().Add(patience); ; time.Sleep(pollEvery) {
-		_, err := chromedp.RunResponse(b.ctx, chromedp.Click(chromedp.CSS(css)))
+		err := b.clickOnce(css)
 		if err == nil {
 			return
 		}
-		// A live page may put a new node in the place of the one that was found: it was not clicked, and a person would again.
-		if !strings.Contains(err.Error(), "Could not find node") || time.Now().After(end) {
+		// A live page may put a new node in the place of the one that was found, or move it away from under the pointer: it was not
+		// clicked, and a person would again.
+		missed := strings.Contains(err.Error(), "Could not find node") || errors.Is(err, context.DeadlineExceeded) && b.ctx.Err() == nil
+		if !missed || time.Now().After(end) {
 			b.fail("click %s: %v", css, err)
 		}
 	}
+}
+
+// clickOnce fails when no page comes of it for a quarter of the patience.
+func (b *browser) clickOnce(css string) error {
+	ctx, cancel := context.WithTimeout(b.ctx, patience/4)
+	defer cancel()
+	_, err := chromedp.RunResponse(ctx, chromedp.Click(chromedp.CSS(css)))
+	return err
 }
 
 // eval asks the page; it works where scripts of the page do not run.

@@ -15,7 +15,7 @@ import (
 	"bmsota/server/internal/workers"
 )
 
-// Server serves a handler that New made, with the limits above, by HTTP/1.1 only. Every client of this server (esp_http_client,
+// Server serves a handler that New made, with the limits of this package, by HTTP/1.1 only. Every client of this server (esp_http_client,
 // the bmsota tool, curl) speaks HTTP/1.1, and without HTTP/2 there are no streams to reset, no header frames to flood
 // and no flow control to hold buffers open with. Errors of single connections go to the log at debug level: anyone can
 // cause them.
