@@ -90,9 +90,9 @@ func TestGoodDevicesBesideSlowOnes(t *testing.T) {
 	s, _ := run(t, testConfig(t))
 	c := operatorClient(t, s)
 	publish(t, c, makeRelease(t, newKey(t), "1.0.0", 256<<10))
-	const devices = 4
+	const devices, each = 4, 10 // one alone would soon wait for its own limit of statuses
 	var logins []protocol.MQTTConfig
-	for i := range devices {
+	for i := range devices * each {
 		enrolled, err := c.Enroll(t.Context(), fmt.Sprintf("bms-%d", i))
 		if err != nil {
 			t.Fatal(err)
@@ -106,14 +106,14 @@ func TestGoodDevicesBesideSlowOnes(t *testing.T) {
 		until := time.Now().Add(span)
 		for i := range devices {
 			group.Go(func() {
-				for time.Now().Before(until) {
+				for n := i; time.Now().Before(until); n = (n + devices) % len(logins) {
 					began := time.Now()
 					if err := fetchOnce(t.Context(), s); err != nil {
 						t.Errorf("web: %v", err)
 						return
 					}
 					middle := time.Now()
-					if err := speakOnce(logins[i], fmt.Sprintf("bms-%d", i)); err != nil {
+					if err := speakOnce(logins[n], fmt.Sprintf("bms-%d", n)); err != nil {
 						t.Errorf("mqtt: %v", err)
 						return
 					}

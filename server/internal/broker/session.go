@@ -69,7 +69,7 @@ func (e *Embedded) begin(c *conn) error {
 	}
 	if c.conf != nil {
 		secure := tls.Server(c.Conn, c.conf)
-		if err := secure.HandshakeContext(e.work); err != nil {
+		if err := secure.Handshake(); err != nil { // ended by its deadline or by closing the wire; a context would cost a goroutine
 			e.noteCertificate(c, err)
 			return err
 		}
