@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"bmsota/protocol"
@@ -73,7 +74,10 @@ func take(d Device, s protocol.Status, now time.Time) Device {
 			old := append(slices.Clone(d.OldBoots), d.Boot)
 			d.OldBoots = old[max(0, len(old)-maxOldBoots):]
 		}
-		d.Boot, d.Seq = s.BootID, s.Seq
+		if s.BootID != d.Boot {
+			d.Boot = strings.Clone(s.BootID) // outlives this status, of whose text it is a part
+		}
+		d.Seq = s.Seq
 	}
 	if s.Phase != d.Status.Phase {
 		d.PhaseSince = now
@@ -89,7 +93,7 @@ func take(d Device, s protocol.Status, now time.Time) Device {
 	case s.Phase == protocol.PhaseRolledBack:
 		d.PreviousVersion = "" // the failed slot is erased, there is nothing to go back to
 	case d.Version != "" && (s.CurrentVersion != d.Version || s.ImageSHA256 != "" && d.SHA256 != "" && s.ImageSHA256 != d.SHA256):
-		d.PreviousVersion = d.Version
+		d.PreviousVersion = strings.Clone(d.Version) // as the boot
 	}
 	d.Version, d.SHA256 = s.CurrentVersion, s.ImageSHA256
 	return d
@@ -109,7 +113,7 @@ func advance(a *Attempt, s protocol.Status, now time.Time, e *Effects) *Attempt 
 	next := *a
 	if state, ok := outcome(a, s); ok {
 		next.State, next.EndedAt = state, now
-		next.Reason, next.Message = s.Reason, s.Message
+		next.Reason, next.Message = protocol.Reason(strings.Clone(string(s.Reason))), strings.Clone(s.Message)
 		if next.Message == "" {
 			next.Message = s.Reason.Text()
 		}
@@ -120,7 +124,7 @@ func advance(a *Attempt, s protocol.Status, now time.Time, e *Effects) *Attempt 
 			next.Phase = s.Phase
 		}
 		if e.Dropped == "" && s.Reason != a.Reason {
-			next.Reason, next.Message = s.Reason, s.Message
+			next.Reason, next.Message = protocol.Reason(strings.Clone(string(s.Reason))), strings.Clone(s.Message)
 		}
 	}
 	if next == *a {

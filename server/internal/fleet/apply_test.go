@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"bmsota/protocol"
 	"bmsota/server/internal/fleet"
@@ -313,4 +314,23 @@ func TestAnyStatusAtAnyTimeIsNoPanic(t *testing.T) {
 			t.Fatalf("%d old boots are kept", len(d.OldBoots))
 		}
 	})
+}
+
+// What outlives a status holds no part of its text: rows are kept, and a boot id of some bytes would hold a payload of kilobytes each.
+func TestWhatOutlivesAStatusIsNoPartOfIt(t *testing.T) {
+	text := strings.Repeat("x", protocol.MaxStatus-2) + "b1"
+	s := protocol.Status{BootID: text[len(text)-2:], Seq: 1, Phase: protocol.PhaseFailed, CommandID: "c", Message: text[len(text)-3:], CurrentVersion: text[len(text)-1:]}
+	a := fleet.Attempt{State: fleet.AttemptOpen, CommandID: "c", Action: protocol.ActionUpdate}
+	d, next, _ := fleet.Apply(fleet.Device{ID: "d"}, &a, s, time.Unix(1, 0))
+	s2 := s
+	s2.Seq, s2.CurrentVersion = 2, "2"
+	d, _, _ = fleet.Apply(d, nil, s2, time.Unix(2, 0))
+	for name, pair := range map[string][2]string{"boot": {d.Boot, s.BootID}, "message": {next.Message, s.Message}, "previous version": {d.PreviousVersion, s.CurrentVersion}} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s is %q, want %q", name, pair[0], pair[1])
+		}
+		if unsafe.StringData(pair[0]) == unsafe.StringData(pair[1]) {
+			t.Errorf("%s holds the text of the status", name)
+		}
+	}
 }

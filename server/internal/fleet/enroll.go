@@ -61,6 +61,7 @@ func (f *Fleet) mayEnroll(by Identity, id string) error {
 // enroll gives a device the login that set writes into its row.
 func (f *Fleet) enroll(ctx context.Context, by Identity, id string, set func(*Device)) error {
 	now := f.cfg.Now()
+	had := false // a login, under which sessions may be open
 	err := f.update(ctx, by, func(tx Tx) error {
 		if err := nameIsFree(tx, id, "operator", "account"); err != nil {
 			return err
@@ -72,6 +73,7 @@ func (f *Fleet) enroll(ctx context.Context, by Identity, id string, set func(*De
 		if err != nil {
 			return err
 		}
+		had = d.TokenSHA256 != "" || d.CertificateSHA256 != ""
 		set(&d)
 		d.EnrolledAt, d.Revoked = now, false
 		d.Doubts = Doubts{} // whoever else had the old login is cut off
@@ -81,7 +83,9 @@ func (f *Fleet) enroll(ctx context.Context, by Identity, id string, set func(*De
 		return err
 	}
 	f.forgetContest(id)
-	f.drop(id)
+	if had { // else the first session to be met would be one of the new login
+		f.drop(id)
+	}
 	return nil
 }
 

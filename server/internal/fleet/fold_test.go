@@ -505,3 +505,22 @@ func TestSeedFirmwareIsHeardOnTheSharedTopicWhenAllowed(t *testing.T) {
 		}
 	})
 }
+
+// Sessions end with the login that they were opened under. The first login has none before it: what it opens is not ended for it.
+func TestTheFirstLoginEndsNoSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, out := newFleet(t, fleet.Config{}), newOutbox()
+		stop := start(t, f, out)
+		synctest.Wait()
+		for _, want := range []int{0, 1} {
+			if _, err := f.Enroll(t.Context(), anna, "d1"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if len(out.drops) != want {
+				t.Errorf("dropped sessions: %v, want %d", out.drops, want)
+			}
+		}
+		stop()
+	})
+}

@@ -110,7 +110,8 @@ func (f *Fleet) plans() bool {
 		return true
 	}
 	until := f.share.until.Load()
-	return f.share.token.Load() != 0 && until != nil && time.Now().Before(*until)
+	// By both clocks: one of them stands still while the machine sleeps, the other may be set.
+	return f.share.token.Load() != 0 && until != nil && time.Now().Before(*until) && time.Now().Round(0).Before(until.Round(0))
 }
 
 // sends says whether this server keeps the commands at its broker: each its own, or, at one for all, the planner alone.

@@ -186,8 +186,8 @@ func examine(d Device, s protocol.Status, now time.Time, late time.Duration) (_ 
 		if d.Doubts.Seqs == nil {
 			d.Doubts.Seqs = make(map[string]uint64)
 		}
-		d.Doubts.Seqs[s.BootID], changed = s.Seq, true
-		if known && now.Sub(d.Doubts.BootSince) >= late { // else its numbers of before are not remembered
+		d.Doubts.Seqs[strings.Clone(s.BootID)], changed = s.Seq, true // the id alone: a part of a status holds all of it
+		if known && now.Sub(d.Doubts.BootSince) >= late {             // else its numbers of before are not remembered
 			d.doubt(SuspectBoots, fmt.Sprintf("%s/%d", d.Boot, d.Seq),
 				fmt.Sprintf("boot %.16s says number %d after boot %.16s had taken its place", s.BootID, s.Seq, d.Boot), now)
 		}

@@ -82,8 +82,13 @@ func (d *downloadWriter) Write(b []byte) (written int, err error) {
 func (d *downloadWriter) chunk(b []byte) (int, error) {
 	d.wire.hold()
 	n, err := d.ResponseWriter.Write(b)
-	if flushed := d.wire.flush(); err == nil {
-		err = flushed
+	if flushed := d.wire.flush(); flushed != nil {
+		// What was taken from us is lost on the way, and nobody else is told.
+		if c, ok := d.ResponseWriter.(*counted); ok {
+			c.bytes -= int64(n)
+		}
+		_ = d.wire.Close()
+		return 0, flushed
 	}
 	return n, err
 }

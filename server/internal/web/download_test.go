@@ -257,3 +257,48 @@ func TestRecordsOfAnImageGoOutTogether(t *testing.T) {
 		}
 	}
 }
+
+// losesAll takes everything until so many bytes, and nothing after them.
+type losesAll struct {
+	net.Conn
+	after, seen int
+}
+
+func (c *losesAll) Write(b []byte) (int, error) {
+	if c.seen += len(b); c.seen > c.after {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return c.Conn.Write(b)
+}
+
+// What was held and is lost on the way was not sent: the download was cut, and its connection ends.
+func TestAChunkThatIsLostBelowTLSIsNoneThatWasSent(t *testing.T) {
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	defer secure.Close()
+	image := testImage(1, 200_000)
+	f := newFake()
+	digest := f.add("bms", "1.0.0", image)
+	client, server := net.Pipe()
+	l := &pipeListener{make(chan net.Conn)}
+	served := make(chan Served, 1)
+	s := NewServer(New(Config{Fleet: f, Log: quiet(), Observe: func(got Served) { served <- got }}), quiet())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l, secure.TLS) // ends with the listener
+	}()
+	l.conns <- &losesAll{Conn: server, after: len(image)}
+	conn := tls.Client(client, &tls.Config{RootCAs: secure.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"})
+	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, conn)
+	if got := <-served; !got.Cut || got.Bytes >= int64(len(image)) || n >= int64(len(image)) || isTimeout(err) {
+		t.Errorf("%+v, while %d bytes came and then %v", got, n, err)
+	}
+	client.Close()
+	close(l.conns)
+	<-done
+	s.Close()
+}

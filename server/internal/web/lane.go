@@ -85,7 +85,7 @@ func (c *lane) serve() {
 			return
 		}
 		if r == nil {
-			c.rest.take(&handed{c.conn, c.link, bytes.Clone(c.in.b[:c.in.n])})
+			c.rest.take(&handed{c.conn, c.link, c.server.ctx, bytes.Clone(c.in.b[:c.in.n])})
 			return
 		}
 		c.server.state(c.link, http.StateActive)
@@ -103,6 +103,10 @@ func (c *lane) handshake() bool {
 	if c.secure == nil {
 		return true
 	}
+	if !c.server.waits(c, true) {
+		return false
+	}
+	defer c.server.waits(c, false)
 	conn := tls.Server(c.wire, c.secure)
 	if err := c.wire.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return false

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -394,4 +396,144 @@ func TestPlainHTTPWhereHTTPSIsSpokenIsTold(t *testing.T) {
 		<-done
 		s.Close()
 	}
+}
+
+// Whoever shakes no hands is not waited for.
+func TestShutdownWaitsForNoHandshake(t *testing.T) {
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	defer secure.Close()
+	synctest.Test(t, func(t *testing.T) {
+		l := &pipeListener{make(chan net.Conn)}
+		s := NewServer(http.NotFoundHandler(), quiet())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.Serve(l, secure.TLS) // ends with the listener
+		}()
+		client, server := net.Pipe()
+		l.conns <- server
+		synctest.Wait()
+		began := time.Now()
+		if err := s.Shutdown(t.Context()); err != nil || time.Since(began) > 0 {
+			t.Errorf("down after %v: %v", time.Since(began), err)
+		}
+		client.Close()
+		close(l.conns)
+		<-done
+	})
+}
+
+// Whoever reads nothing of what net/http sends him does not hold up the end.
+func TestTheEndWaitsForNobodyWhoReadsNothing(t *testing.T) {
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	defer secure.Close()
+	f := newFake()
+	digest := f.add("bms", "1.0.0", testImage(1, 8_000_000))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stalled := make(chan struct{}, 3)
+	s := NewServer(New(Config{Fleet: f, Log: quiet()}), quiet())
+	s.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateActive {
+			stalled <- struct{}{}
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l, secure.TLS) // ends with Close
+	}()
+	for range 3 {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: secure.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.NetConn().Close()
+		if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-stalled
+	}
+	stacks, waits := make([]byte, 4<<20), 0
+	for began := time.Now(); waits < 20; time.Sleep(10 * time.Millisecond) { // all of them, and for good
+		if waits++; strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "web.socket.room") < 3 {
+			waits = 0
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("nobody waits for room")
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = s.Shutdown(ctx) // has no time for anything
+		_ = s.Close()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(4 * time.Second): // the alert of one takes 5
+		t.Error("the server waits for those who read nothing")
+	}
+	<-done
+}
+
+// While it shuts down nothing new is begun on a connection that was handed on either, and who has not shaken hands is not waited for.
+func TestShutdownEndsWhatWasHandedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow, goOn := make(chan struct{}), make(chan struct{})
+		l := &pipeListener{make(chan net.Conn)}
+		s := NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/" {
+				close(slow)
+				<-goOn
+			}
+			_, _ = io.WriteString(w, "answer")
+		}), quiet())
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l, nil) }()
+		lane, laneEnd := net.Pipe()
+		other, otherEnd := net.Pipe()
+		l.conns <- laneEnd
+		l.conns <- otherEnd
+		if _, err := io.WriteString(lane, simpleRequest); err != nil {
+			t.Fatal(err)
+		}
+		<-slow
+		in := bufio.NewReader(other)
+		ask := func() (*http.Response, error) {
+			if _, err := io.WriteString(other, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				return nil, err
+			}
+			resp, err := http.ReadResponse(in, nil)
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+			}
+			return resp, err
+		}
+		if resp, err := ask(); err != nil || resp.Close {
+			t.Fatalf("%+v, %v", resp, err)
+		}
+		synctest.Wait()
+		down := make(chan error, 1)
+		go func() { down <- s.Shutdown(t.Context()) }()
+		synctest.Wait()
+		if resp, err := ask(); err == nil {
+			t.Errorf("a server that shuts down answers what is new: %+v", resp)
+		}
+		close(goOn)
+		if _, err := http.ReadResponse(bufio.NewReader(lane), nil); err != nil {
+			t.Error(err)
+		}
+		lane.Close()
+		if err := <-down; err != nil {
+			t.Error(err)
+		}
+		close(l.conns)
+		<-served
+		other.Close()
+	})
 }

@@ -2,6 +2,9 @@ package web
 
 import "golang.org/x/sys/unix"
 
+// holds: whoever waits for room in a socket is sure that a chunk fits, so that a stalled one has no records held in memory.
+const holds = true
+
 // queued goes by SIOCOUTQ (tcp(7)).
 func (s socket) queued() int {
 	n, err := -1, error(nil)

@@ -2,6 +2,9 @@
 
 package web
 
+// holds: where there may be room for less than a chunk, a stalled download would have its records held in memory.
+const holds = false
+
 // queued says that it is not known, so nobody's send buffer is made larger.
 func (socket) queued() int { return -1 }
 

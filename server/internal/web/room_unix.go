@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// room goes by poll(2), which says that a third of the send buffer is free: more than a chunk of ours.
+// room goes by poll(2), which says on Linux that a third of the send buffer is free: more than a chunk of ours.
 func (s socket) room() error {
 	return s.Write(func(fd uintptr) bool {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}

@@ -211,6 +211,7 @@ func (s *Server) stop(all bool) {
 // or until ctx ends, which is its error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop(false)
+	s.http.SetKeepAlivesEnabled(false) // each answer is the last from here on, on connections that were handed on as well
 	select {
 	case <-s.left:
 	case <-ctx.Done():
@@ -265,7 +266,16 @@ func (h linked) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type handed struct {
 	net.Conn
 	link *link
-	head []byte // was read already
+	ctx  context.Context // of the server
+	head []byte          // was read already
+}
+
+// Close ends TLS by its alert, but not where the server is closed: the alert would wait 5 s for each peer that reads nothing.
+func (c *handed) Close() error {
+	if c.ctx.Err() != nil {
+		return c.link.wire.Close()
+	}
+	return c.Conn.Close()
 }
 
 func (c *handed) Read(p []byte) (int, error) {

@@ -51,7 +51,7 @@ var pieces = sync.Pool{New: func() any { b := make([]byte, 0, fastChunk+8<<10); 
 // hold has what TLS writes from now on wait for flush. A record of 16 KiB by itself is a system call, a segment and a wake of the
 // peer, which together cost more than its encryption.
 func (w *wire) hold() {
-	if !w.secure {
+	if !w.secure || !holds {
 		return
 	}
 	w.mu.Lock()
