@@ -289,6 +289,8 @@ func (s *site) life() {
 	}
 	begin := func(step string) {
 		synctest.Wait() // what the server does by itself about the step before is done: one order in every life
+		s.mu.Lock()     // but for who has come, which it notes a moment later
+		defer s.mu.Unlock()
 		s.step = step
 	}
 
@@ -357,7 +359,7 @@ func (s *site) life() {
 	rollout("3.0.0", "d3")
 	begin("stop")
 	stop()
-	s.step = ""
+	s.step = "" // nobody writes any more
 }
 
 // live is the life of a site on a new disk, that of a mutant where mutate says so. With the same seed it is the same life.
