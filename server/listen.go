@@ -4,18 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"bmsota/server/internal/web"
 )
 
-// errAddrInUseWindows is WSAEADDRINUSE, which has no name in package syscall on other systems.
-const errAddrInUseWindows = syscall.Errno(10048)
+// Errors of Windows, which have no names in package syscall on other systems.
+const (
+	errAddrInUseWindows = syscall.Errno(10048) // WSAEADDRINUSE
+	errFilesWindows     = syscall.Errno(10024) // WSAEMFILE
+	errBuffersWindows   = syscall.Errno(10055) // WSAENOBUFS
+)
 
 // listen opens a TCP listener, nil for "off". The error says which key of the configuration to change.
-func listen(ctx context.Context, key, addr string) (net.Listener, error) {
+func listen(ctx context.Context, key, addr string, log *slog.Logger) (net.Listener, error) {
 	if addr == off {
 		return nil, nil
 	}
@@ -32,7 +39,47 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	case err != nil:
 		return nil, fmt.Errorf("listen on %s (%s): %w", addr, key, err)
 	}
-	return l, nil
+	return newPatientListener(l, log), nil
+}
+
+// patientListener waits where a connection cannot be taken for a reason that passes: no open files are left, no memory, or the peer
+// has gone again. To whoever serves it that is no end.
+type patientListener struct {
+	net.Listener
+	log   *slog.Logger
+	ended chan struct{} // closed by Close
+	once  *sync.Once
+}
+
+func newPatientListener(l net.Listener, log *slog.Logger) patientListener {
+	return patientListener{l, log, make(chan struct{}), new(sync.Once)}
+}
+
+func (l patientListener) Accept() (net.Conn, error) {
+	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		conn, err := l.Listener.Accept()
+		if err == nil || !passes(err) {
+			return conn, err
+		}
+		l.log.Warn("a connection cannot be taken now", "address", l.Addr().String(), "again_in", delay, "err", err)
+		pause := time.NewTimer(delay)
+		select {
+		case <-pause.C:
+		case <-l.ended:
+			pause.Stop()
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM, errFilesWindows, errBuffersWindows},
+		func(passing error) bool { return errors.Is(err, passing) })
+}
+
+func (l patientListener) Close() error {
+	l.once.Do(func() { close(l.ended) })
+	return l.Listener.Close()
 }
 
 // boundedListener bounds what connections cost: their number (places), and the send buffer of each. So a fleet that comes

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // pipes is a listener on which a client is always waiting.
@@ -72,4 +75,57 @@ func TestAddressesAsPeopleWriteThem(t *testing.T) {
 			t.Errorf("%s %d: %s, want %s", c.host, c.port, got, c.want)
 		}
 	}
+}
+
+// short has nothing to take a connection with for some times, and says so in turn.
+type short struct {
+	net.Listener
+	errs []error
+}
+
+func (s *short) Accept() (net.Conn, error) {
+	if len(s.errs) == 0 {
+		return &caller{addr: "127.0.0.1"}, nil
+	}
+	err := s.errs[0]
+	if len(s.errs) > 1 || !passes(err) {
+		s.errs = s.errs[1:]
+	}
+	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", err)}
+}
+
+func (s *short) Addr() net.Addr { return &net.TCPAddr{} }
+func (s *short) Close() error   { return nil }
+
+func TestAShortageIsNoEndOfAListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		l := newPatientListener(&short{errs: []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, errFilesWindows, errBuffersWindows, syscall.EBADF}}, quiet())
+		if _, err := l.Accept(); !errors.Is(err, syscall.EBADF) {
+			t.Errorf("what does not pass: %v", err)
+		}
+		if waited := time.Since(began); waited != (5+10+20+40+80)*time.Millisecond {
+			t.Errorf("it tried again for %v", waited)
+		}
+		if conn, err := l.Accept(); conn == nil || err != nil {
+			t.Errorf("after the shortage: %v", err)
+		}
+		l = newPatientListener(&short{errs: []error{syscall.ENOMEM}}, quiet()) // for good
+		ended := make(chan error, 1)
+		go func() {
+			_, err := l.Accept()
+			ended <- err
+		}()
+		time.Sleep(time.Minute)
+		l.Close()
+		l.Close()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("closed amid a shortage: %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("it tries on after it was closed")
+		}
+	})
 }

@@ -181,7 +181,7 @@ func (s *Server) listenAll(ctx context.Context) error {
 		if s.cfg.MQTT.External.URL != "" && (l.to == &s.mqttTLS || l.to == &s.mqttPlain) {
 			continue
 		}
-		listener, err := listen(ctx, l.key, l.addr)
+		listener, err := listen(ctx, l.key, l.addr, s.log)
 		if err != nil {
 			return err
 		}

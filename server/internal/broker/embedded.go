@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -233,25 +232,14 @@ func (e *Embedded) Run(ctx context.Context) error {
 	return errors.Join(err, e.close())
 }
 
-// accept takes connections from ln. Running out of file handles is a state that passes, not an end.
+// accept takes connections from ln.
 func (e *Embedded) accept(ctx context.Context, ln net.Listener, conf *tls.Config) error {
-	delay := time.Duration(0)
 	for {
 		raw, err := ln.Accept()
 		switch {
-		case err == nil:
-			delay = 0
 		case errors.Is(err, net.ErrClosed) && ctx.Err() != nil:
 			return nil
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED),
-			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-			e.noteErr("mqtt accept", err)
-			if !pause(ctx, delay) {
-				return nil
-			}
-			continue
-		default:
+		case err != nil:
 			return fmt.Errorf("mqtt accept on %s: %w", ln.Addr(), err)
 		}
 		source := SourceOf(raw.RemoteAddr())

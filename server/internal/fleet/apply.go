@@ -113,7 +113,7 @@ func advance(a *Attempt, s protocol.Status, now time.Time, e *Effects) *Attempt 
 	next := *a
 	if state, ok := outcome(a, s); ok {
 		next.State, next.EndedAt = state, now
-		next.Reason, next.Message = protocol.Reason(strings.Clone(string(s.Reason))), strings.Clone(s.Message)
+		next.Reason, next.Message = why(s)
 		if next.Message == "" {
 			next.Message = s.Reason.Text()
 		}
@@ -124,7 +124,7 @@ func advance(a *Attempt, s protocol.Status, now time.Time, e *Effects) *Attempt 
 			next.Phase = s.Phase
 		}
 		if e.Dropped == "" && s.Reason != a.Reason {
-			next.Reason, next.Message = protocol.Reason(strings.Clone(string(s.Reason))), strings.Clone(s.Message)
+			next.Reason, next.Message = why(s)
 		}
 	}
 	if next == *a {
@@ -133,6 +133,11 @@ func advance(a *Attempt, s protocol.Status, now time.Time, e *Effects) *Attempt 
 	next.UpdatedAt = now
 	e.Attempt = true
 	return &next
+}
+
+// why is what a status says of the reason, apart from the rest of its text, as the boot.
+func why(s protocol.Status) (protocol.Reason, string) {
+	return protocol.Reason(strings.Clone(string(s.Reason))), strings.Clone(s.Message)
 }
 
 // concerns says whether a status is about the attempt. A status that names no command is, for firmware that never

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"syscall"
 	"time"
 
 	"bmsota/server/internal/workers"
@@ -35,17 +34,17 @@ type Server struct {
 	workers workers.Pool[*lane]
 
 	mu      sync.Mutex
-	closing bool                      // guarded by mu
-	open    map[net.Listener]struct{} // guarded by mu
-	lanes   map[*lane]struct{}        // guarded by mu
-	left    chan struct{}             // closed when the last lane has ended and closing is set; guarded by mu
+	closing bool               // guarded by mu
+	open    []net.Listener     // guarded by mu
+	lanes   map[*lane]struct{} // guarded by mu
+	left    chan struct{}      // closed when the last lane has ended and closing is set; guarded by mu
 }
 
 // NewServer is a Server for h.
 func NewServer(h http.Handler, log *slog.Logger) *Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	s := &Server{handler: h, log: log, open: make(map[net.Listener]struct{}), lanes: make(map[*lane]struct{}), left: make(chan struct{})}
+	s := &Server{handler: h, log: log, lanes: make(map[*lane]struct{}), left: make(chan struct{})}
 	s.workers.Turn = (*lane).serve
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.http = &http.Server{
@@ -84,7 +83,7 @@ func (s *Server) accept(l net.Listener, secure *tls.Config) (*handedOn, error) {
 	if s.closing {
 		return nil, http.ErrServerClosed
 	}
-	s.open[l] = struct{}{}
+	s.open = append(s.open, l)
 	rest := &handedOn{Listener: l, conns: make(chan net.Conn), ended: make(chan struct{}), shut: make(chan struct{})}
 	go func() {
 		rest.err = s.acceptAll(l, secure, rest)
@@ -109,37 +108,13 @@ func (s *Server) rest(ended <-chan struct{}) {
 }
 
 func (s *Server) acceptAll(l net.Listener, secure *tls.Config, rest *handedOn) error {
-	delay := time.Duration(0)
 	for {
 		conn, err := l.Accept()
-		switch {
-		case err == nil:
-			delay = 0
-			s.begin(conn, secure, rest)
-		case exhausted(err):
-			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-			s.log.Debug("accept", "err", err)
-			pause := time.NewTimer(delay)
-			select {
-			case <-pause.C:
-			case <-s.ctx.Done():
-				pause.Stop()
-				return err
-			}
-		default:
+		if err != nil {
 			return err
 		}
+		s.begin(conn, secure, rest)
 	}
-}
-
-// exhausted says whether an error of accept passes by itself.
-func exhausted(err error) bool {
-	for _, passes := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM} {
-		if errors.Is(err, passes) {
-			return true
-		}
-	}
-	return false
 }
 
 // begin starts the lane of a connection.
@@ -196,7 +171,7 @@ func (s *Server) stop(all bool) {
 	defer s.mu.Unlock()
 	s.closing = true
 	s.workers.End()
-	for l := range s.open {
+	for _, l := range s.open {
 		_ = l.Close()
 	}
 	for c := range s.lanes {
