@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -218,25 +217,20 @@ func (c *countingConn) Write(b []byte) (int, error) {
 
 // Records go out many at a time, in order and whole.
 func TestRecordsOfAnImageGoOutTogether(t *testing.T) {
-	secure := httptest.NewTLSServer(nil) // for its certificate
-	defer secure.Close()
+	secure, trusting := secured(t)
 	f := newFake()
 	image := testImage(1, 1_250_000)
 	digest := f.add("bms", "1.0.0", image)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		client, server := net.Pipe()
 		counted := &countingConn{Conn: server}
-		l := &pipeListener{make(chan net.Conn)}
-		s := NewServer(New(Config{Fleet: f, Log: quiet()}), quiet())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = s.Serve(l, secure.TLS) // ends with the listener
-		}()
-		l.conns <- counted
+		connect, end := onPipes(NewServer(New(Config{Fleet: f, Log: quiet()}), quiet()), secure)
+		connect(counted)
+		config := trusting.Clone()
+		config.MaxVersion = version
 		transport := &http.Transport{
 			DialContext:     func(context.Context, string, string) (net.Conn, error) { return client, nil },
-			TLSClientConfig: &tls.Config{RootCAs: secure.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com", MaxVersion: version},
+			TLSClientConfig: config,
 		}
 		resp, err := (&http.Client{Transport: transport}).Get("https://example.com/firmware/" + digest + ".bin")
 		if err != nil {
@@ -248,9 +242,7 @@ func TestRecordsOfAnImageGoOutTogether(t *testing.T) {
 			t.Errorf("%d bytes, which are not the image: %v", len(got), err)
 		}
 		transport.CloseIdleConnections()
-		close(l.conns)
-		<-done
-		s.Close()
+		_ = end()
 		// 20 chunks, the header, the handshake.
 		if records := len(image)>>14 + 1; counted.writes > 30 || counted.writes >= records || counted.bytes < len(image) {
 			t.Errorf("%s: %d bytes went out in %d writes", tls.VersionName(version), counted.bytes, counted.writes)
@@ -273,22 +265,16 @@ func (c *losesAll) Write(b []byte) (int, error) {
 
 // What was held and is lost on the way was not sent: the download was cut, and its connection ends.
 func TestAChunkThatIsLostBelowTLSIsNoneThatWasSent(t *testing.T) {
-	secure := httptest.NewTLSServer(nil) // for its certificate
-	defer secure.Close()
+	secure, trusting := secured(t)
 	image := testImage(1, 200_000)
 	f := newFake()
 	digest := f.add("bms", "1.0.0", image)
 	client, server := net.Pipe()
-	l := &pipeListener{make(chan net.Conn)}
 	served := make(chan Served, 1)
 	s := NewServer(New(Config{Fleet: f, Log: quiet(), Observe: func(got Served) { served <- got }}), quiet())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = s.Serve(l, secure.TLS) // ends with the listener
-	}()
-	l.conns <- &losesAll{Conn: server, after: len(image)}
-	conn := tls.Client(client, &tls.Config{RootCAs: secure.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"})
+	connect, end := onPipes(s, secure)
+	connect(&losesAll{Conn: server, after: len(image)})
+	conn := tls.Client(client, trusting)
 	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.WriteString(conn, "GET /firmware/"+digest+".bin HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -298,7 +284,5 @@ func TestAChunkThatIsLostBelowTLSIsNoneThatWasSent(t *testing.T) {
 		t.Errorf("%+v, while %d bytes came and then %v", got, n, err)
 	}
 	client.Close()
-	close(l.conns)
-	<-done
-	s.Close()
+	_ = end()
 }

@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -36,26 +39,43 @@ type pipeAddr struct{}
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe" }
 
+// onPipes serves s over pipes: connect gives it its end of one, end ends it and returns what Serve has said.
+func onPipes(s *Server, secure *tls.Config) (connect func(net.Conn), end func() error) {
+	l := &pipeListener{make(chan net.Conn)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l, secure) }()
+	return func(conn net.Conn) { l.conns <- conn }, func() error {
+		close(l.conns)
+		_ = s.Close()
+		return <-served
+	}
+}
+
 // inBubble serves f inside a bubble of synctest and gives fn a connection to it.
 func inBubble(t *testing.T, f Fleet, fn func(conn net.Conn)) {
+	inLane(t, New(Config{Fleet: f, Log: quiet()}), quiet(), func(_ *Server, conn net.Conn) { fn(conn) })
+}
+
+// inLane is inBubble for any handler.
+func inLane(t *testing.T, h http.Handler, log *slog.Logger, fn func(s *Server, conn net.Conn)) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &pipeListener{make(chan net.Conn)}
-		srv := NewServer(New(Config{Fleet: f, Log: quiet()}), quiet())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			if err := srv.Serve(l, nil); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-				t.Errorf("serve: %v", err)
-			}
-		}()
+		s := NewServer(h, log)
+		connect, end := onPipes(s, nil)
 		client, server := net.Pipe()
-		l.conns <- server
-		fn(client)
+		connect(server)
+		fn(s, client)
 		client.Close()
-		close(l.conns)
-		srv.Close()
-		<-done
+		if err := end(); !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("serve: %v", err)
+		}
 	})
+}
+
+// secured is a certificate for example.com, for a server, and what trusts it, for a client.
+func secured(t *testing.T) (server, client *tls.Config) {
+	srv := httptest.NewTLSServer(nil)
+	t.Cleanup(srv.Close)
+	return srv.TLS, &tls.Config{RootCAs: srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"}
 }
 
 // A monitor on a bad link takes five minutes for an image, and gets it.
