@@ -31,7 +31,7 @@ type answers struct {
 
 // tell sends bytes to what serve serves, in a bubble, and returns what is answered. Answers lose their Date.
 func tell(t *testing.T, serve func(net.Listener) error, stop func() error, sent string) (got answers) {
-	l := &pipeListener{make(chan net.Conn)}
+	l := newPipeListener()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -55,7 +55,7 @@ func tell(t *testing.T, serve func(net.Listener) error, stop func() error, sent 
 		got.all = append(got.all, fmt.Sprintf("%s length %d close %t %v\n%s\n%s %v", resp.Status, resp.ContentLength, resp.Close, resp.TransferEncoding, header.String(), body, err))
 	}
 	client.Close()
-	close(l.conns)
+	_ = l.Close()
 	_ = stop()
 	<-done
 	return got

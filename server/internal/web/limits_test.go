@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,17 +22,30 @@ import (
 )
 
 // pipeListener hands out in-memory connections, which synctest can see through: time passes only when all wait.
-type pipeListener struct{ conns chan net.Conn }
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	c, ok := <-l.conns
-	if !ok {
-		return nil, net.ErrClosed
-	}
-	return c, nil
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
 }
 
-func (l *pipeListener) Close() error   { return nil }
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
 func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
 
 type pipeAddr struct{}
@@ -41,11 +55,10 @@ func (pipeAddr) String() string  { return "pipe" }
 
 // onPipes serves s over pipes: connect gives it its end of one, end ends it and returns what Serve has said.
 func onPipes(s *Server, secure *tls.Config) (connect func(net.Conn), end func() error) {
-	l := &pipeListener{make(chan net.Conn)}
+	l := newPipeListener()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l, secure) }()
 	return func(conn net.Conn) { l.conns <- conn }, func() error {
-		close(l.conns)
 		_ = s.Close()
 		return <-served
 	}

@@ -77,7 +77,7 @@ func TestShutdownWaitsForAnswersAndForNobodyElse(t *testing.T) {
 			if err := end(); !errors.Is(err, http.ErrServerClosed) {
 				t.Error(err)
 			}
-			if err := s.Serve(&pipeListener{}, nil); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.Serve(newPipeListener(), nil); !errors.Is(err, http.ErrServerClosed) {
 				t.Errorf("a server that is down serves: %v", err)
 			}
 		})
