@@ -105,7 +105,12 @@ func (c *certificates) openACME() error {
 // config is for the web side when alpn is set, for MQTT otherwise: a client that offers "mqtt" as its protocol must not
 // be refused for it. Clients are asked for certificates of devices; nil = they are not.
 func (c *certificates) config(alpn bool, devices *deviceCertificates) *tls.Config {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
+	conf := &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: c.get,
+		// Small records at the beginning let a browser show a page before the whole of it is there. A device wants all of what it asks for.
+		DynamicRecordSizingDisabled: true,
+	}
 	if alpn {
 		conf.NextProtos = []string{"http/1.1"}
 		if c.acme != nil {

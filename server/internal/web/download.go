@@ -2,117 +2,153 @@ package web
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"sync/atomic"
-	"time"
 )
 
 // SendBuffer bounds what the kernel takes for a peer, in bytes. Without it the kernel grows the buffer to megabytes, and a write that
 // has "moved" says nothing about whether the peer has. Whoever listens sets it for each connection.
 const SendBuffer = 128 << 10
 
-// A peer that has shown to be fast gets a larger send buffer for the rest of its image, and chunks of up to fastChunk: it would be
-// waited for some fifteen times for each megabyte, and a wait costs as much as the encryption of 16 KiB. An ESP32 is not one of them,
-// and whoever reads fast and then stalls can have no more than fastPeers buffers held.
+// A few peers get a larger send buffer for an image, and chunks of up to largeChunk: most images fit into it, so their download waits for
+// nothing, where it would some fifteen times for each megabyte, and a wait costs as much as the encryption of 16 KiB. Whoever reads
+// nothing has the kernel hold such a buffer, so there are no more than maxLeads at a time.
 const (
-	fastPeers  = 64
-	fastBuffer = 1 << 20
-	fastChunk  = 256 << 10
-	fastTaken  = 160 << 10              // more than the kernel of a peer that reads nothing takes for it, which is 128 KiB at Linux
-	fastWithin = 250 * time.Millisecond // for fastTaken
+	maxLeads    = 64
+	largeBuffer = 1 << 20
+	largeChunk  = 256 << 10
 )
+
+// lead is what the peer of a lane is written an image with that may be further ahead of it than any other's. The kernel has the end of the
+// image long before the peer does, so it is the lane that sees to the rest, while it waits for the next request (settle).
+type lead struct {
+	given *atomic.Int32 // how many there are
+	chunk int           // bytes: less than the third of the buffer that is free when there is room
+	used  bool          // since the last request
+	// told is called once, when it is known how many bytes of what was answered last are lost for the peer, or have come late; nil = nobody
+	// waits for it.
+	told func(lost int, late bool)
+}
+
+// tell calls told.
+func (l *lead) tell(lost int, late bool) {
+	if l.told != nil {
+		l.told(lost, late)
+		l.told = nil
+	}
+}
+
+// take gives the peer a lead, if it is a lane's and there is one left, and returns the size of chunks for so many bytes of an image.
+func (l *link) take(size int, given *atomic.Int32) (chunk int) {
+	switch {
+	case l.lead != nil:
+		l.lead.used = true
+		return l.lead.chunk
+	case !l.leads || l.wire.kernel == nil || size <= SendBuffer:
+		return pacedChunk
+	case given.Add(1) > maxLeads:
+		given.Add(-1)
+		return pacedChunk
+	}
+	buffer := l.wire.resize(largeBuffer)
+	l.lead = &lead{given: given, chunk: max(pacedChunk, min(largeChunk, buffer/2)), used: true}
+	return l.lead.chunk
+}
+
+// settle waits until a peer that had a lead has no more before it than any other, and takes the lead back. It fails when the peer
+// stalls or goes. Of one that is gone nothing is awaited. What the kernel still holds for those two is dropped with their connection, where
+// it would stay for minutes.
+func (l *link) settle(gone bool) error {
+	lead := l.lead
+	if lead == nil {
+		return nil
+	}
+	l.lead = nil
+	defer lead.given.Add(-1)
+	var err error
+	left, late := max(0, l.wire.queued()), false
+	if !gone && left > SendBuffer {
+		late = true
+		l.wire.resize(SendBuffer)
+		err = l.wire.await(pacedChunk)
+		left = max(0, l.wire.queued())
+	}
+	switch {
+	case gone || err != nil:
+	case left <= 2*SendBuffer:
+		left = 0
+	default:
+		err = errWent
+	}
+	lead.tell(left, late)
+	if left > 0 {
+		l.wire.kernel.abandon()
+	}
+	return err
+}
+
+// errWent is of a peer that has gone while it was waited for.
+var errWent = errors.New("web: peer went before it had its answer")
+
+// level is settle for a connection that goes on, with a buffer as all have.
+func (l *link) level() error {
+	if l.lead == nil {
+		return nil
+	}
+	err := l.settle(false)
+	l.wire.resize(SendBuffer)
+	return err
+}
 
 // downloadWriter is a pacedWriter for an image. It waits before a chunk is encrypted and not after, so that a download which stalls
 // holds no record of TLS: many stall at once, boards on a bad link and whoever means harm. An image that is in memory is written from
 // there: no copy, no buffer for each download.
 type downloadWriter struct {
 	*pacedWriter
-	wire *wire
-	fast *atomic.Int32 // peers that have a large buffer
+	link  *link
+	leads *atomic.Int32 // that are given
 }
 
 // download is the writer for an image. Without a connection, as in a test that records, it is paced alone.
 func (h *handler) download(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
 	p := paced(w)
 	if l := linkOf(r); l != nil {
-		return &downloadWriter{p, l.wire, &h.fast}
+		return &downloadWriter{p, l, &h.leads}
 	}
 	return p
 }
 
 func (d *downloadWriter) Write(b []byte) (written int, err error) {
-	began, fast, fastSize := time.Now(), false, 0
-	defer func() {
-		if fast {
-			d.slow()
-			d.fast.Add(-1)
-		}
-	}()
+	size := d.link.take(len(b), d.leads)
 	for len(b) > 0 && err == nil {
-		size := pacedChunk
-		if fast && len(b) > pacedChunk {
-			size = min(len(b)-pacedChunk, fastSize)
-		}
-		last := fast && len(b) <= pacedChunk
-		if last {
-			// Before the last chunk the buffer is small again. There is room when most of what was in it has gone, so an answer
-			// that has been written is no further ahead of a fast peer than of any other.
-			d.slow()
-		}
-		if err = d.wire.await(); err != nil {
+		next := b[:min(len(b), size)]
+		if err = d.link.wire.await(len(next)); err != nil {
 			break
 		}
-		if last {
-			d.fast.Add(-1)
-			fast = false
-		}
 		var n int
-		n, err = d.chunk(b[:min(len(b), size)])
+		n, err = d.chunk(next)
 		written += n
 		b = b[n:]
-		if !fast && len(b) > 2*fastChunk && d.isFast(written, time.Since(began)) {
-			fastSize, fast = d.hurry()
-		}
 	}
 	return written, err
 }
 
 // chunk writes one as a whole.
 func (d *downloadWriter) chunk(b []byte) (int, error) {
-	d.wire.hold()
+	d.link.wire.hold()
 	n, err := d.ResponseWriter.Write(b)
-	if flushed := d.wire.flush(); flushed != nil {
+	if flushed := d.link.wire.flush(); flushed != nil {
 		// What was taken from us is lost on the way, and nobody else is told.
 		if c, ok := d.ResponseWriter.(*counted); ok {
 			c.bytes -= int64(n)
 		}
-		_ = d.wire.Close()
+		_ = d.link.wire.Close()
 		return 0, flushed
 	}
 	return n, err
 }
-
-// isFast says whether the peer has taken fastTaken bytes soon after the first was written.
-func (d *downloadWriter) isFast(written int, after time.Duration) bool {
-	if d.wire.kernel == nil || after > fastWithin || written <= fastTaken {
-		return false
-	}
-	left := d.wire.kernel.queued()
-	return left >= 0 && written-left >= fastTaken
-}
-
-// hurry gives the peer a large buffer, if there is one left, and returns the size of its chunks: less than the third of the buffer that
-// is free when there is room.
-func (d *downloadWriter) hurry() (size int, ok bool) {
-	if d.fast.Add(1) > fastPeers {
-		d.fast.Add(-1)
-		return 0, false
-	}
-	return max(pacedChunk, min(fastChunk, d.wire.kernel.resize(fastBuffer)/2)), true
-}
-
-func (d *downloadWriter) slow() { d.wire.kernel.resize(SendBuffer) }
 
 // ReadFrom is what http.ServeContent ends in, through io.CopyN: src is an io.LimitedReader on the content it was given.
 func (d *downloadWriter) ReadFrom(src io.Reader) (int64, error) {

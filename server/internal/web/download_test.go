@@ -30,6 +30,9 @@ type peer struct {
 	overfull int // what was once written beyond bound: a write that would have waited, with its records in memory
 	largest  int // bound there ever was
 	deadline time.Time
+	asked    int  // how often for room
+	dropped  bool // abandon was called
+	reset    bool // the peer has gone: nothing moves any more
 }
 
 func newPeer(pace func(time.Duration) int) *peer {
@@ -40,7 +43,7 @@ func (p *peer) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sent += len(b)
-	p.overfull = max(p.overfull, p.sent-min(p.sent, p.pace(time.Since(p.began)))-p.bound)
+	p.overfull = max(p.overfull, p.left()-p.bound)
 	return len(b), nil
 }
 
@@ -54,8 +57,11 @@ func (p *peer) SetWriteDeadline(t time.Time) error {
 func (p *peer) queued() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.sent - min(p.sent, p.pace(time.Since(p.began)))
+	return p.left()
 }
+
+// left is called with mu held.
+func (p *peer) left() int { return p.sent - min(p.sent, p.pace(time.Since(p.began))) }
 
 func (p *peer) resize(bytes int) int {
 	p.mu.Lock()
@@ -68,13 +74,27 @@ func (p *peer) resize(bytes int) int {
 	return bytes
 }
 
+// seen is its bound, the largest there was, and whether what is queued is to be dropped.
+func (p *peer) seen() (bound, largest int, dropped bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bound, p.largest, p.dropped
+}
+
+func (p *peer) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dropped = true
+}
+
 func (p *peer) room() error {
 	for {
 		p.mu.Lock()
-		bound, deadline := p.bound, p.deadline
+		p.asked++
+		bound, deadline, reset := p.bound, p.deadline, p.reset
 		p.mu.Unlock()
 		switch {
-		case p.queued() <= bound*2/3:
+		case reset, p.queued() <= bound*2/3:
 			return nil
 		case !time.Now().Before(deadline):
 			return os.ErrDeadlineExceeded
@@ -83,11 +103,16 @@ func (p *peer) room() error {
 	}
 }
 
-// send writes size bytes to p as an image.
-func (p *peer) send(size int, fast *atomic.Int32) (int, error) {
-	w := newWire(p, false)
-	d := &downloadWriter{&pacedWriter{through{w}, http.NewResponseController(through{w})}, w, fast}
-	return d.Write(make([]byte, size))
+// send writes size bytes to p as an image, and waits for it as the lane of a connection does that goes on.
+func (p *peer) send(size int, leads *atomic.Int32) (int, error) {
+	l := &link{wire: newWire(p, false), leads: true}
+	d := &downloadWriter{&pacedWriter{through{l.wire}, http.NewResponseController(through{l.wire})}, l, leads}
+	n, err := d.Write(make([]byte, size))
+	if err != nil {
+		_ = l.settle(true)
+		return n, err
+	}
+	return n, l.level()
 }
 
 // through is a ResponseWriter without a header.
@@ -124,41 +149,46 @@ const (
 	imageLen = 4 << 20
 )
 
-func TestWhoIsFastGetsALargeBufferAndGivesItBack(t *testing.T) {
+// Whoever downloads has a lead, and gives it back: also at the pace of a bad link, and when it takes no more.
+func TestALeadIsTakenBack(t *testing.T) {
 	for what, c := range map[string]struct {
 		pace  func(time.Duration) int
-		fast  bool // it is taken for fast
+		size  int
 		cut   bool
 		took  time.Duration // at least
 		limit int           // of its buffer
 	}{
-		"a fast one": {at(fastRate, all), true, false, 0, 0},
-		"a fast one, where Linux's own bound holds": {at(fastRate, all), true, false, 0, 212_992},
-		"a board":                                  {at(100_000, all), false, false, 35 * time.Second, 0},
-		"one on a bad link":                        {at(5_000, all), false, false, 13 * time.Minute, 0},
-		"one whose kernel alone takes something":   {at(fastRate, 128<<10), false, true, stallTimeout, 0},
-		"one that is fast first and then slow":     {then(at(fastRate, all), 1<<20, 5_000), true, false, 8 * time.Minute, 0},
-		"one that is fast first and takes no more": {at(fastRate, 1<<20), true, true, stallTimeout, 0},
+		"a fast one": {at(fastRate, all), imageLen, false, 0, 0},
+		"a fast one, where Linux's own bound holds": {at(fastRate, all), imageLen, false, 0, 212_992},
+		"a board": {at(100_000, all), imageLen, false, 35 * time.Second, 0},
+		"a board, and an image that fits into the buffer": {at(100_000, all), 700_000, false, 4 * time.Second, 0},
+		"a board, and next to nothing":                    {at(100_000, all), SendBuffer, false, 0, 0},
+		"one on a bad link":                               {at(5_000, all), imageLen, false, 13 * time.Minute, 0},
+		"one on a bad link, as above":                     {at(5_000, all), 700_000, false, 90 * time.Second, 0},
+		"one whose kernel alone takes something":          {at(fastRate, 128<<10), imageLen, true, stallTimeout, 0},
+		"one that is fast first and then slow":            {then(at(fastRate, all), 1<<20, 5_000), imageLen, false, 8 * time.Minute, 0},
+		"one that is fast first and takes no more":        {at(fastRate, 1<<20), imageLen, true, stallTimeout, 0},
+		"one that takes all but the end":                  {at(fastRate, imageLen-SendBuffer*3), imageLen, true, stallTimeout, 0},
+		"one that takes nothing of what fits":             {at(fastRate, 0), 700_000, true, stallTimeout, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			var fast atomic.Int32
+			var leads atomic.Int32
 			p := newPeer(c.pace)
 			p.limit = c.limit
 			began := time.Now()
-			n, err := p.send(imageLen, &fast)
-			if took := time.Since(began); (err != nil) != c.cut || !c.cut && n != imageLen || took < c.took || c.cut && took > 2*stallTimeout+time.Second {
+			n, err := p.send(c.size, &leads)
+			if took := time.Since(began); (err != nil) != c.cut || !c.cut && n != c.size || took < c.took || c.cut && took > 2*stallTimeout+time.Second {
 				t.Errorf("%s was sent %d bytes in %v: %v", what, n, took, err)
 			}
-			if (p.largest > 2*SendBuffer) != c.fast || c.fast && c.limit == 0 && p.largest != 2*fastBuffer {
+			if want := map[bool]int{true: 2 * largeBuffer, false: 2 * SendBuffer}[c.size > SendBuffer]; c.limit == 0 && p.largest != want {
 				t.Errorf("%s had a buffer of %d bytes at most", what, p.largest)
 			}
 			if p.overfull > 0 {
 				t.Errorf("%s was written %d bytes more at once than there was room for", what, p.overfull)
 			}
-			if p.bound != 2*SendBuffer || fast.Load() != 0 {
-				t.Errorf("%s keeps a buffer of %d bytes; %d large ones are given out", what, p.bound, fast.Load())
+			if leads.Load() != 0 || !c.cut && p.bound != 2*SendBuffer || p.dropped != c.cut {
+				t.Errorf("%s keeps a buffer of %d bytes, which are dropped: %t; %d leads are given", what, p.bound, p.dropped, leads.Load())
 			}
-			// What has been written is as near to the peer as it was without a large buffer.
 			if left := p.queued(); !c.cut && left > 2*SendBuffer*2/3+pacedChunk {
 				t.Errorf("%s has been answered with %d bytes in the buffer", what, left)
 			}
@@ -166,21 +196,38 @@ func TestWhoIsFastGetsALargeBufferAndGivesItBack(t *testing.T) {
 	}
 }
 
-// Who reads fast and then nothing more, many times over, has the kernel hold fastPeers large buffers and no more.
+// What fits into the buffer is written without a question to the kernel, also when another image was before.
+func TestWhatFitsIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var leads atomic.Int32
+		p := newPeer(at(fastRate, all))
+		l := &link{wire: newWire(p, false), leads: true}
+		d := &downloadWriter{&pacedWriter{through{l.wire}, http.NewResponseController(through{l.wire})}, l, &leads}
+		for range 3 {
+			asked := p.asked
+			if n, err := d.Write(make([]byte, largeBuffer)); n != largeBuffer || err != nil || p.asked > asked+1 { // once after another
+				t.Errorf("%d bytes were written, %v: the kernel was asked %d times", n, err, p.asked-asked)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// Who takes a little and then nothing more, many times over, has the kernel hold maxLeads large buffers and no more.
 func TestFewHaveALargeBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var fast atomic.Int32
+		var leads atomic.Int32
 		var peers []*peer
 		var sent sync.WaitGroup
-		for i := range 3 * fastPeers {
+		for i := range 3 * maxLeads {
 			most := 1 << 20
 			if i%2 == 0 {
-				most = imageLen - fastBuffer/2 // the rest is written but for its last chunk
+				most = imageLen - largeBuffer/2 // all of it is written
 			}
 			p := newPeer(at(fastRate, most))
 			peers = append(peers, p)
 			sent.Go(func() {
-				if _, err := p.send(imageLen, &fast); !errors.Is(err, os.ErrDeadlineExceeded) {
+				if _, err := p.send(imageLen, &leads); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("who takes nothing more is not cut: %v", err)
 				}
 			})
@@ -193,12 +240,12 @@ func TestFewHaveALargeBuffer(t *testing.T) {
 			}
 			held += p.queued()
 		}
-		if most := fastPeers*2*fastBuffer + 2*fastPeers*2*SendBuffer; large != fastPeers || held > most {
+		if most := maxLeads*2*largeBuffer + 2*maxLeads*2*SendBuffer; large != maxLeads || held > most {
 			t.Errorf("%d of %d have more in their buffer than others may, and %d bytes are held, of %d", large, len(peers), held, most)
 		}
 		sent.Wait()
-		if fast.Load() != 0 {
-			t.Errorf("%d large buffers are given out", fast.Load())
+		if leads.Load() != 0 {
+			t.Errorf("%d leads are given", leads.Load())
 		}
 	})
 }

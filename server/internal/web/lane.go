@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -58,6 +59,7 @@ func (c *lane) serve() {
 			if p != http.ErrAbortHandler {
 				c.server.log.Error("http connection panicked", "panic", p, "peer", c.peer, "stack", string(debug.Stack()))
 			}
+			_ = c.settle(true) // says no more than that it is over
 			_ = c.wire.Close()
 		}
 		c.drop()
@@ -75,27 +77,53 @@ func (c *lane) serve() {
 		switch {
 		case err == nil:
 			r = c.request(ctx, n)
+		case errors.Is(err, os.ErrDeadlineExceeded) && c.lead != nil:
+			if c.level() != nil {
+				_ = c.wire.Close()
+				return
+			}
+			c.server.state(c.link, http.StateIdle)
+			patience = idleTimeout
+			continue
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, http.ErrServerClosed):
 			_ = c.conn.Close()
 			return
 		case !errors.Is(err, errNotSimple):
-			// The peer has gone. It is not sent the alert of TLS that says so, because nobody reads it, and the kernel of a board would
-			// answer with a reset.
+			// The peer has gone, or says no more and still reads. It is not sent the alert of TLS that says so, because nobody reads it,
+			// and the kernel of a board would answer with a reset.
+			_ = c.settle(!errors.Is(err, io.EOF)) // closed in any case
 			_ = c.wire.Close()
 			return
 		}
 		if r == nil {
-			c.rest.take(&handed{c.conn, c.link, c.server.ctx, bytes.Clone(c.in.b[:c.in.n])})
+			c.hand()
 			return
 		}
-		c.server.state(c.link, http.StateActive)
+		if c.lead == nil {
+			c.server.state(c.link, http.StateActive)
+		}
 		if !c.answer(r) {
-			_ = c.conn.Close()
 			return
 		}
-		c.server.state(c.link, http.StateIdle)
-		patience = idleTimeout
+		patience = settleAfter
+		if c.lead == nil {
+			c.server.state(c.link, http.StateIdle)
+			patience = idleTimeout
+		}
 	}
+}
+
+// settleAfter is how long a peer may keep a lead without another request.
+const settleAfter = time.Second
+
+// hand has net/http go on with the connection.
+func (c *lane) hand() {
+	if c.level() != nil {
+		_ = c.wire.Close()
+		return
+	}
+	c.leads = false
+	c.rest.take(&handed{c.conn, c.link, c.server.ctx, bytes.Clone(c.in.b[:c.in.n])})
 }
 
 // handshake is that of TLS, if it is spoken.
@@ -124,7 +152,7 @@ func (c *lane) handshake() bool {
 // header reads until there is a whole header, and returns its length with the empty line at its end. errNotSimple says that the request
 // is net/http's. os.ErrDeadlineExceeded: the peer was silent for longer than patience, or headerTimeout within the header.
 func (c *lane) header(patience time.Duration) (n int, err error) {
-	if !c.server.waits(c, true) {
+	if !c.server.waits(c, c.lead == nil) { // who has a lead has not all of its answer
 		return 0, http.ErrServerClosed
 	}
 	defer c.server.waits(c, false)
@@ -188,18 +216,39 @@ func (c *lane) drop() {
 	}
 }
 
-// answer has the handler answer, and says whether there may be another request.
+// answer has the handler answer, and says whether there may be another request. Where there may not it has closed the connection.
 func (c *lane) answer(r *http.Request) bool {
+	if c.lead != nil {
+		c.lead.tell(0, false) // who asks for more has what was answered before
+		c.lead.used = false
+	}
 	if c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)) != nil {
+		_ = c.wire.Close()
 		return false
 	}
 	c.out.begin(c.conn, r.Close, c.server.isClosing)
 	c.server.handler.ServeHTTP(&c.out, r)
-	if err := c.out.end(); err != nil {
+	err := c.out.end()
+	if err != nil {
 		c.server.log.LogAttrs(r.Context(), slog.LevelDebug, "http: answer was cut", slog.String("peer", c.peer), slog.Any("err", err))
-		return false
 	}
-	return !c.out.last
+	switch {
+	case err != nil:
+		_ = c.settle(true)
+	case c.out.last:
+		err = c.settle(false)
+	case c.lead != nil && !c.lead.used:
+		err = c.level()
+	}
+	switch {
+	case err != nil: // an alert would wait for a peer that has stalled
+		_ = c.wire.Close()
+	case c.out.last:
+		_ = c.conn.Close()
+	default:
+		return true
+	}
+	return false
 }
 
 var (

@@ -47,6 +47,25 @@ func (c *counted) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// observe tells of an answer. One that may be far ahead of its peer is told of when the connection knows what has become of it.
+func (c *counted) observe(r *http.Request, tell func(Served)) {
+	s := c.served(r)
+	l := linkOf(r)
+	if l == nil || l.lead == nil {
+		tell(s)
+		return
+	}
+	l.lead.told = func(lost int, late bool) {
+		if lost > 0 {
+			s.Bytes, s.Cut = max(0, s.Bytes-int64(lost)), true
+		}
+		if late {
+			s.Took = time.Since(c.began)
+		}
+		tell(s)
+	}
+}
+
 func (c *counted) served(r *http.Request) Served {
 	s := Served{Route: routeOf(r), Method: r.Method, Status: c.status, Bytes: c.bytes, Took: time.Since(c.began)}
 	s.Image = s.Route == routeImage && r.Method == http.MethodGet

@@ -24,3 +24,10 @@ func (s socket) resize(bytes int) int {
 	})
 	return twice / 2
 }
+
+// abandon goes by SO_LINGER (socket(7)).
+func (s socket) abandon() {
+	_ = s.Control(func(fd uintptr) { // a connection that refuses is already gone
+		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	})
+}

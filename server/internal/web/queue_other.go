@@ -9,3 +9,5 @@ const holds = false
 func (socket) queued() int { return -1 }
 
 func (socket) resize(int) int { return SendBuffer }
+
+func (socket) abandon() {}

@@ -119,7 +119,7 @@ func (s *Server) acceptAll(l net.Listener, secure *tls.Config, rest *handedOn) e
 
 // begin starts the lane of a connection.
 func (s *Server) begin(conn net.Conn, secure *tls.Config, rest *handedOn) {
-	c := &lane{link: &link{wire: newWire(conn, secure != nil)}, server: s, secure: secure, rest: rest}
+	c := &lane{link: &link{wire: newWire(conn, secure != nil), leads: true}, server: s, secure: secure, rest: rest}
 	c.conn = c.wire
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,6 +212,10 @@ func (s *Server) state(l *link, state http.ConnState) {
 type link struct {
 	wire *wire
 	tls  *tls.ConnectionState // nil where TLS is not spoken
+
+	// Of the goroutine that answers:
+	leads bool  // whether it looks after a lead, as a lane does
+	lead  *lead // nil = there is none
 }
 
 type linkKey struct{}

@@ -123,7 +123,7 @@ type handler struct {
 	cfg      Config
 	mux      *http.ServeMux
 	images   *imageCache
-	fast     atomic.Int32 // peers that download into a large buffer
+	leads    atomic.Int32 // peers that have one (download.go)
 	versions versionCache
 	// lost answers where nothing is: with a problem, and where there is a dashboard with a page for those who read pages.
 	lost func(w http.ResponseWriter, r *http.Request)
@@ -163,7 +163,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c := &counted{ResponseWriter: w, began: time.Now()}
 	h.serve(c, r)
-	h.cfg.Observe(c.served(r))
+	c.observe(r, h.cfg.Observe)
 }
 
 func (h *handler) serve(w http.ResponseWriter, r *http.Request) {

@@ -15,12 +15,14 @@ type wire struct {
 	kernel kernel // nil where it is not known
 	secure bool   // TLS is spoken above
 
-	mu   sync.Mutex
-	held *[]byte // what TLS has written since hold; nil = each write goes out; guarded by mu
+	mu     sync.Mutex
+	held   *[]byte // what TLS has written since hold; nil = each write goes out; guarded by mu
+	buffer int     // bytes that the kernel has room for; guarded by mu
+	queue  int     // bytes that it has now, at most; guarded by mu
 }
 
 func newWire(conn net.Conn, secure bool) *wire {
-	w := &wire{Conn: conn, secure: secure}
+	w := &wire{Conn: conn, secure: secure, buffer: SendBuffer}
 	switch c := conn.(type) {
 	case kernel:
 		w.kernel = c
@@ -40,13 +42,15 @@ type kernel interface {
 	queued() int
 	// resize bounds it, in bytes, and says what the bound is now.
 	resize(bytes int) int
+	// abandon has what is queued dropped when the connection is closed.
+	abandon()
 }
 
 // socket is the kernel behind a connection of TCP.
 type socket struct{ syscall.RawConn }
 
 // pieces are what records are held in: a chunk, and 29 bytes for each record of it, of which the first of a connection are small.
-var pieces = sync.Pool{New: func() any { b := make([]byte, 0, fastChunk+8<<10); return &b }}
+var pieces = sync.Pool{New: func() any { b := make([]byte, 0, largeChunk+8<<10); return &b }}
 
 // hold has what TLS writes from now on wait for flush. A record of 16 KiB by itself is a system call, a segment and a wake of the
 // peer, which together cost more than its encryption.
@@ -76,7 +80,7 @@ func (w *wire) flush() error {
 
 // out writes what is held; mu is held.
 func (w *wire) out() error {
-	_, err := w.Conn.Write(*w.held)
+	_, err := w.send(*w.held)
 	*w.held = (*w.held)[:0]
 	return err
 }
@@ -85,7 +89,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.held == nil {
-		return w.Conn.Write(p)
+		return w.send(p)
 	}
 	if len(*w.held)+len(p) > cap(*w.held) {
 		if err := w.out(); err != nil {
@@ -94,6 +98,38 @@ func (w *wire) Write(p []byte) (int, error) {
 	}
 	*w.held = append(*w.held, p...)
 	return len(p), nil
+}
+
+// send writes p; mu is held.
+func (w *wire) send(p []byte) (int, error) {
+	w.queue += len(p)
+	return w.Conn.Write(p)
+}
+
+// resize is the kernel's.
+func (w *wire) resize(bytes int) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buffer = w.kernel.resize(bytes)
+	return w.buffer
+}
+
+// fits says whether the kernel takes so many bytes more, without asking it.
+func (w *wire) fits(bytes int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queue+bytes <= w.buffer
+}
+
+// queued is the kernel's.
+func (w *wire) queued() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.kernel.queued()
+	if n >= 0 {
+		w.queue = n
+	}
+	return n
 }
 
 // CloseWrite lets net/http say on plain HTTP that it is done with a peer which is still sending.
@@ -106,20 +142,23 @@ func closeWrite(conn net.Conn) error {
 	return errors.ErrUnsupported
 }
 
-// await waits until the kernel takes a chunk more for the peer. It fails when the peer has taken less than pacedChunk for
+// await waits until the kernel takes a chunk of so many bytes more for the peer. It fails when the peer has taken less than pacedChunk for
 // stallTimeout: what has left the send buffer is asked for and not how much fits into it, because a large one that is full has
 // room only when a third of it has gone, which is longer than a slow peer may take.
-func (w *wire) await() error {
+func (w *wire) await(bytes int) error {
+	if w.kernel != nil && w.fits(bytes) {
+		return nil
+	}
 	for {
 		if w.kernel == nil { // the write waits
 			return w.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
-		waits := w.kernel.queued()
+		waits := w.queued()
 		if err := w.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
 			return err
 		}
 		err := w.kernel.room()
-		if err == nil || waits < 0 || waits-w.kernel.queued() < pacedChunk {
+		if err == nil || waits < 0 || waits-w.queued() < pacedChunk {
 			return err
 		}
 	}
