@@ -27,15 +27,14 @@ type lead struct {
 	given *atomic.Int32 // how many there are
 	chunk int           // bytes: less than the third of the buffer that is free when there is room
 	used  bool          // since the last request
-	// told is called once, when it is known how many bytes of what was answered last are lost for the peer, or have come late; nil = nobody
-	// waits for it.
-	told func(lost int, late bool)
+	// told is called once, when the peer has what was answered last, or will not have so many bytes of it; nil = nobody waits for it.
+	told func(lost int)
 }
 
 // tell calls told.
-func (l *lead) tell(lost int, late bool) {
+func (l *lead) tell(lost int) {
 	if l.told != nil {
-		l.told(lost, late)
+		l.told(lost)
 		l.told = nil
 	}
 }
@@ -68,9 +67,8 @@ func (l *link) settle(gone bool) error {
 	l.lead = nil
 	defer lead.given.Add(-1)
 	var err error
-	left, late := max(0, l.wire.queued()), false
+	left := max(0, l.wire.queued())
 	if !gone && left > SendBuffer {
-		late = true
 		l.wire.resize(SendBuffer)
 		err = l.wire.await(pacedChunk)
 		left = max(0, l.wire.queued())
@@ -82,7 +80,7 @@ func (l *link) settle(gone bool) error {
 	default:
 		err = errWent
 	}
-	lead.tell(left, late)
+	lead.tell(left)
 	if left > 0 {
 		l.wire.kernel.abandon()
 	}

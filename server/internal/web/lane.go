@@ -113,8 +113,8 @@ func (c *lane) serve() {
 	}
 }
 
-// settleAfter is how long a peer may keep a lead without another request.
-const settleAfter = time.Second
+// settleAfter is how long a peer may keep a lead without another request. A download appears to take up to that longer than it did.
+const settleAfter = 250 * time.Millisecond
 
 // hand has net/http go on with the connection.
 func (c *lane) hand() {
@@ -219,7 +219,7 @@ func (c *lane) drop() {
 // answer has the handler answer, and says whether there may be another request. Where there may not it has closed the connection.
 func (c *lane) answer(r *http.Request) bool {
 	if c.lead != nil {
-		c.lead.tell(0, false) // who asks for more has what was answered before
+		c.lead.tell(0) // who asks for more has what was answered before
 		c.lead.used = false
 	}
 	if c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)) != nil {

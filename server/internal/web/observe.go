@@ -55,12 +55,10 @@ func (c *counted) observe(r *http.Request, tell func(Served)) {
 		tell(s)
 		return
 	}
-	l.lead.told = func(lost int, late bool) {
+	l.lead.told = func(lost int) {
+		s.Took = time.Since(c.began)
 		if lost > 0 {
 			s.Bytes, s.Cut = max(0, s.Bytes-int64(lost)), true
-		}
-		if late {
-			s.Took = time.Since(c.began)
 		}
 		tell(s)
 	}
