@@ -26,11 +26,11 @@ type places struct {
 	each    map[string]int        // by source
 	quiet   map[string]*list.List // of *placedConn that serve no request, oldest first, by source
 	idle    *list.List            // those of quiet that have served one, oldest first
-	changed chan struct{}         // closed, and another made, when a waiting connection may look again
+	changed chan struct{}         // closed when a waiting connection may look again; nil = none waits
 }
 
 func newPlaces(max int64) *places {
-	return &places{max: int(max), each: make(map[string]int), quiet: make(map[string]*list.List), idle: list.New(), changed: make(chan struct{})}
+	return &places{max: int(max), each: make(map[string]int), quiet: make(map[string]*list.List), idle: list.New()}
 }
 
 // placedConn gives its place back when it is closed. What follows source is guarded by places.mu.
@@ -101,6 +101,9 @@ func (p *places) take(conn net.Conn, ended <-chan struct{}) *placedConn {
 			p.mu.Unlock()
 			_ = conn.Close()
 			return nil
+		}
+		if p.changed == nil {
+			p.changed = make(chan struct{})
 		}
 		changed := p.changed
 		p.mu.Unlock()
@@ -183,8 +186,10 @@ func (p *places) give(c *placedConn) {
 }
 
 func (p *places) tell() {
-	close(p.changed)
-	p.changed = make(chan struct{})
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
 }
 
 func (p *places) leave(c *placedConn) {

@@ -234,3 +234,32 @@ func TestAHandlerThatBreaksItsWordEndsTheConnection(t *testing.T) {
 		}
 	}
 }
+
+func TestFieldsAreWrittenAsNetHTTPWritesThem(t *testing.T) {
+	many := make(http.Header)
+	for i := range 20 {
+		many.Set(fmt.Sprintf("X-%d", i), "v")
+	}
+	for _, header := range []http.Header{
+		{},
+		{"Content-Type": {"application/json"}, "Etag": {`"1"`}, "Accept-Ranges": {"bytes"}, "Content-Length": {"12"}},
+		{"Vary": {"a", "b"}, "Allow": {}},
+		{"X-Split": {"a\r\nSet-Cookie: b"}, "Y": {"c"}},
+		{"X-Split": {"a\nb"}},
+		many,
+	} {
+		var got, want bytes.Buffer
+		writeFields(&got, header)
+		if err := header.Write(&want); err != nil || got.String() != want.String() {
+			t.Errorf("%q, net/http writes %q", got.String(), want.String())
+		}
+	}
+}
+
+func TestTheDateIsThatOfTheSecond(t *testing.T) {
+	for _, at := range []time.Time{time.Unix(0, 0), time.Unix(0, 999_999_999), time.Unix(1, 0), time.Date(2026, 11, 27, 9, 30, 0, 0, time.FixedZone("", 7200)), time.Unix(1, 0)} {
+		if got, want := dateOf(at), at.UTC().Format(http.TimeFormat); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
