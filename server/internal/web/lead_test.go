@@ -102,10 +102,6 @@ func TestALaneLooksAfterWhatIsAheadOfItsPeer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFake()
 			digest := f.add("bms", "1.0.0", testImage(1, cmp.Or(c.size, size)))
-			type observed struct {
-				Served
-				after time.Duration
-			}
 			began := time.Now()
 			images := make(chan Served, 8)
 			s := NewServer(New(Config{Fleet: f, Log: quiet(), Observe: func(got Served) {
