@@ -26,16 +26,16 @@ const (
 type lead struct {
 	given *atomic.Int32 // how many there are
 	chunk int           // bytes: less than the third of the buffer that is free when there is room
-	used  bool          // since the last request
+	used  bool          // since the last request, for more than others may be sent at once
 	// told is called once, when the peer has what was answered last, or will not have so many bytes of it; nil = nobody waits for it.
 	told func(lost int)
 }
 
 // tell calls told.
 func (l *lead) tell(lost int) {
-	if l.told != nil {
-		l.told(lost)
+	if told := l.told; told != nil {
 		l.told = nil
+		told(lost)
 	}
 }
 
@@ -43,9 +43,9 @@ func (l *lead) tell(lost int) {
 func (l *link) take(size int, given *atomic.Int32) (chunk int) {
 	switch {
 	case l.lead != nil:
-		l.lead.used = true
+		l.lead.used = l.lead.used || size > SendBuffer
 		return l.lead.chunk
-	case !l.leads || l.wire.kernel == nil || size <= SendBuffer:
+	case !l.leads || !holds || l.wire.kernel == nil || size <= SendBuffer:
 		return pacedChunk
 	case given.Add(1) > maxLeads:
 		given.Add(-1)
@@ -80,11 +80,17 @@ func (l *link) settle(gone bool) error {
 	default:
 		err = errWent
 	}
-	lead.tell(left)
 	if left > 0 {
-		l.wire.kernel.abandon()
+		left = l.drop()
 	}
+	lead.tell(left)
 	return err
+}
+
+// drop has what the kernel holds for the peer dropped when the connection is closed, and says how many bytes that is.
+func (l *link) drop() int {
+	l.wire.kernel.abandon()
+	return max(0, l.wire.queued())
 }
 
 // errWent is of a peer that has gone while it was waited for.
@@ -138,9 +144,12 @@ func (d *downloadWriter) chunk(b []byte) (int, error) {
 	d.link.wire.hold()
 	n, err := d.ResponseWriter.Write(b)
 	if flushed := d.link.wire.flush(); flushed != nil {
-		// What was taken from us is lost on the way, and nobody else is told.
+		// What was taken from us is lost on the way, with what the kernel holds for a lead, and nobody else is told.
+		if d.link.lead != nil {
+			n += d.link.drop()
+		}
 		if c, ok := d.ResponseWriter.(*counted); ok {
-			c.bytes -= int64(n)
+			c.bytes = max(0, c.bytes-int64(n))
 		}
 		_ = d.link.wire.Close()
 		return 0, flushed

@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +31,7 @@ type peer struct {
 	overfull int // what was once written beyond bound: a write that would have waited, with its records in memory
 	largest  int // bound there ever was
 	deadline time.Time
+	tenths   int  // of a byte that each costs; 0 = ten
 	asked    int  // how often for room
 	dropped  bool // abandon was called
 	reset    bool // the peer has gone: nothing moves any more
@@ -42,8 +44,14 @@ func newPeer(pace func(time.Duration) int) *peer {
 func (p *peer) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.deadline.IsZero() && !time.Now().Before(p.deadline) { // asked for before there is room
+		return 0, os.ErrDeadlineExceeded
+	}
+	if p.reset {
+		return 0, syscall.EPIPE
+	}
 	p.sent += len(b)
-	p.overfull = max(p.overfull, p.left()-p.bound)
+	p.overfull = max(p.overfull, p.held()-p.bound)
 	return len(b), nil
 }
 
@@ -59,6 +67,9 @@ func (p *peer) queued() int {
 	defer p.mu.Unlock()
 	return p.left()
 }
+
+// held is what the kernel counts for what it has, more than the bytes where segments are small; mu is held.
+func (p *peer) held() int { return p.left() * max(10, p.tenths) / 10 }
 
 // left is called with mu held.
 func (p *peer) left() int { return p.sent - min(p.sent, p.pace(time.Since(p.began))) }
@@ -91,10 +102,10 @@ func (p *peer) room() error {
 	for {
 		p.mu.Lock()
 		p.asked++
-		bound, deadline, reset := p.bound, p.deadline, p.reset
+		bound, deadline, reset, held := p.bound, p.deadline, p.reset, p.held()
 		p.mu.Unlock()
 		switch {
-		case reset, p.queued() <= bound*2/3:
+		case reset, held <= bound*2/3:
 			return nil
 		case !time.Now().Before(deadline):
 			return os.ErrDeadlineExceeded
@@ -105,14 +116,14 @@ func (p *peer) room() error {
 
 // send writes size bytes to p as an image, and waits for it as the lane of a connection does that goes on.
 func (p *peer) send(size int, leads *atomic.Int32) (int, error) {
-	l := &link{wire: newWire(p, false), leads: true}
-	d := &downloadWriter{&pacedWriter{through{l.wire}, http.NewResponseController(through{l.wire})}, l, leads}
+	d := p.downloads(false)
+	d.leads = leads
 	n, err := d.Write(make([]byte, size))
 	if err != nil {
-		_ = l.settle(true)
+		_ = d.link.settle(true)
 		return n, err
 	}
-	return n, l.level()
+	return n, d.link.level()
 }
 
 // through is a ResponseWriter without a header.
@@ -157,24 +168,26 @@ func TestALeadIsTakenBack(t *testing.T) {
 		cut   bool
 		took  time.Duration // at least
 		limit int           // of its buffer
+		cost  int           // of each byte in it, in tenths
 	}{
-		"a fast one": {at(fastRate, all), imageLen, false, 0, 0},
-		"a fast one, where Linux's own bound holds": {at(fastRate, all), imageLen, false, 0, 212_992},
-		"a board": {at(100_000, all), imageLen, false, 35 * time.Second, 0},
-		"a board, and an image that fits into the buffer": {at(100_000, all), 700_000, false, 4 * time.Second, 0},
-		"a board, and next to nothing":                    {at(100_000, all), SendBuffer, false, 0, 0},
-		"one on a bad link":                               {at(5_000, all), imageLen, false, 13 * time.Minute, 0},
-		"one on a bad link, as above":                     {at(5_000, all), 700_000, false, 90 * time.Second, 0},
-		"one whose kernel alone takes something":          {at(fastRate, 128<<10), imageLen, true, stallTimeout, 0},
-		"one that is fast first and then slow":            {then(at(fastRate, all), 1<<20, 5_000), imageLen, false, 8 * time.Minute, 0},
-		"one that is fast first and takes no more":        {at(fastRate, 1<<20), imageLen, true, stallTimeout, 0},
-		"one that takes all but the end":                  {at(fastRate, imageLen-SendBuffer*3), imageLen, true, stallTimeout, 0},
-		"one that takes nothing of what fits":             {at(fastRate, 0), 700_000, true, stallTimeout, 0},
+		"a fast one":                                {at(fastRate, all), imageLen, false, 0, 0, 0},
+		"one on a bad link with small segments":     {at(5_000, all), imageLen, false, 12 * time.Minute, 0, 22},
+		"a fast one, where Linux's own bound holds": {at(fastRate, all), imageLen, false, 0, 212_992, 0},
+		"a board": {at(100_000, all), imageLen, false, 35 * time.Second, 0, 0},
+		"a board, and an image that fits into the buffer": {at(100_000, all), 700_000, false, 4 * time.Second, 0, 0},
+		"a board, and next to nothing":                    {at(100_000, all), SendBuffer, false, 0, 0, 0},
+		"one on a bad link":                               {at(5_000, all), imageLen, false, 13 * time.Minute, 0, 0},
+		"one on a bad link, as above":                     {at(5_000, all), 700_000, false, 90 * time.Second, 0, 0},
+		"one whose kernel alone takes something":          {at(fastRate, 128<<10), imageLen, true, stallTimeout, 0, 0},
+		"one that is fast first and then slow":            {then(at(fastRate, all), 1<<20, 5_000), imageLen, false, 8 * time.Minute, 0, 0},
+		"one that is fast first and takes no more":        {at(fastRate, 1<<20), imageLen, true, stallTimeout, 0, 0},
+		"one that takes all but the end":                  {at(fastRate, imageLen-SendBuffer*3), imageLen, true, stallTimeout, 0, 0},
+		"one that takes nothing of what fits":             {at(fastRate, 0), 700_000, true, stallTimeout, 0, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var leads atomic.Int32
 			p := newPeer(c.pace)
-			p.limit = c.limit
+			p.limit, p.tenths = c.limit, c.cost
 			began := time.Now()
 			n, err := p.send(c.size, &leads)
 			if took := time.Since(began); (err != nil) != c.cut || !c.cut && n != c.size || took < c.took || c.cut && took > 2*stallTimeout+time.Second {
@@ -196,21 +209,67 @@ func TestALeadIsTakenBack(t *testing.T) {
 	}
 }
 
-// What fits into the buffer is written without a question to the kernel, also when another image was before.
+// downloads is a writer of images to p.
+func (p *peer) downloads(secure bool) *downloadWriter {
+	l := &link{wire: newWire(p, secure), leads: true}
+	c := &counted{ResponseWriter: through{l.wire}}
+	return &downloadWriter{&pacedWriter{c, http.NewResponseController(c)}, l, new(atomic.Int32)}
+}
+
+// What fits into the buffer is written without a question to the kernel, also when another image was before, and when the image took
+// longer to open than a peer may stall.
 func TestWhatFitsIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var leads atomic.Int32
 		p := newPeer(at(fastRate, all))
-		l := &link{wire: newWire(p, false), leads: true}
-		d := &downloadWriter{&pacedWriter{through{l.wire}, http.NewResponseController(through{l.wire})}, l, &leads}
+		d := p.downloads(false)
 		for range 3 {
+			_ = p.SetWriteDeadline(time.Now().Add(stallTimeout)) // when it was asked for
+			time.Sleep(stallTimeout + time.Second)
 			asked := p.asked
-			if n, err := d.Write(make([]byte, largeBuffer)); n != largeBuffer || err != nil || p.asked > asked+1 { // once after another
+			if n, err := d.Write(make([]byte, largeBuffer/2)); n != largeBuffer/2 || err != nil || p.asked > asked+1 { // once after another
 				t.Errorf("%d bytes were written, %v: the kernel was asked %d times", n, err, p.asked-asked)
 			}
-			time.Sleep(time.Second)
 		}
 	})
+}
+
+// A peer that is gone while records wait below TLS was sent what it has taken.
+func TestWhatIsQueuedForAPeerThatIsGoneWasNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const taken = 300_000
+		p := newPeer(at(fastRate, taken))
+		p.Conn = closable{}
+		d := p.downloads(true)
+		if n, err := d.Write(make([]byte, 700_000)); n != 700_000 || err != nil {
+			t.Fatal(n, err)
+		}
+		time.Sleep(time.Second)
+		p.reset = true
+		if _, err := d.Write(make([]byte, 700_000)); err == nil {
+			t.Error("it takes more")
+		}
+		if c := d.ResponseWriter.(*counted); c.bytes != taken || !p.dropped {
+			t.Errorf("%d bytes were sent, of %d that were taken; dropped: %t", c.bytes, taken, p.dropped)
+		}
+	})
+}
+
+// closable is a connection that can be closed.
+type closable struct{ net.Conn }
+
+func (closable) Close() error { return nil }
+
+// Who asks for next to nothing again and again keeps no lead.
+func TestALittleIsNoUseOfALead(t *testing.T) {
+	d := newPeer(at(fastRate, all)).downloads(false)
+	for i, size := range []int{700_000, 1, SendBuffer, SendBuffer + 1} {
+		if d.link.lead != nil {
+			d.link.lead.used = false
+		}
+		if d.link.take(size, d.leads); d.link.lead.used != (size > SendBuffer) {
+			t.Errorf("request %d for %d bytes is use of a lead: %t", i, size, d.link.lead.used)
+		}
+	}
 }
 
 // Who takes a little and then nothing more, many times over, has the kernel hold maxLeads large buffers and no more.

@@ -55,14 +55,15 @@ var heards = sync.Pool{New: func() any { return &heard{parser: bufio.NewReaderSi
 func (c *lane) serve() {
 	defer c.server.ended(c)
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		_ = c.settle(true) // says no more than that it is over
+		if p != nil {
 			if p != http.ErrAbortHandler {
 				c.server.log.Error("http connection panicked", "panic", p, "peer", c.peer, "stack", string(debug.Stack()))
 			}
-			_ = c.settle(true) // says no more than that it is over
 			_ = c.wire.Close()
 		}
-		c.drop()
+		c.forget()
 	}()
 	c.peer = c.wire.RemoteAddr().String()
 	if !c.handshake() {
@@ -200,15 +201,15 @@ func (c *lane) request(ctx context.Context, n int) *http.Request {
 	}
 	c.in.n = copy(c.in.b[:], c.in.b[n:c.in.n])
 	if c.in.n == 0 {
-		c.drop()
+		c.forget()
 	}
 	r = r.WithContext(ctx)
 	r.RemoteAddr, r.TLS = c.peer, c.tls
 	return r
 }
 
-// drop gives back the memory for what was heard.
-func (c *lane) drop() {
+// forget gives back the memory for what was heard.
+func (c *lane) forget() {
 	if c.in != nil {
 		c.in.head.Reset(nil)
 		heards.Put(c.in)
@@ -218,8 +219,15 @@ func (c *lane) drop() {
 
 // answer has the handler answer, and says whether there may be another request. Where there may not it has closed the connection.
 func (c *lane) answer(r *http.Request) bool {
-	if c.lead != nil {
-		c.lead.tell(0) // who asks for more has what was answered before
+	switch {
+	case c.lead == nil:
+	case c.wire.queued() > SendBuffer: // it asks for more before it has what was answered
+		if c.level() != nil {
+			_ = c.wire.Close()
+			return false
+		}
+	default:
+		c.lead.tell(0)
 		c.lead.used = false
 	}
 	if c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)) != nil {

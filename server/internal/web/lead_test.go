@@ -93,7 +93,7 @@ func TestALaneLooksAfterWhatIsAheadOfItsPeer(t *testing.T) {
 		"it stalls, and has not all of it in its buffer": {size: 4_000_000, pace: at(fastRate, 1_500_000), from: stallTimeout, to: 2*stallTimeout + 2*time.Second, bytes: 1_500_000, cut: true},
 		"it is slow, and goes":                           {pace: at(5_000, all), then: goes, from: 5 * time.Second, to: 5 * time.Second, bytes: 25_000, cut: true},
 		"it is slow":                                     {pace: at(5_000, all), from: slow / 2, to: slow, bytes: size, goesOn: true},
-		"it is slow, and asks again":                     {pace: at(5_000, all), then: next, from: soon, to: soon, bytes: size, goesOn: true},
+		"it is slow, and asks again":                     {pace: at(5_000, all), then: next, from: slow / 2, to: slow, bytes: size, goesOn: true},
 		"it is slow, and asks what others answer":        {pace: at(5_000, all), then: other, from: slow / 2, to: slow, bytes: size, goesOn: true},
 		"it is slow, and says no more":                   {pace: at(5_000, all), then: leaves, from: slow / 2, to: slow, bytes: size},
 		"it is slow, and wants no more":                  {pace: at(5_000, all), close: true, from: slow / 2, to: slow, bytes: size},

@@ -13,6 +13,6 @@ func (s socket) room() error {
 	return s.Write(func(fd uintptr) bool {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		n, err := unix.Poll(poll, 0)
-		return n != 0 || err != nil && !errors.Is(err, unix.EINTR) // what is wrong with the connection the write that follows will say
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR) // what is wrong with the connection the write that follows will say
 	})
 }

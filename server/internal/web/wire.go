@@ -102,7 +102,7 @@ func (w *wire) Write(p []byte) (int, error) {
 
 // send writes p; mu is held.
 func (w *wire) send(p []byte) (int, error) {
-	w.queue += len(p)
+	w.queue = min(w.queue+len(p), 1<<30) // where the kernel says nothing, it only grows
 	return w.Conn.Write(p)
 }
 
@@ -114,11 +114,12 @@ func (w *wire) resize(bytes int) int {
 	return w.buffer
 }
 
-// fits says whether the kernel takes so many bytes more, without asking it.
+// fits says whether the kernel takes so many bytes more, without asking it. It counts more than the bytes: twice its bound is what it
+// has for them, and what a segment takes besides is as much as a small one has. So half of the bound is sure.
 func (w *wire) fits(bytes int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.queue+bytes <= w.buffer
+	return w.queue+bytes <= w.buffer/2
 }
 
 // queued is the kernel's.
@@ -146,13 +147,10 @@ func closeWrite(conn net.Conn) error {
 // stallTimeout: what has left the send buffer is asked for and not how much fits into it, because a large one that is full has
 // room only when a third of it has gone, which is longer than a slow peer may take.
 func (w *wire) await(bytes int) error {
-	if w.kernel != nil && w.fits(bytes) {
-		return nil
+	if w.kernel == nil || w.fits(bytes) { // what has to wait is the write
+		return w.SetWriteDeadline(time.Now().Add(stallTimeout))
 	}
 	for {
-		if w.kernel == nil { // the write waits
-			return w.SetWriteDeadline(time.Now().Add(stallTimeout))
-		}
 		waits := w.queued()
 		if err := w.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
 			return err
