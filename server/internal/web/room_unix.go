@@ -12,7 +12,10 @@ import (
 func (s socket) room() error {
 	return s.Write(func(fd uintptr) bool {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-		n, err := unix.Poll(poll, 0)
-		return n > 0 || err != nil && !errors.Is(err, unix.EINTR) // what is wrong with the connection the write that follows will say
+		return polled(unix.Poll(poll, 0))
 	})
 }
+
+// polled says whether there is room by what poll has said: n is below 0 where it failed. A signal that came in between says nothing. What is wrong
+// with a connection the write that follows will say.
+func polled(n int, err error) bool { return n > 0 || err != nil && !errors.Is(err, unix.EINTR) }

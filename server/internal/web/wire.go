@@ -114,8 +114,8 @@ func (w *wire) resize(bytes int) int {
 	return w.buffer
 }
 
-// fits says whether the kernel takes so many bytes more, without asking it. It counts more than the bytes: twice its bound is what it
-// has for them, and what a segment takes besides is as much as a small one has. So half of the bound is sure.
+// fits says whether the kernel takes so many bytes more, without asking it. Linux has twice the bound for them, and counts each segment
+// with what it takes besides its bytes, which for a small one is as much again and more. Half of the bound fits up to four times its bytes.
 func (w *wire) fits(bytes int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
