@@ -2,6 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
+# check vets everything once; by itself, each go test would look through all libraries again.
+TEST := go test -vet=off
+
+# What takes minutes begins first, so that it does not have a processor to itself at the end.
+LONGEST := ./server/internal/store ./device .
 
 .PHONY: help
 help: ## list the targets
@@ -46,16 +51,16 @@ check: ## format, vet, staticcheck, tidy, unit and architecture tests
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	go mod tidy -diff
-	go test -timeout 20m $$(go list ./... | grep -v /e2e)
+	$(TEST) -timeout 20m $(LONGEST) $$(go list ./... | grep -v /e2e)
 
 .PHONY: race
 race: ## the packages with goroutines under the race detector (the sweeps have none, and run in check)
-	go test -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey|EveryPacket|EveryTLSRecord' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
+	$(TEST) -race -timeout 20m -skip 'PowerCutPairs|NoFlip|TestProof|RolloutGoesOn|PowerLoss|EveryGuard|KillAtEvery|FaultAtEvery|FaultWhile|RestoreAtEvery|PowerCutSweep|ResetsAtEvery|EveryBitOf|CutAtEverySector|MutantsAreNoticed|TestComponent|OverRandomFleets|CertificateFactory|TestABoardWithAKey|EveryPacket|EveryTLSRecord' ./server/... ./device ./device/internal/agent ./deploy ./api ./demo ./cmd/...
 
 .PHONY: e2e
 e2e: ## the stories over the real binary; NAME=rollback runs those that match
 	@test -n "$$IDF_PATH" || echo "e2e: IDF_PATH is not set: idf_ext.py is held against a loader of our own, not against the real idf.py"
-	go test -count=1 -timeout 30m ./e2e/... $(if $(NAME),-run '//$(NAME)')
+	$(TEST) -count=1 -timeout 30m ./e2e/... $(if $(NAME),-run '//$(NAME)')
 
 .PHONY: e2e-postgres
 e2e-postgres: ## every story with a server in it, with its rows in PostgreSQL; NAME as above

@@ -37,7 +37,8 @@ type process struct {
 const (
 	patience  = 30 * time.Second // how long a condition may take to hold
 	pollEvery = 50 * time.Millisecond
-	tailBytes = 4 << 10 // of each log, shown when a story fails
+	askEvery  = 200 * time.Millisecond // where each look is a program that starts
+	tailBytes = 4 << 10                // of each log, shown when a story fails
 )
 
 // cmdStart starts a program in the background: start NAME PROGRAM ARGS…
@@ -249,7 +250,7 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 		if ctx.Err() != nil {
 			ts.Fatalf("%s: not within %v: %v\n[stdout]\n%s[stderr]\n%s", strings.Join(args, " "), limit, err, stdout, stderr)
 		}
-		time.Sleep(pollEvery)
+		time.Sleep(askEvery)
 	}
 }
 

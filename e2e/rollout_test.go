@@ -158,7 +158,7 @@ func waitHealthy(ts *testscript.TestScript, data string) {
 		if ctx.Err() != nil {
 			ts.Fatalf("%s: %v\n%s", data, err, stderr)
 		}
-		time.Sleep(pollEvery)
+		time.Sleep(askEvery)
 	}
 }
 
@@ -208,7 +208,7 @@ func killDuring(ts *testscript.TestScript, times, key, log string, kill func(*ra
 			if end.State != "done" && end.State != "running" {
 				ts.Fatalf("the rollout of %s is %s: %+v", version, end.State, end.Halt)
 			}
-			time.Sleep(pollEvery)
+			time.Sleep(askEvery)
 		}
 		if end.Figures != (api.Figures{Succeeded: members}) {
 			ts.Fatalf("the rollout of %s ended with %+v", version, end.Figures)

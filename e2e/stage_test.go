@@ -100,7 +100,7 @@ func healthy(ts *testscript.TestScript, p *process) error {
 		if ctx.Err() != nil || !p.alive() {
 			return fmt.Errorf("%s is not healthy: %w\n%s%s\n%s", p.name, err, stdout, stderr, tail(p.log))
 		}
-		time.Sleep(pollEvery)
+		time.Sleep(askEvery)
 	}
 }
 
