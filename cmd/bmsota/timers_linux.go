@@ -25,7 +25,8 @@ const (
 // main begins, so the program starts itself once more in place of itself (prctl(2), PR_SET_TIMERSLACK; execve(2) keeps it). Where
 // that cannot be, where the environment says that it has been, or the slack is not the kernel's own, everything stays as it is.
 func relaxTimers() {
-	if os.Getenv(timerSlackSet) != "" {
+	// Set and empty counts: of two values the first would win, and the second start would not know itself.
+	if _, set := os.LookupEnv(timerSlackSet); set {
 		return
 	}
 	runtime.LockOSThread()
